@@ -1,0 +1,34 @@
+"""hatchling's build hook: compiles the two native parts and puts them into the wheel.
+
+Owns: what is added to a wheel, and the wheel's tag. Refuses to know: how anything is compiled (ebpf.py, native.py).
+
+The recipes are loaded by path: build/ must never become a package, `python -m build` would find it instead of its own.
+"""
+
+from __future__ import annotations
+
+import runpy
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+
+class KinwatchBuildHook(BuildHookInterface[Any]):
+    """Runs for wheels and editable installs alike; a second run with unchanged sources compiles nothing."""
+
+    PLUGIN_NAME = "custom"
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        """Compile, then declare both results (which git ignores) as artifacts of a wheel for this platform.
+
+        The tag is the stable interface of Python 3.11 (see native.py) on this platform; auditwheel refines it.
+        Raises RecipeFailed.
+        """
+        del version
+        recipes = Path(self.root) / "build"
+        made = [runpy.run_path(str(recipes / name))["build"]() for name in ("native.py", "ebpf.py")]
+        build_data["artifacts"] += [f"/{path.relative_to(self.root)}" for path in made]
+        build_data["pure_python"] = False
+        build_data["tag"] = f"cp311-abi3-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"

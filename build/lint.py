@@ -1,0 +1,96 @@
+#!/usr/bin/env python3
+"""Every static check of the repository, all of them run even when one fails.
+
+Owns: which tool looks at which files, with the reason for whatever a tool is told to let pass. Refuses to know: how
+anything is built; the Python tools' own settings stand in pyproject.toml, the C style in .clang-format.
+
+lint.py            check, exit 1 when a check fails
+lint.py --format   put the C files into their format instead
+"""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import ebpf
+import native
+from recipe import ROOT
+
+TOOLS = Path(sys.executable).parent
+
+# What cppcheck is told to let pass, and why.
+CPPCHECK_LETS_PASS = {
+    "missingIncludeSystem": "it reads our files, not the system's headers",
+    "normalCheckLevelMaxBranches": "says only that it did not look at every branch",
+    "checkersReport": "says only which checks ran",
+    "unusedFunction": "the functions of engine.h and loader.h are called from Python",
+    "unusedStructMember": "the wire has padding that nobody reads, and BPF maps are described by members",
+    "unmatchedSuppression": "versions of cppcheck differ in what they find",
+}
+
+
+def c_files() -> list[str]:
+    """Every C file of ours, relative to the root."""
+    folders = ("ebpf", "monitor/engine/native", "tests")
+    found = (path for folder in folders for path in (ROOT / folder).rglob("*.[ch]"))
+    return sorted(str(path.relative_to(ROOT)) for path in found)
+
+
+def programs() -> list[str]:
+    """The tests' small C programs."""
+    return [name for name in c_files() if name.startswith("tests/programs/") and name.endswith(".c")]
+
+
+def commands() -> dict[str, list[str]]:
+    """The checks by name."""
+    sources = [str(path.relative_to(ROOT)) for path in native.sources()]
+    user_space = [*native.LANGUAGE, *native.WARNINGS, *native.INCLUDES, "-fsyntax-only"]
+    small = ["-std=gnu11", "-D_GNU_SOURCE=", "-pthread", *native.WARNINGS, "-fsyntax-only"]
+    checks = {
+        "ruff": [str(TOOLS / "ruff"), "check", "."],
+        "ruff format": [str(TOOLS / "ruff"), "format", "--check", "."],
+        "mypy": [str(TOOLS / "mypy"), "monitor", "build", "tests"],
+        "clang-format": ["clang-format", "--dry-run", "-Werror", *c_files()],
+        "clang bpf": ["clang", *ebpf.flags(), "-fsyntax-only", str(ebpf.SOURCE.relative_to(ROOT))],
+    }
+    for compiler in ("gcc", "clang"):
+        checks[f"{compiler} native"] = [compiler, *user_space, *sources]
+        checks[f"{compiler} programs"] = [compiler, *small, *programs()]
+    checks["cppcheck"] = [
+        *("cppcheck", "--quiet", "--std=c11", "--enable=warning,performance,portability", "--error-exitcode=1"),
+        # A macro of libbpf's headers, which it does not read.
+        "-DLIBBPF_OPTS(TYPE,NAME,...)=struct TYPE NAME = {__VA_ARGS__}",
+        *("--inline-suppr", *native.INCLUDES, *(f"--suppress={name}" for name in CPPCHECK_LETS_PASS)),
+        *sources,
+        *programs(),
+    ]
+    return checks
+
+
+def check() -> int:
+    """Run every check; 1 when one of them failed."""
+    failed = []
+    for name, command in commands().items():
+        began = time.monotonic()
+        done = subprocess.run(
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+        )
+        print(f"{'ok  ' if done.returncode == 0 else 'FAIL'} {name} ({time.monotonic() - began:.1f} s)", flush=True)
+        if done.returncode != 0:
+            failed.append(name)
+            print(f"{shlex.join(command)}\n{done.stdout}", flush=True)
+    if failed:
+        print(f"lint: {', '.join(failed)} failed")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["--format"]:
+        sys.exit(subprocess.run(["clang-format", "-i", *c_files()], cwd=ROOT, check=False).returncode)
+    sys.exit(check())

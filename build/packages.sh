@@ -1,0 +1,55 @@
+#!/bin/sh
+# Install the Debian packages that one step needs, and only those that are not there yet.
+#
+#   build/packages.sh build     to build and run
+#   build/packages.sh dev       also to test, lint, fuzz and measure
+#
+# Owns the two lists. Refuses to know anything else. Needs root only when something is missing.
+set -eu
+
+BUILD="python3 python3-venv python3-dev gcc libc6-dev make pkg-config clang llvm libbpf-dev libelf-dev zlib1g-dev"
+# bpftool: looks into objects, maps and links. libclang-rt-dev: the sanitizers and libFuzzer.
+# util-linux: unshare. procps, iproute2: the truth that tests compare with. forkstat: the bench's rival.
+DEV="bpftool clang-format clang-tidy cppcheck libclang-rt-dev binutils util-linux procps iproute2 forkstat"
+
+case "${1:-}" in
+build) wanted=$BUILD ;;
+dev) wanted="$BUILD $DEV" ;;
+*)
+	echo "usage: build/packages.sh build|dev" >&2
+	exit 2
+	;;
+esac
+
+if ! command -v dpkg-query >/dev/null; then
+	echo "build/packages.sh: this is not Debian or Ubuntu. Install by hand what these packages hold: $wanted" >&2
+	exit 1
+fi
+
+missing=
+for package in $wanted; do
+	# A name may be virtual or built for another name of this release: what is installed or provided counts.
+	status=$(dpkg-query -W -f='${db:Status-Status}\n' "$package" 2>/dev/null || true)
+	case "$status" in
+	*installed*) [ "${status#not-}" = "$status" ] && continue ;;
+	esac
+	missing="$missing $package"
+done
+[ -n "$missing" ] || exit 0
+
+if [ "$(id -u)" -ne 0 ]; then
+	echo "build/packages.sh: missing:$missing. Run as root (sudo make ...), or install them yourself." >&2
+	exit 1
+fi
+
+export DEBIAN_FRONTEND=noninteractive
+install() {
+	# shellcheck disable=SC2086 # a list of words is meant
+	apt-get -o Acquire::Retries=5 -o DPkg::Lock::Timeout=300 install --yes --no-install-recommends $missing
+}
+echo "installing:$missing"
+# Package lists may be absent or old: then ask for new ones and try again.
+if ! install; then
+	apt-get -o Acquire::Retries=5 update
+	install
+fi

@@ -1,0 +1,190 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * The wire: what a capture tells the engine, and the counters and table rows that kernel and user space share.
+ *
+ * Four compilers read this file as it stands: clang for BPF, BCC's clang, the host compiler and cffi's parser. So it
+ * holds enums and structs only, no preprocessor line, fixed-width types that the including file has defined, padding
+ * spelled out, no pointer, no bit-field, no packed. Every change here raises KW_LAYOUT.
+ *
+ * One record = struct kw_header, a body, perhaps a tail of bytes. Records stand back to back, each a multiple of 8 bytes.
+ */
+
+enum kw_limit {
+	KW_LAYOUT = 1,	      /* of everything in this file; in record files and beside pinned maps */
+	KW_SLOTS = 32,	      /* bits used of a watch mask */
+	KW_WATCHES = 24,      /* configured watches take slots [0, 24); the others serve undecided command lines */
+	KW_READERS = 4,	      /* readers of windows, each with a peak of its own */
+	KW_COMM_BYTES = 16,   /* TASK_COMM_LEN, the terminating zero included */
+	KW_NAME_BYTES = 64,   /* longest watch name and longest file base name that is matched */
+	KW_PATH_BYTES = 4096, /* PATH_MAX: longest path in an image record */
+	KW_ARGV_BYTES = 8192, /* argv kept of an image; longer: KW_TRUNCATED, true length in argv_bytes */
+	KW_TICK_NS = 10000000 /* 1 s / USER_HZ: process ids count in ticks because every capture can */
+};
+
+enum kw_kind {
+	KW_FORK = 1,   /* struct kw_fork: a child of kin was made; it has not run yet */
+	KW_EXEC = 2,   /* struct kw_image: kin runs a new image, or a process became a root by its image */
+	KW_EXIT = 3,   /* struct kw_exit: the last thread of kin is gone */
+	KW_ADOPT = 4,  /* struct kw_image: a process that was already running became kin */
+	KW_FORGET = 5, /* struct kw_forget: no longer kin of some watches, though alive (a watch was removed or rejected) */
+	KW_SYNC = 6,   /* struct kw_sync: one row of the kernel's lineage map, after a loss or a takeover; no line */
+	KW_LOST = 7,   /* struct kw_lost: records that will never come */
+	KW_CLOCK = 8   /* struct kw_clock: boot-to-wall offset from here on */
+};
+
+/* Header flags: which optional groups are known (a clear bit means unknown, and the line omits the key), then facts. */
+enum kw_flag {
+	KW_HAS_PARENT = 1,	/* parent */
+	KW_HAS_ROOT = 2,	/* root and depth */
+	KW_HAS_CREDENTIALS = 4, /* uid, gid */
+	KW_HAS_STATUS = 8,	/* status of an exit */
+	KW_HAS_PPID = 16,	/* ppid */
+	KW_HAS_EXE = 32,	/* exe, device, inode */
+	KW_HAS_ARGV = 64,	/* argv, argv_bytes */
+	KW_TRUNCATED = 256,	/* argv or a path is longer than what is kept */
+	KW_MEMFD = 512,		/* the image lives in memory only */
+	KW_DELETED = 1024,	/* the image's file has no name any more */
+	KW_INFERRED = 2048,	/* adopted though the chain of parents is broken: the session leader is kin */
+	KW_APPROXIMATE = 4096	/* time_ns is when the poller saw it, not when it happened */
+};
+
+enum kw_cause {
+	KW_CAUSE_EXEC = 1,    /* matched when it executed an image */
+	KW_CAUSE_RUNNING = 2, /* was running when the watch began */
+	KW_CAUSE_MOVED = 3    /* was moved into a watched cgroup */
+};
+
+/* Where details are lost. Counts of processes stay exact in all of them but table_full. */
+enum kw_stage {
+	KW_RING_FULL = 0,    /* the reader was too slow for the ring */
+	KW_TABLE_FULL = 1,   /* more kin at once than max_processes */
+	KW_BAD_RECORD = 2,   /* the door refused bytes */
+	KW_SINK_FULL = 3,    /* a sink was slower than the events */
+	KW_SPOOL_FULL = 4,   /* the spool had to drop */
+	KW_HOOK_MISSED = 5,  /* the kernel skipped a hook (recursion) */
+	KW_STAGES = 6
+};
+
+/* A process: pid is the thread group id in the initial pid namespace, start_ns the group leader's start_boottime.
+ * All zero: unknown. As text "pid-ticks", ticks = start_ns / KW_TICK_NS. */
+struct kw_id {
+	uint64_t start_ns;
+	uint32_t pid;
+	uint32_t reserved; /* zero */
+};
+
+struct kw_header {
+	uint32_t size;	  /* bytes of the whole record, this header and padding included */
+	uint16_t kind;	  /* enum kw_kind */
+	uint16_t flags;	  /* enum kw_flag */
+	uint64_t time_ns; /* CLOCK_BOOTTIME */
+	uint64_t watches; /* slots this process is kin of: after the event, at an exit before it */
+	uint64_t roots;	  /* subset of watches: slots it is a root of */
+};
+
+struct kw_fork {
+	struct kw_header header;
+	struct kw_id process;
+	struct kw_id parent; /* the process that forked, whatever real_parent says (CLONE_PARENT) */
+	struct kw_id root;   /* the outermost root of the lineage */
+	uint32_t depth;	     /* from that root; a root is 0 */
+	uint32_t uid;
+	uint8_t comm[16];
+};
+
+struct kw_exit {
+	struct kw_header header;
+	struct kw_id process;
+	struct kw_id root;
+	uint32_t depth;
+	uint32_t status; /* as wait(2): low 7 bits signal, 0x80 core dumped, next byte the exit code */
+	uint32_t uid;
+	uint32_t reserved;
+	uint8_t comm[16];
+};
+
+/* A piece of the tail: offset from the start of the record. length 0 = absent. */
+struct kw_text {
+	uint32_t offset;
+	uint32_t length;
+};
+
+struct kw_image {
+	struct kw_header header;
+	uint64_t fresh; /* subset of watches: slots that this very record made it kin of */
+	struct kw_id process;
+	struct kw_id parent; /* the creator, where known; for a root the parent at that moment */
+	struct kw_id root;
+	uint64_t inode;	   /* of the mapped file */
+	uint32_t device;   /* kernel dev_t: major << 20 | minor */
+	uint32_t depth;
+	uint32_t ppid;	   /* real parent now */
+	uint32_t uid;
+	uint32_t gid;
+	uint32_t cause;	     /* enum kw_cause, for the slots in fresh */
+	uint32_t argv_bytes; /* true length of the argument block */
+	uint32_t reserved;
+	uint8_t comm[16];
+	struct kw_text exe;    /* path of the mapped file, as /proc/PID/exe without " (deleted)" */
+	struct kw_text script; /* path of the script that named exe as its interpreter */
+	struct kw_text argv;   /* arguments, each ended by a zero byte (the last one perhaps cut) */
+	struct kw_text cwd;
+};
+
+struct kw_forget {
+	struct kw_header header; /* watches, roots: what is left */
+	struct kw_id process;
+	uint64_t gone; /* slots it is no longer kin of */
+};
+
+/* phase 0: a sync begins, the engine marks all it knows; 1: a row; 2: ends, what was not mentioned is gone. */
+struct kw_sync {
+	struct kw_header header;
+	struct kw_id process;
+	struct kw_id parent;
+	struct kw_id root;
+	uint32_t depth;
+	uint32_t phase;
+	uint32_t uid;
+	uint32_t reserved;
+	uint8_t comm[16];
+};
+
+struct kw_lost {
+	struct kw_header header;
+	uint64_t count; /* lost at this stage since the last such record */
+	uint32_t stage; /* enum kw_stage */
+	uint32_t reserved;
+};
+
+struct kw_clock {
+	struct kw_header header;
+	int64_t wall_ns; /* CLOCK_REALTIME - CLOCK_BOOTTIME */
+};
+
+/* Per watch; monotonic but for roots and alive. "Descendants" never includes roots. */
+struct kw_counters {
+	uint64_t roots;	     /* roots alive */
+	uint64_t alive;	     /* descendants alive */
+	uint64_t peak;	     /* most descendants alive at once, ever */
+	uint64_t spawned;    /* descendants forked */
+	uint64_t adopted;    /* descendants taken in while running */
+	uint64_t execs;	     /* images executed by descendants */
+	uint64_t exits;	     /* descendants ended */
+	uint64_t root_starts;
+	uint64_t root_exits;
+	uint64_t window_peak[4]; /* KW_READERS: as peak, since that reader began its window */
+};
+
+/* A row of the kernel's lineage map, keyed by pid. */
+struct kw_kin {
+	uint64_t start_ns;
+	uint64_t watches;
+	uint64_t roots;
+	uint64_t parent_start_ns;
+	uint64_t root_start_ns;
+	uint32_t parent_pid;
+	uint32_t root_pid;
+	uint32_t depth;
+	uint32_t flags; /* enum kw_flag: KW_HAS_PARENT, KW_INFERRED */
+};

@@ -1,0 +1,67 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * What loader and hooks share beyond the wire: the control cells and the keys of the match tables. Same rules as event.h:
+ * enums and structs only. A change here raises KW_LAYOUT too.
+ */
+
+enum kw_reader_state {
+	KW_READER_AWAKE = 0,	/* it will look again by itself: never wake it */
+	KW_READER_NAPPING = 1,	/* sleeps for a short while: wake it for what is urgent or when the ring fills */
+	KW_READER_SLEEPING = 2, /* sleeps without end: the next record wakes it */
+};
+
+/* One row, in the object's .bss, mapped by the loader. User space writes the first group, the hooks the second. */
+struct kw_control {
+	uint32_t reader;	 /* enum kw_reader_state */
+	uint32_t bootstrapping;	 /* edges are kept while it is not zero */
+	int32_t snapshot_reader; /* whose window the next snapshot begins, -1: none */
+	uint32_t rules;		 /* number of rows in the match tables: 0 makes every exec cheap */
+	uint32_t cgroup_rules;	 /* of those, rows about cgroups */
+	uint32_t urgent_ns;	 /* least time between two wake-ups out of a nap */
+	uint64_t wake_bytes;	 /* wake a napping reader when the ring holds more */
+	uint64_t adopt_watches;	 /* watches whose running processes the task walk takes in */
+	uint64_t limited;	 /* watches with a limit of children, whose breach is urgent */
+	uint64_t limits[32];	 /* that limit, by slot (KW_SLOTS) */
+	uint64_t forget_watches; /* watches whose memberships the forget walk takes away */
+	uint64_t generation;	 /* random, made when the maps were; names the life of these counters */
+	uint64_t since_ns;	 /* CLOCK_BOOTTIME when the maps were made */
+	uint64_t object_hash;	 /* of the object file the programs came from */
+	uint64_t told[8];	 /* of lost[], what has become records already */
+	uint64_t nothing;	 /* always zero: a zero that the verifier cannot know, so that states merge */
+
+	uint64_t pad_to_line[7]; /* keep what hooks write off the lines above */
+	uint64_t kin;		 /* rows in the lineage map */
+	uint64_t emitted;	 /* records submitted */
+	uint64_t woken;		 /* wake-ups asked for */
+	uint64_t last_wake_ns;
+	uint64_t adopted; /* processes the current task walk took in */
+	uint64_t lost[8]; /* by enum kw_stage */
+};
+
+/* key of `files`: the executed file itself */
+struct kw_file_key {
+	uint64_t inode;
+	uint32_t device; /* kernel dev_t */
+	uint32_t reserved;
+};
+
+/* key of `places`: a name in a directory, so that a replaced file is matched at its first exec */
+struct kw_place_key {
+	uint64_t directory_inode;
+	uint32_t directory_device;
+	uint32_t reserved;
+	uint8_t name[64];
+};
+
+/* key of `cgroup_paths`: path below the cgroup2 root, zero padded */
+struct kw_cgroup_path {
+	uint8_t path[256];
+};
+
+/* row of `edges`: who made a process that was not kin, while the task walk runs */
+struct kw_edge {
+	uint64_t start_ns;
+	uint64_t parent_start_ns;
+	uint32_t parent_pid;
+	uint32_t reserved;
+};

@@ -1,0 +1,217 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * Iterators, run by user space: the task walk that takes in running processes, the dump of the lineage map, and the
+ * snapshot of the counters.
+ */
+#ifndef KINWATCH_WALK_BPF_H
+#define KINWATCH_WALK_BPF_H
+
+#include "proc.bpf.h"
+
+enum { EDGE_CHAIN = 32 };
+
+/*
+ * The nearest creator that is kin, along the edges kept since the hooks went live; 0: none. A creator that is alive needs no
+ * chain: it is walked itself, and if it becomes kin this process is found in the next run.
+ */
+__noinline uint32_t kin_along_edges(uint32_t pid, uint64_t start_ns)
+{
+	for (int i = 0; i < EDGE_CHAIN; i++) {
+		struct kw_edge *edge = bpf_map_lookup_elem(&edges, &pid);
+
+		if (!edge || edge->start_ns != start_ns)
+			return 0;
+		pid = edge->parent_pid;
+		start_ns = edge->parent_start_ns;
+		if (kin_of(pid, start_ns))
+			return pid;
+	}
+	return 0;
+}
+
+/* Who above a running process is kin? 0: nobody. */
+static __always_inline uint32_t kin_above(struct task_struct *task, uint32_t pid, uint64_t start_ns, bool *inferred)
+{
+	uint32_t above = BPF_CORE_READ(task, real_parent, tgid);
+
+	*inferred = false;
+	if (kin_of(above, BPF_CORE_READ(task, real_parent, group_leader, start_boottime)))
+		return above;
+	above = kin_along_edges(pid, start_ns);
+	if (above)
+		return above;
+	/* A session id is its first process's pid and is inherited by fork alone: whose session leader is kin was made by
+	 * kin, even if all between them have gone. */
+	*inferred = true;
+	above = BPF_CORE_READ(task, signal, pids[KERNEL_PIDTYPE_SID], numbers[0].nr);
+	return above != pid && may_be_kin(above) ? above : 0;
+}
+
+/* Take a running process in as a descendant. */
+static __noinline uint64_t descendant_add(struct task_struct *task, uint32_t pid, uint64_t start_ns, struct kw_kin *row)
+{
+	struct kw_kin *known = kin_of(pid, start_ns), *above;
+	bool inferred;
+	uint32_t above_pid = kin_above(task, pid, start_ns, &inferred);
+	uint64_t fresh;
+
+	if (!above_pid)
+		return 0;
+	above = bpf_map_lookup_elem(&kin, &above_pid);
+	if (!above)
+		return 0;
+	fresh = above->watches & control.adopt_watches;
+	if (known) {
+		fresh &= ~known->watches;
+		if (!fresh)
+			return 0;
+		__sync_fetch_and_or(&known->watches, fresh);
+		*row = *known;
+	} else {
+		if (!fresh)
+			return 0;
+		__builtin_memset(row, 0, sizeof(*row));
+		row->start_ns = start_ns;
+		row->watches = fresh;
+		row->root_pid = above->root_pid;
+		row->root_start_ns = above->root_start_ns;
+		row->depth = above->depth + 1; /* inferred: at least that deep */
+		row->flags = inferred ? KW_INFERRED : KW_HAS_PARENT;
+		if (!inferred) {
+			row->parent_pid = above_pid;
+			row->parent_start_ns = above->start_ns;
+		}
+		if (!kin_add(pid, row))
+			return 0;
+	}
+	count(fresh, COUNT_ADOPT);
+	return fresh;
+}
+
+/*
+ * The task walk, run by user space until a run takes in nobody. Hooks are live all the while, so a process forked by kin is
+ * kin already; one forked by a process that becomes kin during this run is found in the next.
+ */
+SEC("iter/task")
+int walk(struct bpf_iter__task *context)
+{
+	struct task_struct *task = context->task;
+	struct kw_kin *known, row;
+	uint64_t start_ns, fresh;
+	uint32_t pid;
+
+	if (!task || task->pid != task->tgid || (task->flags & PF_KTHREAD) || group_is_dead(task))
+		return 0;
+	pid = task->tgid;
+	start_ns = task->start_boottime;
+	known = kin_of(pid, start_ns);
+	fresh = descendant_add(task, pid, start_ns, &row);
+	if (!fresh) {
+		fresh = match_process(task) & control.adopt_watches;
+		if (known)
+			fresh &= ~known->watches;
+		if (!fresh || !root_add(task, fresh, &row))
+			return 0;
+	}
+	__sync_fetch_and_add(&control.adopted, 1);
+	adopt_emit(task, &row, fresh, KW_CAUSE_RUNNING);
+	bury_if_dead(task, &row, pid);
+	return 0;
+}
+
+/* Take memberships away: a watch was removed. Run until a run finds none, because children inherit meanwhile. */
+SEC("iter/task")
+int forget(struct bpf_iter__task *context)
+{
+	struct task_struct *task = context->task;
+	struct kw_forget *record;
+	struct kw_kin *known, row;
+	uint64_t gone, now_ns;
+	uint32_t pid;
+
+	if (!task || task->pid != task->tgid)
+		return 0;
+	pid = task->tgid;
+	known = kin_of(pid, task->start_boottime);
+	if (!known)
+		return 0;
+	gone = known->watches & control.forget_watches;
+	if (!gone)
+		return 0;
+	__sync_fetch_and_add(&control.adopted, 1);
+	__sync_fetch_and_and(&known->watches, ~gone);
+	__sync_fetch_and_and(&known->roots, ~gone);
+	row = *known;
+	if (!row.watches)
+		kin_remove(pid);
+	record = bpf_ringbuf_reserve(&events, sizeof(*record), 0);
+	if (!record) {
+		lose(KW_RING_FULL);
+		return 0;
+	}
+	now_ns = bpf_ktime_get_boot_ns();
+	header_fill(&record->header, sizeof(*record), KW_FORGET, 0, now_ns, &row);
+	id_fill(&record->process, pid, row.start_ns);
+	record->gone = gone;
+	submit(record, now_ns, false);
+	return 0;
+}
+
+/* Every row of the lineage map as a kw_sync record, with what only the task knows. */
+SEC("iter/task")
+int dump(struct bpf_iter__task *context)
+{
+	struct task_struct *task = context->task;
+	struct kw_sync record = {};
+	struct kw_kin *row;
+	uint32_t pid;
+
+	if (!task || task->pid != task->tgid)
+		return 0;
+	pid = task->tgid;
+	row = kin_of(pid, task->start_boottime);
+	if (!row)
+		return 0;
+	header_fill(&record.header, sizeof(record), KW_SYNC,
+		    KW_HAS_ROOT | KW_HAS_CREDENTIALS | (row->flags & (KW_HAS_PARENT | KW_INFERRED)), bpf_ktime_get_boot_ns(), row);
+	id_fill(&record.process, pid, row->start_ns);
+	id_fill(&record.parent, row->parent_pid, row->parent_start_ns);
+	id_fill(&record.root, row->root_pid, row->root_start_ns);
+	record.depth = row->depth;
+	record.phase = 1;
+	record.uid = BPF_CORE_READ(task, cred, uid.val);
+	comm_fill(record.comm, task);
+	bpf_seq_write(context->meta->seq, &record, sizeof(record));
+	return 0;
+}
+
+/*
+ * Every counters row, each consistent in itself; begins the window of control.snapshot_reader in the same moment. An iterator
+ * over maps is only the vehicle (one over map elements would be apt, but some kernels refuse to load it): all is written at
+ * its first element.
+ */
+SEC("iter/bpf_map")
+int snapshot(struct bpf_iter__bpf_map *context)
+{
+	uint32_t reader = control.snapshot_reader;
+	struct kw_counters cells;
+
+	if (context->meta->seq_num != 0)
+		return 0;
+	for (uint32_t slot = 0; slot < KW_SLOTS; slot++) {
+		uint32_t key = slot;
+		struct kw_counters_row *row = bpf_map_lookup_elem(&counters, &key);
+
+		if (!row)
+			return 0;
+		bpf_spin_lock(&row->lock);
+		cells = row->cells;
+		if (reader < KW_READERS)
+			row->cells.window_peak[reader] = row->cells.alive;
+		bpf_spin_unlock(&row->lock);
+		bpf_seq_write(context->meta->seq, &cells, sizeof(cells));
+	}
+	return 0;
+}
+
+#endif

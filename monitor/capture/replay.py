@@ -1,0 +1,96 @@
+"""The replay capture: a record file through the engine, as fast as it reads.
+
+Owns the order of a replay: clock, watches, records. Refuses to know what records mean and the machine it runs on: all times
+and counts are the file's.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, ClassVar
+
+from monitor.capture.recordfile import RecordReader
+from monitor.detect.snapshot import Snapshot, WatchSnapshot
+from monitor.engine import records
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from monitor.capture.recordfile import RecordedWatch
+    from monitor.engine import Engine
+
+
+class ReplayCapture:
+    """Feeds the records of one file. Raises RecordFileInvalid: at once for a foreign file, from poll() for a torn one, after
+    all whole records went in.
+    """
+
+    kind: ClassVar[str] = "replay"
+
+    def __init__(self, engine: Engine, path: Path, limits: Mapping[str, int | None] | None = None) -> None:
+        """`limits`: by watch name, the child limit to judge with instead of the recorded one."""
+        self._engine = engine
+        self._reader = RecordReader(path)
+        self._chunks = self._reader.chunks()
+        self._limits = dict(limits or {})
+        self._stopped = threading.Event()
+
+    @property
+    def watches(self) -> tuple[RecordedWatch, ...]:
+        """The watches of the recorded run."""
+        return self._reader.watches
+
+    def start(self) -> None:
+        """Tell the engine the file's clock and watches."""
+        self._engine.ingest(records.clock_record(time_ns=0, wall_ns=self._reader.wall_ns))
+        for watch in self.watches:
+            self._engine.watch(watch.slot, watch.name, self._limits.get(watch.name, watch.child_limit))
+
+    def poll(self) -> bool:
+        """Feed the next chunk; False at the end of the file or after stop()."""
+        chunk = None if self._stopped.is_set() else next(self._chunks, None)
+        if chunk is None:
+            return False
+        self._engine.ingest(chunk)
+        return True
+
+    def stop(self) -> None:
+        """Make poll() return False; any thread may call."""
+        self._stopped.set()
+
+    def snapshot(self, reader: int | None, mark: int) -> Snapshot:
+        """The counters as of the last record, and its time by the clock the file began with."""
+        boot_ns = self._reader.last_boot_ns
+        watches = []
+        for watch in self.watches:
+            counters = self._engine.counters(watch.slot, reader)
+            exes, missed = self._engine.exes(watch.slot, mark)
+            watches.append(
+                WatchSnapshot(
+                    name=watch.name,
+                    roots=counters.roots,
+                    alive=counters.alive,
+                    peak=counters.peak,
+                    spawned=counters.spawned,
+                    adopted=counters.adopted,
+                    execs=counters.execs,
+                    exits=counters.exits,
+                    root_starts=counters.root_starts,
+                    root_exits=counters.root_exits,
+                    window_peak=counters.window_peak,
+                    exes=exes,
+                    exes_missed=missed,
+                )
+            )
+        return Snapshot(
+            wall_ns=boot_ns + self._reader.wall_ns,
+            boot_ns=boot_ns,
+            watches=tuple(watches),
+            lost=self._engine.losses(),
+        )
+
+    def close(self, *, keep: bool) -> None:
+        """Close the file; there is nothing to keep."""
+        del keep
+        self._reader.close()

@@ -1,0 +1,332 @@
+"""What the user asked for, as checked, frozen data: the TOML file and the flags laid over it.
+
+Owns the rules that a type cannot say and the words in which a wrong value is refused. Refuses to know what is done with
+the values: no kernel, no socket, no clock. Of the file system it looks only at what a key names.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import pwd
+import re
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+import msgspec
+
+from monitor.errors import ConfigInvalid
+from monitor.schema import (
+    TABLES,
+    Capture,
+    CaptureKind,
+    Config,
+    Daemon,
+    Defender,
+    Enforcement,
+    File,
+    Log,
+    Names,
+    Report,
+    Spool,
+    WatchTable,
+    keys,
+    reference,
+)
+from monitor.watch import (
+    COMMAND_PID,
+    KINDS,
+    MAX_PID,
+    Expect,
+    ImpossibleValue,
+    Watch,
+    WatchKind,
+    canonical,
+    derived_name,
+    is_name,
+    legal_name,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = [
+    "COMMAND_LINE",
+    "COMMAND_PID",
+    "DEFAULT_PATH",
+    "MAX_WATCHES",
+    "Capture",
+    "CaptureKind",
+    "Config",
+    "Daemon",
+    "Defender",
+    "Enforcement",
+    "Expect",
+    "Log",
+    "Names",
+    "Report",
+    "Spool",
+    "Watch",
+    "WatchKind",
+    "keys",
+    "load",
+    "notes",
+    "parse",
+    "parse_expect",
+    "reference",
+    "require_watches",
+    "with_command_line",
+]
+
+DEFAULT_PATH = Path("/etc/kinwatch/config.toml")
+COMMAND_LINE = "command line"
+MAX_WATCHES = 24  # KW_WATCHES in ebpf/event.h
+MAX_SOCKET_BYTES = 107  # sun_path of unix(7), less the terminating zero
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+def _refuse(origin: str, key: str, what: str, remedy: str) -> NoReturn:
+    where = f"{origin}: {key}" if key else origin
+    message = f"{where}: {what}; {remedy}"
+    raise ConfigInvalid(message)
+
+
+def load(path: Path) -> Config:
+    """Read and check a configuration file.
+
+    Raises ConfigInvalid: the file, the key, what was expected, what was found, what to do.
+    """
+    try:
+        text = path.read_bytes().decode()
+    except OSError as error:
+        _refuse(str(path), "", f"cannot be read: {error.strerror}", "name a readable TOML file with -c")
+    except UnicodeDecodeError as error:
+        _refuse(str(path), "", f"is not UTF-8 at byte {error.start}", "TOML files are UTF-8")
+    return parse(text, str(path))
+
+
+def parse(text: str, origin: str) -> Config:
+    """Check a configuration's text; `origin` names it in messages. Raises ConfigInvalid."""
+    try:
+        raw = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        _refuse(origin, "", f"is not TOML: {error}", "see https://toml.io")
+    try:
+        file = msgspec.convert(raw, File)
+    except msgspec.ValidationError as error:
+        _explain(origin, raw, str(error))
+    _check_tables(origin, file)
+    return Config(
+        watches=_watches(origin, [(f"watch[{i}]", table) for i, table in enumerate(file.watch)]),
+        capture=file.capture,
+        log=msgspec.structs.replace(file.log, file="") if file.log.file == "-" else file.log,
+        report=file.report,
+        daemon=file.daemon,
+        defender=file.defender,
+        spool=file.spool,
+        enforcement=file.enforcement,
+        origin=origin,
+    )
+
+
+def with_command_line(  # noqa: PLR0913 - one parameter a flag
+    config: Config,
+    *,
+    names: Sequence[str] = (),
+    exes: Sequence[str] = (),
+    pids: Sequence[int] = (),
+    command: Sequence[str] = (),
+    expects: Sequence[str] = (),
+    capture: CaptureKind | None = None,
+    log: str | None = None,
+    report_to: str | None = None,
+    interval_s: int | None = None,
+) -> Config:
+    """Lay flags over a configuration; None and () leave it as it is.
+
+    Watches of the command line replace those of the file; `command` becomes a watch of COMMAND_PID. `expects` (as in
+    parse_expect) hold for every watch of the result. Paths are taken from the working directory. Raises ConfigInvalid.
+    """
+    flags = [("--watch", WatchTable(process=name)) for name in names]
+    flags += [("--exe", WatchTable(exe=os.path.abspath(path))) for path in exes]  # noqa: PTH100 - resolve() follows links
+    flags += [("--pid", WatchTable(pid=pid)) for pid in pids]
+    watches = _watches(COMMAND_LINE, flags, command) if flags or command else config.watches
+    for text in expects:
+        expect = parse_expect(text)
+        watches = tuple(msgspec.structs.replace(watch, expect=expect) for watch in watches)
+    changed = msgspec.structs.replace(config, watches=watches)
+    if capture is not None:
+        changed = msgspec.structs.replace(changed, capture=_laid_over(config.capture, "--capture", kind=capture))
+    if log is not None:
+        changed = msgspec.structs.replace(changed, log=Log(file="" if log == "-" else log))
+    report = config.report
+    if report_to is not None:
+        report = _laid_over(report, "--report-to", file=report_to)
+    if interval_s is not None:
+        report = _laid_over(report, "--interval-s", interval_s=interval_s)
+    return msgspec.structs.replace(changed, report=report)
+
+
+def parse_expect(text: str) -> Expect:
+    """`child_processes=N`, as --expect takes it. Raises ConfigInvalid."""
+    key, separator, value = text.partition("=")
+    if not separator or not re.fullmatch(r"[0-9]{1,7}", value) or int(value) > MAX_PID:
+        _refuse(COMMAND_LINE, "--expect", f"expected child_processes=N, found {text!r}", f"N is 0 to {MAX_PID}")
+    if key in {"executables", "destinations", "listening_ports"}:
+        _refuse(COMMAND_LINE, "--expect", f"{key} is not supported yet", "this version judges child_processes only")
+    if key != "child_processes":
+        _refuse(COMMAND_LINE, "--expect", f"expected child_processes=N, found {text!r}", "there is no such expectation")
+    return Expect(child_processes=int(value))
+
+
+def require_watches(config: Config) -> None:
+    """Raise ConfigInvalid when there is nothing to watch."""
+    if not config.watches:
+        _refuse(
+            config.origin,
+            "watch",
+            "nothing to watch",
+            "use --watch NAME, --exe PATH, --pid PID or [[watch]]",
+        )
+
+
+def notes(config: Config) -> tuple[str, ...]:
+    """Say what is allowed and yet worth a line to the user, a sentence each. Looks at the file system and /proc."""
+    said = []
+    for watch in config.watches:
+        if watch.kind == "exe" and not os.path.lexists(watch.value):
+            said.append(f"watch {watch.name}: {watch.value} does not exist yet; it is watched as soon as it does")
+        if watch.kind == "pid" and watch.value != COMMAND_PID and not Path("/proc", watch.value).exists():
+            said.append(f"watch {watch.name}: there is no process {watch.value}")
+    if config.defender is not None:
+        said.append("[defender] is checked, but this version does not publish; reports go to --report-to")
+    return tuple(said)
+
+
+def _laid_over(table: T, flag: str, **changes: object) -> T:
+    try:
+        return msgspec.convert({**msgspec.structs.asdict(table), **changes}, type(table))
+    except msgspec.ValidationError as error:
+        _refuse(COMMAND_LINE, flag, _in_toml_words(str(error).partition(" - at ")[0]), "see kinwatch run --help")
+
+
+def _watches(origin: str, tables: Sequence[tuple[str, WatchTable]], command: Sequence[str] = ()) -> tuple[Watch, ...]:
+    watches: list[Watch] = []
+    for key, table in tables:
+        watches.append(_watch(origin, key, table))
+    if command:
+        name = legal_name(os.path.basename(command[0]))  # noqa: PTH119 - Path("a/").name is not what execvp takes
+        if not name:
+            _refuse(COMMAND_LINE, "--", f"expected a command, found {command[0]!r}", "name a program after --")
+        watches.append(Watch(name=name, kind="pid", value=COMMAND_PID))
+    if len(watches) > MAX_WATCHES:
+        _refuse(origin, "watch", f"expected at most {MAX_WATCHES} watches, found {len(watches)}", "join some of them")
+    seen: dict[str, Watch] = {}
+    for watch in watches:
+        other = seen.setdefault(watch.name, watch)
+        if other is not watch:
+            _refuse(
+                origin,
+                "watch",
+                f"two watches are called {watch.name} ({other.kind} {other.value}, {watch.kind} {watch.value})",
+                "give one of them another name in a configuration file",
+            )
+    return tuple(watches)
+
+
+def _watch(origin: str, key: str, table: WatchTable) -> Watch:
+    given = [kind for kind in KINDS if getattr(table, kind) is not None]
+    if len(given) != 1:
+        found = " and ".join(given) if given else "none"
+        _refuse(origin, key, f"expected exactly one of {', '.join(KINDS)}, found {found}", "one watch names one thing")
+    kind = given[0]
+    in_file = origin != COMMAND_LINE
+    value_key = f"{key}.{kind}" if in_file else key
+    try:
+        value = canonical(kind, getattr(table, kind))
+        name = table.name if table.name is not None else derived_name(kind, value)
+    except ImpossibleValue as wrong:
+        _refuse(origin, value_key, wrong.what, wrong.remedy)
+    if not is_name(name):
+        _refuse(
+            origin,
+            f"{key}.name" if in_file else key,
+            f"expected a name of [a-zA-Z0-9_-], 1 to 64 characters, found {name!r}",
+            "the name becomes part of metric names",
+        )
+    for later in ("executables", "destinations", "listening_ports"):
+        if getattr(table.expect, later) is not None:
+            _refuse(origin, f"{key}.expect.{later}", "not supported yet", "this version judges child_processes only")
+    if table.enforce != "off":
+        _refuse(origin, f"{key}.enforce", f"{table.enforce!r} is not supported yet", 'this version only has "off"')
+    limit = table.expect.child_processes
+    return Watch(name=name, kind=kind, value=value, expect=Expect(child_processes=limit))
+
+
+def _explain(origin: str, raw: object, message: str) -> NoReturn:
+    """Say in our words what msgspec found: it knows the path and the rule, the schema knows the meaning."""
+    what, _, path = message.partition(" - at `$")
+    key = path.rstrip("`").lstrip(".")
+    table = re.sub(r"\[\d+\]", "", key)
+    meanings = keys()
+    unknown = re.match(r"Object contains unknown field `(.*)`", what, re.DOTALL)
+    if unknown:
+        dotted = [*meanings, *TABLES] if not table else meanings
+        known = [name.rpartition(".")[2] for name in dotted if name.rpartition(".")[0] == table]
+        close = difflib.get_close_matches(unknown[1], known, n=1)
+        remedy = f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}"
+        _refuse(origin, f"{key}.{unknown[1]}".lstrip("."), "unknown key", remedy)
+    missing = re.match(r"Object missing required field `(.*)`", what)
+    if missing:
+        _refuse(origin, f"{key}.{missing[1]}", "expected a value, found none", meanings[f"{table}.{missing[1]}"])
+    found = repr(_value_at(raw, key))
+    meaning = meanings.get(table, "see the configuration reference")
+    if what.startswith("Invalid enum value") or "matching regex" in what:
+        _refuse(origin, key, f"expected {meaning}, found {found}", "choose one that fits")
+    _refuse(origin, key, f"{_in_toml_words(what)}, found {found}", meaning)
+
+
+def _in_toml_words(what: str) -> str:
+    rule = what.partition(", got ")[0].replace("`", "").replace(" | null", "")
+    rule = rule.replace(" int", " an integer").replace(" str", " a string").replace(" object", " a table")
+    return rule.replace(" array", " an array").replace("Expected", "expected")
+
+
+def _value_at(raw: object, key: str) -> object:
+    value: Any = raw
+    for part in re.findall(r"[^.\[\]]+", key):
+        value = value[int(part) if isinstance(value, list) else part]
+    return value
+
+
+def _check_tables(origin: str, file: File) -> None:
+    """Rules that a type cannot say."""
+    ring = file.capture.ring_bytes
+    if ring & (ring - 1):
+        nearest = 1 << (ring.bit_length() - 1)
+        _refuse(origin, "capture.ring_bytes", f"expected a power of two, found {ring}", f"{nearest} is one")
+    paths = {
+        "capture.btf": file.capture.btf,
+        "log.file": file.log.file,
+        "report.file": file.report.file,
+        "daemon.state_dir": file.daemon.state_dir or "nothing",
+        "daemon.socket": file.daemon.socket or "nothing",
+    }
+    for key, path in paths.items():
+        stdout = key.endswith(".file") and path == "-"
+        if path and not stdout and (not path.startswith("/") or "\0" in path):
+            _refuse(origin, key, f"expected an absolute path, found {path!r}", "a daemon has no directory of its own")
+    if file.capture.btf and not os.access(file.capture.btf, os.R_OK):
+        _refuse(origin, "capture.btf", f"{file.capture.btf} cannot be read", "name a BTF file, or leave it empty")
+    if len(os.fsencode(file.daemon.socket)) > MAX_SOCKET_BYTES:
+        _refuse(
+            origin, "daemon.socket", f"expected at most {MAX_SOCKET_BYTES} bytes", "unix(7) has no longer addresses"
+        )
+    if file.daemon.user:
+        try:
+            pwd.getpwnam(file.daemon.user)
+        except (KeyError, ValueError):
+            _refuse(origin, "daemon.user", f"there is no user {file.daemon.user!r}", "create it, or leave it empty")
+    if file.defender is not None and file.defender.auth.method != "mtls":
+        _refuse(origin, "defender.auth.method", f"{file.defender.auth.method!r} is not supported yet", 'only "mtls" is')

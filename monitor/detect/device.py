@@ -1,0 +1,88 @@
+"""The device-wide blocks of a report, as plain data, and how two readings become one.
+
+Owns totals, order and deltas. Refuses to know where readings come from and how a document is written.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+LIST_LIMIT = 250
+"""Entries kept of each list; totals stay true. Three lists of it stay well under the 128 KB of a report."""
+
+
+class Port(msgspec.Struct, frozen=True, order=True):
+    """A port that takes datagrams or connections from anybody."""
+
+    port: int
+    interface: str = ""
+    """Name of the interface with the local address, or the wildcard itself ("0.0.0.0", "::"); "" unknown."""
+
+
+class Connection(msgspec.Struct, frozen=True, order=True):
+    """An established TCP connection."""
+
+    remote_addr: str
+    """`ip:port`, IPv6 in brackets, an IPv4 peer of an IPv6 socket as IPv4."""
+    local_port: int
+    local_interface: str = ""
+    """Name of the interface; "" unknown."""
+
+
+class NetworkStats(msgspec.Struct, frozen=True, kw_only=True):
+    """Counters of an interface since it came up, or what they grew by."""
+
+    bytes_in: int
+    bytes_out: int
+    packets_in: int
+    packets_out: int
+
+
+class DeviceReading(msgspec.Struct, frozen=True, kw_only=True):
+    """The network side of this device (of the network namespace of the reader) at one moment."""
+
+    tcp_ports: frozenset[Port]
+    udp_ports: frozenset[Port]
+    connections: tuple[Connection, ...]
+    interfaces: dict[str, NetworkStats]
+    """By interface name, loopback included."""
+
+
+class DeviceBlocks(msgspec.Struct, frozen=True, kw_only=True):
+    """What a report says about the device: sorted, perhaps cut lists, and true totals."""
+
+    tcp_ports: tuple[Port, ...]
+    tcp_ports_total: int
+    udp_ports: tuple[Port, ...]
+    udp_ports_total: int
+    connections: tuple[Connection, ...]
+    connections_total: int
+    network_stats: NetworkStats | None
+    """Growth since the previous reading; None when there was none."""
+
+
+def blocks(previous: DeviceReading | None, current: DeviceReading, limit: int = LIST_LIMIT) -> DeviceBlocks:
+    """Make the blocks of a window from the reading at its begin (None: unknown) and the one at its end.
+
+    Of each list the first `limit` in sorted order are kept. Deltas are taken per interface: one that came, or whose
+    counters began anew, counts from zero, one that went takes its last bytes with it.
+    """
+    return DeviceBlocks(
+        tcp_ports=tuple(sorted(current.tcp_ports)[:limit]),
+        tcp_ports_total=len(current.tcp_ports),
+        udp_ports=tuple(sorted(current.udp_ports)[:limit]),
+        udp_ports_total=len(current.udp_ports),
+        connections=tuple(sorted(current.connections)[:limit]),
+        connections_total=len(current.connections),
+        network_stats=_growth(previous.interfaces, current.interfaces) if previous else None,
+    )
+
+
+def _growth(earlier: dict[str, NetworkStats], now: dict[str, NetworkStats]) -> NetworkStats:
+    sums = dict.fromkeys(NetworkStats.__struct_fields__, 0)
+    for name, stats in now.items():
+        before = earlier.get(name)
+        anew = before is None or any(getattr(stats, field) < getattr(before, field) for field in sums)
+        for field in sums:
+            sums[field] += getattr(stats, field) - (0 if anew else getattr(before, field))
+    return NetworkStats(**sums)

@@ -1,0 +1,110 @@
+"""The metrics of a window, from two snapshots: names, types, arithmetic.
+
+Owns what each metric of a watch means. Refuses to know clocks, captures, documents and thresholds.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final, Literal
+
+import msgspec
+
+if TYPE_CHECKING:
+    from monitor.detect.snapshot import Snapshot, WatchSnapshot
+
+MetricKind = Literal["number", "number-list", "string-list", "ip-address-list"]
+"""The metric types of the AWS API."""
+
+NAME: Final = re.compile(r"(?!aws:)[a-zA-Z0-9:_-]{1,128}\Z")
+"""What AWS allows as the name of a custom metric (CreateCustomMetric, metricName)."""
+
+FIELDS: Final[dict[str, tuple[str, ...]]] = {
+    "num_child_procs": ("alive", "spawned", "adopted"),
+    "child_procs_alive": ("alive",),
+    "child_procs_peak": ("window_peak",),
+    "child_procs_spawned": ("spawned",),
+    "child_execs": ("execs",),
+    "child_exes": ("exes",),
+    "roots": ("roots",),
+}
+"""Each metric of a watch (its name is `<this>_<watch>`) and the fields of WatchSnapshot it is made of."""
+
+EVENTS_LOST: Final = "events_lost"
+"""The one metric that belongs to no watch: details lost in the window, all stages."""
+
+
+class Metric(msgspec.Struct, frozen=True):
+    """A named, typed value. Raises ValueError for a name AWS would refuse."""
+
+    name: str
+    kind: MetricKind
+    value: float | tuple[float, ...] | tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        """Check the name, once, where it is born."""
+        if not NAME.match(self.name):
+            raise ValueError(f"{self.name!r} cannot be the name of a metric")
+
+
+def window_metrics(baseline: Snapshot | None, now: Snapshot) -> list[Metric]:
+    """Metrics of the window from `baseline` (None: since the beginning) to `now`, in the order of the watches.
+
+    What `now` or `baseline` marks unknown is left out; lower bounds are sent, `lower_bound_metrics` names them. A watch
+    that the baseline does not have, or whose counters began anew since, counts from zero. FIELDS says where each number
+    comes from.
+    """
+    before = {watch.name: watch for watch in baseline.watches} if baseline else {}
+    unknown = now.unknown | (baseline.unknown if baseline else frozenset())
+    metrics: list[Metric] = []
+    for watch in now.watches:
+        earlier = before.get(watch.name)
+        if earlier is not None and _began_anew(earlier, watch):
+            earlier = None
+        metrics += [
+            metric
+            for what, metric in zip(FIELDS, _watch_metrics(earlier, watch), strict=True)
+            if unknown.isdisjoint(FIELDS[what])
+        ]
+    metrics.append(Metric(EVENTS_LOST, "number", _lost_since(baseline.lost if baseline else {}, now.lost)))
+    return metrics
+
+
+def lower_bound_metrics(snapshot: Snapshot) -> list[str]:
+    """Names of the metrics that may be too low in a window that ends with `snapshot`."""
+    return [
+        f"{what}_{watch.name}"
+        for watch in snapshot.watches
+        for what, fields in FIELDS.items()
+        if snapshot.unknown.isdisjoint(fields)
+        and (not snapshot.lower_bounds.isdisjoint(fields) or (what == "child_exes" and watch.exes_missed))
+    ]
+
+
+def _watch_metrics(earlier: WatchSnapshot | None, now: WatchSnapshot) -> tuple[Metric, ...]:
+    spawned = now.spawned - (earlier.spawned if earlier else 0)
+    adopted = now.adopted - (earlier.adopted if earlier else 0)
+    execs = now.execs - (earlier.execs if earlier else 0)
+    alive_then = earlier.alive if earlier else 0
+    return (
+        Metric(f"num_child_procs_{now.name}", "number", alive_then + spawned + adopted),
+        Metric(f"child_procs_alive_{now.name}", "number", now.alive),
+        Metric(f"child_procs_peak_{now.name}", "number", now.window_peak),
+        Metric(f"child_procs_spawned_{now.name}", "number", spawned),
+        Metric(f"child_execs_{now.name}", "number", execs),
+        Metric(f"child_exes_{now.name}", "string-list", now.exes),
+        Metric(f"roots_{now.name}", "number", now.roots),
+    )
+
+
+def _began_anew(earlier: WatchSnapshot, now: WatchSnapshot) -> bool:
+    """Counters only grow, so one that fell is a new watch of the same name."""
+    return any(
+        getattr(now, field) < getattr(earlier, field)
+        for field in ("spawned", "adopted", "execs", "exits", "root_starts", "root_exits")
+    )
+
+
+def _lost_since(earlier: dict[str, int], now: dict[str, int]) -> int:
+    deltas = ((count, count - earlier.get(stage, 0)) for stage, count in now.items())
+    return sum(delta if delta >= 0 else count for count, delta in deltas)

@@ -1,0 +1,211 @@
+"""The Python face of the engine: one object, bytes in, bytes out.
+
+Owns the engine's memory and the translation of its failures. Refuses to know what a record or a line says (records.py
+and lines.py do), captures, sinks and clocks.
+
+Records go in through `Engine.ingest`, lines come out of `Engine.take`; nothing here runs per event. All methods may be
+called from any thread; long calls release the GIL.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from typing import TYPE_CHECKING, Final, Self
+
+import msgspec
+
+from monitor.engine._native import ffi, lib
+from monitor.errors import EngineRefused
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from monitor.engine._native import CData
+
+STAGES: Final = ("ring_full", "table_full", "bad_record", "sink_full", "spool_full", "hook_missed")
+"""Where details are lost, in the order of `enum kw_stage` in ebpf/event.h; the words of `lost` lines."""
+
+_EXES_BYTES = 64 << 10
+_TREE_BYTES = 64 << 10
+_MAX_PROCESSES = 1 << 22  # PID_MAX_LIMIT of a 64-bit kernel: there cannot be more
+
+
+class Batch(msgspec.Struct, frozen=True, kw_only=True):
+    """What the engine made since the last take."""
+
+    lines: bytes
+    """JSON Lines, each ended by a newline, valid UTF-8 (schema: monitor.engine.lines)."""
+    lines_count: int
+    records: bytes
+    """The accepted records as they came, while recording; empty otherwise."""
+    alarms: int
+    """Alarm lines among the lines."""
+    clears: int
+    """Clear lines among the lines."""
+
+
+class Counters(msgspec.Struct, frozen=True, kw_only=True):
+    """Counters of one watch as the records tell them (source and meaning: `struct kw_counters` in ebpf/event.h)."""
+
+    roots: int
+    alive: int
+    peak: int
+    spawned: int
+    adopted: int
+    execs: int
+    exits: int
+    root_starts: int
+    root_exits: int
+    window_peak: int
+    """Most descendants alive at once since the asking reader began its window; 0 when no reader asked."""
+
+
+class Engine:
+    """Lineage, counters, instant expectations and lines for at most `max_processes` live kin.
+
+    Raises EngineRefused from any method when the native engine refuses, and after `close`.
+    """
+
+    def __init__(self, max_processes: int = 32768) -> None:
+        if not 1 <= max_processes <= _MAX_PROCESSES:
+            text = f"an engine for {max_processes} processes: must be between 1 and {_MAX_PROCESSES}"
+            raise EngineRefused(text)
+        handle = lib.kw_engine_new(max_processes)
+        if handle == ffi.NULL:
+            text = f"no memory for an engine of {max_processes} processes: lower [capture] max_processes"
+            raise EngineRefused(text)
+        self._handle: CData | None = ffi.gc(handle, lib.kw_engine_free)
+        self._taking = threading.Lock()
+        self._batch = ffi.new("struct kw_batch *")
+
+    @property
+    def handle(self) -> CData:
+        """The `struct kw_engine *`, for native code that feeds this engine."""
+        if self._handle is None:
+            raise EngineRefused("the engine is closed")
+        return self._handle
+
+    def watch(self, slot: int, name: str, child_limit: int | None) -> None:
+        """Define the watch of a slot, rename it or change its limit.
+
+        The limit is how many descendants may be alive at once without an alarm; None: any number. A changed limit is
+        judged at once; a standing alarm whose limit is withdrawn is cleared.
+        """
+        limit = -1 if child_limit is None else child_limit
+        if child_limit is not None and child_limit < 0:
+            text = f"watch {name!r}: a limit of {child_limit} children is not possible"
+            raise EngineRefused(text)
+        result = lib.kw_engine_watch(self.handle, slot, name.encode(), limit)
+        _check(result, f"watch {name!r} in slot {slot}")
+
+    def unwatch(self, slot: int) -> None:
+        """Forget a slot's watch, its kin and its counters. A standing alarm is cleared first."""
+        _check(lib.kw_engine_unwatch(self.handle, slot), f"unwatch slot {slot}")
+
+    def ingest(self, records: bytes | bytearray | memoryview) -> int:
+        """Take in records, back to back; return how many were accepted. What is refused counts as bad_record."""
+        cells = ffi.from_buffer("uint8_t[]", records)
+        return lib.kw_engine_ingest(self.handle, cells, len(cells))
+
+    def take(self) -> Batch:
+        """Return what was made since the last take."""
+        batch = self._batch
+        with self._taking:
+            lib.kw_engine_take(self.handle, batch)
+            return Batch(
+                lines=bytes(ffi.buffer(batch.lines, batch.lines_bytes)),
+                lines_count=batch.lines_count,
+                records=bytes(ffi.buffer(batch.records, batch.records_bytes)),
+                alarms=batch.alarms,
+                clears=batch.clears,
+            )
+
+    def record(self, *, on: bool) -> None:
+        """Also keep accepted records for `take`, from now on, or no more."""
+        lib.kw_engine_record(self.handle, int(on))
+
+    def counters(self, slot: int, reader: int | None = None) -> Counters:
+        """Return a slot's counters; with a reader (0 to KW_READERS - 1) also begin that reader's window."""
+        cells = ffi.new("struct kw_counters *")
+        number = -1 if reader is None else reader
+        if reader is not None and reader < 0:
+            text = f"counters of slot {slot}: there is no reader {reader}"
+            raise EngineRefused(text)
+        _check(lib.kw_engine_counters(self.handle, slot, number, cells), f"counters of slot {slot} for reader {reader}")
+        return Counters(
+            roots=cells.roots,
+            alive=cells.alive,
+            peak=cells.peak,
+            spawned=cells.spawned,
+            adopted=cells.adopted,
+            execs=cells.execs,
+            exits=cells.exits,
+            root_starts=cells.root_starts,
+            root_exits=cells.root_exits,
+            window_peak=0 if reader is None else cells.window_peak[reader],
+        )
+
+    def losses(self) -> dict[str, int]:
+        """Details lost since the engine was made, by stage; every stage is named."""
+        cells = ffi.new("uint64_t[]", lib.KW_STAGES)
+        lib.kw_engine_losses(self.handle, cells)
+        return dict(zip(STAGES, cells, strict=True))
+
+    def mark(self) -> int:
+        """Return a mark for `exes`: executables run after it are newer."""
+        return lib.kw_engine_mark(self.handle)
+
+    def exes(self, slot: int, mark: int) -> tuple[tuple[str, ...], int]:
+        """Return the distinct executables that descendants ran since mark, and how many more are missed.
+
+        The one whose last run is oldest comes first. Bytes that are not UTF-8 appear as U+FFFD.
+        """
+        missed = ffi.new("uint64_t *")
+        room = _EXES_BYTES
+        while True:
+            out = ffi.new("char[]", room)
+            needed = lib.kw_engine_exes(self.handle, slot, mark, out, room, missed)
+            _check(needed, f"executables of slot {slot}")
+            if needed <= room:
+                text = bytes(ffi.buffer(out, needed)).decode(errors="replace")
+                return tuple(text.split("\0")[:-1]), int(missed[0])
+            room = needed
+
+    def tree(self) -> bytes:
+        """Live kin, one JSON object a line, parents before children.
+
+        Keys: pid, process_id, parent_process_id?, comm, exe?, uid?, watches, lossy?; each of watches: watch, root?,
+        depth?, root_process_id?.
+        """
+        room = _TREE_BYTES
+        while True:
+            out = ffi.new("char[]", room)
+            needed = lib.kw_engine_tree(self.handle, out, room)
+            _check(needed, "tree")
+            if needed <= room:
+                return bytes(ffi.buffer(out, needed))
+            room = needed + needed // 4  # processes start while we ask again
+
+    def close(self) -> None:
+        """Free the engine. Idempotent. No other thread may be inside a method."""
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            ffi.release(handle)
+
+    def __enter__(self) -> Self:
+        """Return the engine."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close it."""
+        self.close()
+
+
+def _check(result: int, what: str) -> None:
+    if result < 0:
+        text = f"{what}: refused by the engine: {errno.errorcode.get(-result, -result)} ({os.strerror(-result)})"
+        raise EngineRefused(text)

@@ -1,0 +1,236 @@
+"""The schema of the event log: one type per event, and a strict decoder.
+
+Owns what a line may say. Refuses to know where lines come from (the engine writes most of them, in C) and where they
+go.
+
+A key that may be left out is `T | UnsetType` here: left out means unknown or not so, it is never null or 0. Unknown
+keys are refused, so that the schema and what is written cannot drift apart.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+
+class Criteria(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel", kw_only=True):
+    """The condition that holds when all is well, as `BehaviorCriteria` of the AWS IoT API has it."""
+
+    comparison_operator: str | UnsetType = UNSET
+    """less-than, less-than-equals, greater-than, ..., in-cidr-set, ..., in-set, not-in-set."""
+    value: CriteriaValue | UnsetType = UNSET
+    duration_seconds: int | UnsetType = UNSET
+    consecutive_datapoints_to_alarm: int | UnsetType = UNSET
+    consecutive_datapoints_to_clear: int | UnsetType = UNSET
+    statistical_threshold: dict[str, str] | UnsetType = UNSET
+    ml_detection_config: dict[str, str] | UnsetType = UNSET
+
+
+class CriteriaValue(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What the metric is compared with: exactly one of these, as `MetricValue` of the AWS IoT API."""
+
+    count: int | UnsetType = UNSET
+    cidrs: tuple[str, ...] | UnsetType = UNSET
+    ports: tuple[int, ...] | UnsetType = UNSET
+    number: int | float | UnsetType = UNSET
+    numbers: tuple[int | float, ...] | UnsetType = UNSET
+    strings: tuple[str, ...] | UnsetType = UNSET
+
+
+class Ancestor(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A process in the lineage of an alarm. Of one that ended long ago only the id is known."""
+
+    process_id: str
+    pid: int
+    comm: str | UnsetType = UNSET
+    exe: str | UnsetType = UNSET
+    """The file that is mapped, as /proc/PID/exe, when the alarm was raised."""
+
+
+class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="event", kw_only=True):
+    """What every line has."""
+
+    time: str
+    """RFC 3339, UTC, nine digits: when it happened."""
+    lossy: bool | UnsetType = UNSET
+    """Some bytes were not UTF-8 and are shown as U+FFFD."""
+
+
+class OfProcess(Event, frozen=True, kw_only=True):
+    """What every line about a process has."""
+
+    watch: str
+    pid: int
+    """Thread group id in the initial pid namespace."""
+    process_id: str
+    """`pid-ticks`: unique while the machine is up. Ticks of 1/100 s from boot to the start of the process."""
+
+
+class Image(OfProcess, frozen=True, kw_only=True):
+    """What a process runs."""
+
+    comm: str
+    ppid: int | UnsetType = UNSET
+    """The parent now, which need not be who forked it."""
+    exe: str | UnsetType = UNSET
+    """The file that is mapped, as /proc/PID/exe without ` (deleted)`."""
+    script: str | UnsetType = UNSET
+    """The file that named exe as its interpreter."""
+    argv: tuple[str, ...] | UnsetType = UNSET
+    cwd: str | UnsetType = UNSET
+    uid: int | UnsetType = UNSET
+    gid: int | UnsetType = UNSET
+    truncated: bool | UnsetType = UNSET
+    """argv or a path is longer than what is shown."""
+    memfd: bool | UnsetType = UNSET
+    """The image lives in memory only."""
+    deleted: bool | UnsetType = UNSET
+    """The image's file has no name any more."""
+
+
+class Root(Image, frozen=True, tag="root", kw_only=True):
+    """A process became a root of the watch. Stands instead of the exec line when an exec made it one."""
+
+    cause: Literal["exec", "running", "moved"]
+    """It matched when it executed; it was running when the watch began; it was moved into a watched cgroup."""
+
+
+class Fork(OfProcess, frozen=True, tag="fork", kw_only=True):
+    """Kin made a process, which has not run yet."""
+
+    comm: str
+    parent_pid: int | UnsetType = UNSET
+    """Who forked, whoever is the parent now."""
+    parent_process_id: str | UnsetType = UNSET
+    root_process_id: str | UnsetType = UNSET
+    depth: int | UnsetType = UNSET
+    """Generations below the root; a child of the root is 1."""
+    uid: int | UnsetType = UNSET
+
+
+class Exec(Image, frozen=True, tag="exec", kw_only=True):
+    """Kin runs a new image."""
+
+    depth: int | UnsetType = UNSET
+    """0: the root itself."""
+
+
+class Exit(OfProcess, frozen=True, tag="exit", kw_only=True):
+    """The last thread of a process is gone."""
+
+    comm: str
+    depth: int | UnsetType = UNSET
+    exit_code: int | UnsetType = UNSET
+    signal: int | UnsetType = UNSET
+    """Number of the signal that ended it; stands instead of exit_code."""
+    core: bool | UnsetType = UNSET
+    """It dumped core."""
+    duration_ms: int
+    """From its start, whole milliseconds."""
+
+
+class Adopt(Image, frozen=True, tag="adopt", kw_only=True):
+    """A descendant that was already running was found."""
+
+    depth: int | UnsetType = UNSET
+    inferred: bool | UnsetType = UNSET
+    """Its ancestors have gone; its session leader is kin."""
+
+
+class Connection(OfProcess, frozen=True, kw_only=True):
+    """What every line about a connection has."""
+
+    connection_id: str
+    protocol: str
+    family: str
+    local: str
+    remote: str | UnsetType = UNSET
+    result: str | UnsetType = UNSET
+    bytes_in: int | UnsetType = UNSET
+    bytes_out: int | UnsetType = UNSET
+
+
+class Connect(Connection, frozen=True, tag="connect", kw_only=True):
+    """Kin connected, or tried to."""
+
+
+class Accept(Connection, frozen=True, tag="accept", kw_only=True):
+    """Kin accepted a connection."""
+
+
+class Listen(Connection, frozen=True, tag="listen", kw_only=True):
+    """Kin listens."""
+
+
+class Close(Connection, frozen=True, tag="close", kw_only=True):
+    """A connection of kin is over."""
+
+
+class Dns(OfProcess, frozen=True, tag="dns", kw_only=True):
+    """Kin asked for a name."""
+
+    name: str
+    type: str
+    answers: tuple[str, ...] | UnsetType = UNSET
+    rcode: str | UnsetType = UNSET
+
+
+class Judgement(Event, frozen=True, kw_only=True):
+    """What alarm and clear share."""
+
+    watch: str | UnsetType = UNSET
+    behavior: str
+    metric: str
+    value: int | float | tuple[int | float | str, ...]
+    """Of the metric, now."""
+    criteria: Criteria
+    """The expectation."""
+    since: str
+    """When the alarm began."""
+    process_ids: tuple[str, ...] | UnsetType = UNSET
+    """Who broke it."""
+
+
+class Alarm(Judgement, frozen=True, tag="alarm", kw_only=True):
+    """An expectation is broken."""
+
+    lineage: tuple[Ancestor, ...] | UnsetType = UNSET
+    """From the root down to the process that broke it, those that are known."""
+
+
+class Clear(Judgement, frozen=True, tag="clear", kw_only=True):
+    """An expectation holds again."""
+
+
+class Enforced(Event, frozen=True, tag="enforced", kw_only=True):
+    """kinwatch acted on a process."""
+
+    watch: str
+    process_id: str
+    action: str
+    reason: str
+    exe: str | UnsetType = UNSET
+    dry_run: bool | UnsetType = UNSET
+
+
+class Lost(Event, frozen=True, tag="lost", kw_only=True):
+    """Details were lost: lines that will never come."""
+
+    stage: Literal["ring_full", "table_full", "bad_record", "sink_full", "spool_full", "hook_missed"]
+    count: int
+
+
+Line = Root | Fork | Exec | Exit | Adopt | Connect | Accept | Listen | Close | Dns | Alarm | Clear | Enforced | Lost
+"""Any line of the event log."""
+
+_decoder: msgspec.json.Decoder[Line] = msgspec.json.Decoder(Line)
+
+
+def decode(line: bytes) -> Line:
+    """Return the event that a line tells.
+
+    Raises msgspec.DecodeError: no JSON; its child msgspec.ValidationError: JSON that the schema does not allow.
+    """
+    return _decoder.decode(line)

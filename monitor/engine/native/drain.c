@@ -1,0 +1,333 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * From the ring to the door: waits, drains, adds what only user space knows (losses, the clock, arguments of adopted
+ * processes), and puts the engine right after a loss.
+ *
+ * How it waits. After a drain it naps, first for 1 ms; while records keep coming and the ring stays nearly empty the
+ * naps grow to 16 ms, so that a storm costs few wake-ups. A nap that brings nothing is followed by sleep without end.
+ * The hooks wake a sleeper for the next record, a napper only for what is urgent or when the ring fills (see
+ * ebpf/emit.h).
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <bpf/bpf.h>
+#include <bpf/libbpf.h>
+
+#include "loader_parts.h"
+
+enum { NAP_FIRST_MS = 1, NAP_LONGEST_MS = 16, SYNC_SPACING_NS = 250000000, CLOCK_STEP_NS = 1000000 };
+
+static uint64_t clock_ns(clockid_t clock)
+{
+	struct timespec now;
+
+	clock_gettime(clock, &now);
+	return (uint64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+/* -------- staging -------- */
+
+static void staging_flush(struct kw_loader *loader)
+{
+	if (loader->staged)
+		kw_engine_ingest(loader->engine, loader->staging, loader->staged);
+	loader->staged = 0;
+}
+
+static void stage(struct kw_loader *loader, const void *record, uint64_t size)
+{
+	if (loader->staged + size > STAGING_BYTES)
+		staging_flush(loader);
+	if (size > STAGING_BYTES)
+		return;
+	memcpy(loader->staging + loader->staged, record, size);
+	loader->staged += size;
+	loader->batch_bytes += size;
+	loader->batch_records++;
+}
+
+static void header_init(struct kw_header *header, uint32_t size, uint16_t kind)
+{
+	*header = (struct kw_header){.size = size, .kind = kind, .time_ns = clock_ns(CLOCK_BOOTTIME)};
+}
+
+/* The wall clock moves against the boot clock when somebody sets it: tell the engine, which has no clock. */
+static void stage_clock(struct kw_loader *loader)
+{
+	int64_t wall_ns = clock_ns(CLOCK_REALTIME) - clock_ns(CLOCK_BOOTTIME);
+	int64_t moved = wall_ns - loader->wall_ns;
+	struct kw_clock record = {.wall_ns = wall_ns};
+
+	if (loader->wall_ns && moved < CLOCK_STEP_NS && moved > -CLOCK_STEP_NS)
+		return;
+	loader->wall_ns = wall_ns;
+	header_init(&record.header, sizeof(record), KW_CLOCK);
+	stage(loader, &record, sizeof(record));
+}
+
+static void stage_losses(struct kw_loader *loader)
+{
+	struct kw_control *control = loader->set.control;
+
+	for (uint32_t i = 0; i < KW_STAGES; i++) {
+		uint64_t lost = control->lost[i];
+		struct kw_lost record = {.count = lost - control->told[i], .stage = i};
+
+		if (lost == control->told[i])
+			continue;
+		control->told[i] = lost;
+		header_init(&record.header, sizeof(record), KW_LOST);
+		stage(loader, &record, sizeof(record));
+		loader->sync_due |= i == KW_RING_FULL || i == KW_HOOK_MISSED;
+	}
+}
+
+/*
+ * An adopted process runs elsewhere, so the kernel side could not read its arguments: /proc can. The process may have
+ * ended or changed since; then the record goes on without them.
+ */
+static void stage_adopted(struct kw_loader *loader, const struct kw_image *image)
+{
+	struct {
+		struct kw_image image;
+		char bytes[2 * KW_PATH_BYTES + KW_ARGV_BYTES];
+	} * full;
+	uint32_t used = 0;
+	char path[64];
+	ssize_t bytes;
+	int fd;
+
+	full = calloc(1, sizeof(*full));
+	if (!full)
+		return stage(loader, image, image->header.size);
+	full->image = *image;
+	if (image->exe.length && image->exe.length <= KW_PATH_BYTES) {
+		memcpy(full->bytes, (const char *)image + image->exe.offset, image->exe.length);
+		full->image.exe.offset = offsetof(typeof(*full), bytes);
+		used += image->exe.length;
+	}
+	if (image->cwd.length && image->cwd.length <= KW_PATH_BYTES) {
+		memcpy(full->bytes + used, (const char *)image + image->cwd.offset, image->cwd.length);
+		full->image.cwd.offset = offsetof(typeof(*full), bytes) + used;
+		used += image->cwd.length;
+	}
+	snprintf(path, sizeof(path), "/proc/%u/cmdline", image->process.pid);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd >= 0) {
+		bytes = read(fd, full->bytes + used, KW_ARGV_BYTES);
+		if (bytes > 0) {
+			char more;
+
+			full->image.argv = (struct kw_text){offsetof(typeof(*full), bytes) + used, bytes};
+			full->image.argv_bytes = bytes;
+			full->image.header.flags |= KW_HAS_ARGV;
+			if (bytes == KW_ARGV_BYTES && read(fd, &more, 1) == 1) {
+				full->image.header.flags |= KW_TRUNCATED;
+				full->image.argv_bytes++;
+			}
+			used += bytes;
+		}
+		close(fd);
+	}
+	full->image.header.size = (offsetof(typeof(*full), bytes) + used + 7) & ~7u;
+	stage(loader, full, full->image.header.size);
+	free(full);
+}
+
+static int on_record(void *context, void *data, size_t size)
+{
+	struct kw_loader *loader = context;
+	const struct kw_header *header = data;
+
+	if (size >= sizeof(struct kw_image) && header->kind == KW_ADOPT)
+		stage_adopted(loader, data);
+	else
+		stage(loader, data, size);
+	return loader->batch_bytes >= BATCH_BYTES ? -EAGAIN
+						  : 0; /* enough for one batch; libbpf has moved past this one */
+}
+
+/* -------- draining -------- */
+
+static int64_t drain_once(struct kw_loader *loader, struct kw_engine *engine)
+{
+	loader->engine = engine;
+	loader->batch_bytes = 0;
+	loader->batch_records = 0;
+	stage_clock(loader);
+	ring_buffer__consume(loader->ring);
+	stage_losses(loader);
+	staging_flush(loader);
+	return loader->batch_records;
+}
+
+static int sync_rows(void *context, const uint8_t *bytes, uint64_t length)
+{
+	struct kw_loader *loader = context;
+
+	kw_engine_ingest(loader->engine, bytes, length);
+	return 0;
+}
+
+int kw_loader_sync(struct kw_loader *loader, struct kw_engine *engine)
+{
+	struct kw_sync edge = {};
+	int64_t bytes;
+
+	loader->engine = engine;
+	loader->sync_due = 0;
+	loader->last_sync_ns = clock_ns(CLOCK_BOOTTIME);
+	loader->syncs++;
+	header_init(&edge.header, sizeof(edge), KW_SYNC);
+	kw_engine_ingest(engine, (const uint8_t *)&edge, sizeof(edge));
+	bytes = iterator_run(loader->set.links[LINK_DUMP], sync_rows, loader);
+	edge.phase = 2;
+	header_init(&edge.header, sizeof(edge), KW_SYNC);
+	kw_engine_ingest(engine, (const uint8_t *)&edge, sizeof(edge));
+	return bytes < 0 ? loader_fail(loader, bytes, "cannot read the lineage map: %s", strerror(-bytes)) : 0;
+}
+
+int64_t kw_loader_drain(struct kw_loader *loader, struct kw_engine *engine)
+{
+	int64_t total = 0, records;
+
+	do {
+		records = drain_once(loader, engine);
+		total += records;
+	} while (records);
+	if (loader->sync_due)
+		kw_loader_sync(loader, engine);
+	return total;
+}
+
+static uint64_t ring_used(const struct kw_loader *loader)
+{
+	return __atomic_load_n(loader->producer, __ATOMIC_ACQUIRE) -
+	       __atomic_load_n(loader->consumer, __ATOMIC_ACQUIRE);
+}
+
+/* Wait for a wake-up, or for the nap to end. */
+static void wait_for_hooks(struct kw_loader *loader, uint32_t state, int timeout_ms)
+{
+	struct kw_control *control = loader->set.control;
+	struct epoll_event event;
+
+	__atomic_store_n(&control->reader, state, __ATOMIC_SEQ_CST);
+	__atomic_thread_fence(__ATOMIC_SEQ_CST);
+	if (state == KW_READER_NAPPING || !ring_used(loader)) {
+		epoll_wait(loader->poll_fd, &event, 1, timeout_ms);
+		loader->polls++;
+	}
+	__atomic_store_n(&control->reader, KW_READER_AWAKE, __ATOMIC_SEQ_CST);
+}
+
+int64_t kw_loader_poll(struct kw_loader *loader, struct kw_engine *engine)
+{
+	int napped = 0;
+
+	while (!__atomic_load_n(&loader->stopped, __ATOMIC_ACQUIRE)) {
+		uint64_t used = ring_used(loader);
+		int64_t records;
+
+		if (napped && used > loader->ring_bytes / 4)
+			loader->nap_ms = loader->nap_ms > 1 ? loader->nap_ms / 2 : 1;
+		else if (napped && used > 0 && used < loader->ring_bytes / 16 && loader->nap_ms < NAP_LONGEST_MS)
+			loader->nap_ms *= 2;
+		records = drain_once(loader, engine);
+		if (loader->sync_due &&
+		    (!records || clock_ns(CLOCK_BOOTTIME) - loader->last_sync_ns > SYNC_SPACING_NS) &&
+		    !ring_used(loader)) {
+			kw_loader_sync(loader, engine);
+			return records + 1; /* an alarm may have come of it */
+		}
+		if (records)
+			return records;
+		if (napped || loader->nap_ms == 0) {
+			loader->nap_ms = NAP_FIRST_MS;
+			wait_for_hooks(loader, KW_READER_SLEEPING, -1);
+			napped = 0;
+		} else {
+			wait_for_hooks(loader, KW_READER_NAPPING, loader->nap_ms);
+			napped = 1;
+		}
+	}
+	return 0;
+}
+
+void kw_loader_stop(struct kw_loader *loader)
+{
+	uint64_t one = 1;
+
+	__atomic_store_n(&loader->stopped, 1, __ATOMIC_RELEASE);
+	if (loader->stop_fd >= 0 && write(loader->stop_fd, &one, sizeof(one)) < 0)
+		return; /* the counter is full: it is readable all the same */
+}
+
+/* -------- opening -------- */
+
+static int watch_fd(struct kw_loader *loader, int fd, uint32_t events)
+{
+	struct epoll_event event = {.events = events, .data.fd = fd};
+
+	return epoll_ctl(loader->poll_fd, EPOLL_CTL_ADD, fd, &event) ? -errno : 0;
+}
+
+int drain_open(struct kw_loader *loader)
+{
+	int ring_fd = loader->set.maps[MAP_EVENTS];
+	struct bpf_map_info info = {};
+	uint32_t size = sizeof(info);
+	long page = sysconf(_SC_PAGESIZE);
+	void *pages;
+
+	loader->staging = malloc(STAGING_BYTES);
+	if (!loader->staging || bpf_obj_get_info_by_fd(ring_fd, &info, &size))
+		return loader_fail(loader, -ENOMEM, "cannot look at the ring");
+	loader->ring_bytes = info.max_entries;
+	loader->nap_ms = NAP_FIRST_MS;
+	loader->ring = ring_buffer__new(ring_fd, on_record, loader, NULL);
+	if (!loader->ring)
+		return loader_fail(loader, -errno, "cannot map the ring: %s", strerror(errno));
+	/* The two position pages, for ring_used(); libbpf keeps its own mapping to itself. */
+	pages = mmap(NULL, page, PROT_READ, MAP_SHARED, ring_fd, 0);
+	if (pages == MAP_FAILED)
+		return loader_fail(loader, -errno, "cannot map the ring: %s", strerror(errno));
+	loader->consumer = pages;
+	pages = mmap(NULL, page, PROT_READ, MAP_SHARED, ring_fd, page);
+	if (pages == MAP_FAILED)
+		return loader_fail(loader, -errno, "cannot map the ring: %s", strerror(errno));
+	loader->producer = pages;
+	loader->poll_fd = epoll_create1(EPOLL_CLOEXEC);
+	loader->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	/* Edge-triggered: data that is there does not end a nap, only a wake-up does. */
+	if (loader->poll_fd < 0 || loader->stop_fd < 0 || watch_fd(loader, ring_fd, EPOLLIN | EPOLLET) ||
+	    watch_fd(loader, loader->stop_fd, EPOLLIN))
+		return loader_fail(loader, -errno, "cannot wait for the ring: %s", strerror(errno));
+	return 0;
+}
+
+void drain_close(struct kw_loader *loader)
+{
+	long page = sysconf(_SC_PAGESIZE);
+
+	ring_buffer__free(loader->ring);
+	if (loader->consumer)
+		munmap((void *)loader->consumer, page);
+	if (loader->producer)
+		munmap((void *)loader->producer, page);
+	if (loader->poll_fd >= 0)
+		close(loader->poll_fd);
+	if (loader->stop_fd >= 0)
+		close(loader->stop_fd);
+	free(loader->staging);
+}

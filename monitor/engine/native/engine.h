@@ -1,0 +1,56 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The engine's C API. Declarations only, no preprocessor line: cffi reads this file, after ebpf/event.h, as its cdef.
+ *
+ * The engine owns the lineage table, counters, instant expectations and JSON lines. It refuses to know clocks, file
+ * descriptors, the kernel, sinks: it is a function of the bytes that come through kw_engine_ingest().
+ *
+ * Any thread may call; one mutex per engine, held per batch. Results >= 0; failures are negative errno.
+ */
+
+struct kw_engine;
+
+/* What one take hands out. The pointers stay valid until the next take; the caller copies. */
+struct kw_batch {
+	const char *lines;	/* JSON lines, each ended by \n, valid UTF-8 */
+	uint64_t lines_bytes;
+	uint64_t lines_count;
+	const uint8_t *records; /* accepted records, raw; only while recording */
+	uint64_t records_bytes;
+	uint64_t alarms;	/* alarm lines among them */
+	uint64_t clears;	/* clear lines among them */
+};
+
+/* An engine for at most max_processes live kin. NULL: out of memory. */
+struct kw_engine *kw_engine_new(uint32_t max_processes);
+void kw_engine_free(struct kw_engine *engine);
+
+/* Define slot's watch (or rename it, or change its limit). child_limit: most descendants alive before an alarm, -1: none.
+ * -EINVAL: slot out of range, name empty or too long. */
+int kw_engine_watch(struct kw_engine *engine, uint32_t slot, const char *name, int64_t child_limit);
+/* Forget slot's watch, its memberships and counters. */
+int kw_engine_unwatch(struct kw_engine *engine, uint32_t slot);
+
+/* The one door: records back to back, any bytes. Returns the number of records accepted; what is refused is counted
+ * as KW_BAD_RECORD and, when a record's size cannot be trusted, the rest of the bytes with it. */
+int64_t kw_engine_ingest(struct kw_engine *engine, const uint8_t *bytes, uint64_t length);
+
+/* Hand out the lines made since the last take. */
+void kw_engine_take(struct kw_engine *engine, struct kw_batch *batch);
+/* Also keep accepted records for kw_engine_take, from now on (on = 1) or no more (0). */
+void kw_engine_record(struct kw_engine *engine, int on);
+
+/* Counters of slot as the records tell them. reader >= 0: also begin that reader's window (window_peak := alive). */
+int kw_engine_counters(struct kw_engine *engine, uint32_t slot, int reader, struct kw_counters *counters);
+/* Losses by enum kw_stage since the engine was made, KW_STAGES cells. */
+void kw_engine_losses(struct kw_engine *engine, uint64_t *losses);
+
+/* A mark for kw_engine_exes: executables noted after it are newer. */
+uint64_t kw_engine_mark(struct kw_engine *engine);
+/* Distinct executables run by descendants of slot after mark: paths, each ended by a zero byte, into out. Returns the bytes
+ * needed (> capacity: nothing was written); *missed: distinct executables beyond the bounded set. */
+int64_t kw_engine_exes(struct kw_engine *engine, uint32_t slot, uint64_t mark, char *out, uint64_t capacity, uint64_t *missed);
+
+/* Live kin, one JSON object a line, parents before children: for tree and status. Returns the bytes needed
+ * (> capacity: nothing was written). */
+int64_t kw_engine_tree(struct kw_engine *engine, char *out, uint64_t capacity);

@@ -1,0 +1,91 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The loader's C API: puts the kernel side in place, drains its ring into the engine, reads its counters. Declarations only:
+ * cffi reads this file too. loader.c and facts.c alone know libbpf.
+ *
+ * Results >= 0; failures are negative errno with a sentence in kw_loader_error(). One thread may sit in kw_loader_poll();
+ * kw_loader_stop(), kw_loader_snapshot() and kw_loader_losses() may be called from others meanwhile, everything else not.
+ */
+
+struct kw_loader;
+
+struct kw_loader_config {
+	const char *object;    /* path of kinwatch.bpf.o */
+	const char *btf;       /* BTF file for a kernel without its own, "" for the kernel's */
+	const char *pins;      /* directory in a bpffs to pin into and to take over from, "": no pins */
+	uint32_t ring_bytes;   /* a power of two, at least a page */
+	uint32_t max_processes;
+};
+
+/* What kw_loader_open() found under the pins. */
+enum kw_origin {
+	KW_ORIGIN_NEW = 0,	/* nothing: everything was loaded anew */
+	KW_ORIGIN_TAKEN_OVER = 1, /* the same programs, live: their records, rows and counters go on */
+	KW_ORIGIN_SWAPPED = 2	/* other programs: ours went live before theirs were taken away */
+};
+
+struct kw_loader_state {
+	uint64_t generation; /* names the life of the counters: random, made with the maps */
+	uint64_t since_ns;   /* CLOCK_BOOTTIME when the maps were made */
+	uint64_t kin;	     /* rows in the lineage map */
+	uint64_t emitted;    /* records submitted by the hooks */
+	uint64_t woken;	     /* wake-ups the hooks asked for */
+	uint64_t polls;	     /* times the reader woke up, for whatever reason */
+	uint64_t syncs;	     /* times the engine's table was put right from the lineage map */
+	uint32_t origin;     /* enum kw_origin */
+	uint32_t watches_known; /* reserved */
+};
+
+/* Open, load or take over; hooks are live when it returns, rules (if taken over) as they were. On failure *loader is still
+ * set when there was memory for it: read kw_loader_error(), then free it. */
+int kw_loader_open(const struct kw_loader_config *config, struct kw_loader **loader);
+const char *kw_loader_error(const struct kw_loader *loader);
+/* keep: leave the pins (the kernel goes on without us); else everything is unloaded. */
+void kw_loader_free(struct kw_loader *loader, int keep);
+/* Remove what any loader pinned at that directory. Returns 1 if there was something, 0 if not. */
+int kw_loader_unpin(const char *pins, char *error, uint64_t error_capacity);
+
+/* Match rules: what makes a process a root of slot. -E2BIG: the table is full. */
+int kw_loader_match_name(struct kw_loader *loader, uint32_t slot, const char *name);
+int kw_loader_match_file(struct kw_loader *loader, uint32_t slot, uint32_t major, uint32_t minor, uint64_t inode);
+int kw_loader_match_place(struct kw_loader *loader, uint32_t slot, uint32_t major, uint32_t minor, uint64_t inode, const char *name);
+int kw_loader_match_pid(struct kw_loader *loader, uint32_t slot, uint32_t pid);
+int kw_loader_match_cgroup(struct kw_loader *loader, uint32_t slot, uint64_t id);
+int kw_loader_match_cgroup_path(struct kw_loader *loader, uint32_t slot, const char *path);
+/* Take slot's rules away; its kin stay. */
+int kw_loader_unmatch(struct kw_loader *loader, uint32_t slot);
+/* Most children alive before the hooks wake the reader at once, -1: no limit. */
+int kw_loader_limit(struct kw_loader *loader, uint32_t slot, int64_t limit);
+
+/* Take in running processes that match, and their descendants, for the slots in `watches`; to a fixed point. Returns how many. */
+int64_t kw_loader_adopt(struct kw_loader *loader, uint64_t watches);
+/* No process is kin of the slots in `watches` any more; their counters go to zero. */
+int kw_loader_forget(struct kw_loader *loader, uint64_t watches);
+
+/* Wait for records and push them through the engine's door. Returns their number; 0: kw_loader_stop() was called. */
+int64_t kw_loader_poll(struct kw_loader *loader, struct kw_engine *engine);
+/* The same without waiting: everything that is there. */
+int64_t kw_loader_drain(struct kw_loader *loader, struct kw_engine *engine);
+/* Put the engine's table right from the lineage map. */
+int kw_loader_sync(struct kw_loader *loader, struct kw_engine *engine);
+/* Make poll return 0, from any thread, now and later. */
+void kw_loader_stop(struct kw_loader *loader);
+
+/* KW_SLOTS rows of counters, one consistent struct each; reader >= 0 begins that reader's window. */
+int kw_loader_snapshot(struct kw_loader *loader, int reader, struct kw_counters *counters);
+/* KW_STAGES cells, since the maps were made. */
+int kw_loader_losses(struct kw_loader *loader, uint64_t *losses);
+void kw_loader_read_state(struct kw_loader *loader, struct kw_loader_state *state);
+
+/* What the kernel offers: facts without a decision. -1: could not be found out. */
+struct kw_facts {
+	int btf;	   /* /sys/kernel/btf/vmlinux (or the named file) can be read */
+	int ring_buffer;
+	int tracing;	   /* tracing programs (tp_btf, iterators) can be loaded */
+	int capable;	   /* CAP_BPF and CAP_PERFMON, or CAP_SYS_ADMIN */
+	int bpffs;	   /* a bpffs is mounted at /sys/fs/bpf */
+	int cgroup2;	   /* a cgroup2 hierarchy is mounted */
+	int lockdown_confidentiality; /* the kernel refuses programs that read its memory */
+	int proc_connector; /* reserved for the netlink capture: the connector family exists */
+};
+void kw_facts_probe(const char *btf, struct kw_facts *facts, char *why, uint64_t why_capacity);

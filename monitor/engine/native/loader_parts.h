@@ -1,0 +1,95 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the loader's files share: loader.c (open, pins, free), tables.c (rules), drain.c (ring to door). */
+#ifndef KINWATCH_LOADER_PARTS_H
+#define KINWATCH_LOADER_PARTS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "event.h"
+#include "table.h"
+#include "engine.h"
+#include "loader.h"
+
+struct bpf_object;
+struct bpf_link;
+struct ring_buffer;
+
+enum map_index {
+	MAP_EVENTS,
+	MAP_KIN,
+	MAP_FILTER,
+	MAP_COUNTERS,
+	MAP_NAMES,
+	MAP_FILES,
+	MAP_PLACES,
+	MAP_PIDS,
+	MAP_CGROUPS,
+	MAP_CGROUP_PATHS,
+	MAP_EDGES,
+	MAP_CONTROL,
+	MAPS
+};
+
+enum link_index {
+	LINK_FORK,
+	LINK_EXEC,
+	LINK_EXIT,
+	LINK_CGROUP_ATTACH,
+	LINK_CGROUP_MKDIR,
+	LINK_CGROUP_RMDIR,
+	LINK_WALK,
+	LINK_FORGET,
+	LINK_DUMP,
+	LINK_SNAPSHOT,
+	LINKS
+};
+
+enum { STAGING_BYTES = 256 * 1024, BATCH_BYTES = 1024 * 1024 };
+
+/* One set of maps and links in the kernel, whoever loaded it. */
+struct kernel_set {
+	int maps[MAPS];
+	int links[LINKS];
+	struct kw_control *control; /* mapped */
+};
+
+struct kw_loader {
+	struct kernel_set set;
+	struct bpf_object *object; /* NULL when taken over */
+	struct bpf_link *owned[LINKS];
+	char pins[256]; /* "" = unpinned */
+	uint32_t origin;
+	char error[1024];
+
+	/* drain */
+	struct ring_buffer *ring;
+	int poll_fd;
+	int stop_fd;
+	int stopped;
+	const uint64_t *producer; /* position pages of the ring, read only */
+	const uint64_t *consumer;
+	uint64_t ring_bytes;
+	uint32_t nap_ms;
+	uint64_t last_sync_ns;
+	int sync_due;
+	int64_t wall_ns;
+	uint64_t polls, syncs;
+	struct kw_engine *engine; /* during a drain */
+	uint8_t *staging;
+	uint64_t staged, batch_bytes;
+	int64_t batch_records;
+};
+
+int loader_fail(struct kw_loader *loader, int error, const char *format, ...) __attribute__((format(printf, 3, 4)));
+int drain_open(struct kw_loader *loader);
+void drain_close(struct kw_loader *loader);
+/* Read all of an iterator; returns bytes read. `each` may be NULL. */
+int64_t iterator_run(int link_fd, int (*each)(void *context, const uint8_t *bytes, uint64_t length), void *context);
+
+static inline uint64_t slot_bit(uint32_t slot)
+{
+	return 1ULL << slot;
+}
+
+#endif

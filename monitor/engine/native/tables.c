@@ -1,0 +1,215 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The match tables, limits and memberships as user space writes them. Masks are read, changed and written back: only
+ * one daemon writes them, and hooks only read.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <bpf/bpf.h>
+
+#include "loader_parts.h"
+
+struct name_key {
+	char name[KW_NAME_BYTES];
+};
+
+static const enum map_index rule_maps[] = {MAP_NAMES, MAP_FILES, MAP_PLACES, MAP_PIDS, MAP_CGROUPS, MAP_CGROUP_PATHS};
+
+enum { RULE_MAPS = sizeof(rule_maps) / sizeof(rule_maps[0]) };
+
+static int is_cgroup_map(enum map_index map)
+{
+	return map == MAP_CGROUPS || map == MAP_CGROUP_PATHS;
+}
+
+static int rule_add(struct kw_loader *loader, enum map_index map, const void *key, uint32_t slot)
+{
+	struct kw_control *control = loader->set.control;
+	uint64_t mask = 0;
+	int fd = loader->set.maps[map];
+	int known;
+
+	if (slot >= KW_SLOTS)
+		return loader_fail(loader, -EINVAL, "slot %u is out of range", slot);
+	known = bpf_map_lookup_elem(fd, key, &mask) == 0;
+	mask |= slot_bit(slot);
+	if (bpf_map_update_elem(fd, key, &mask, BPF_ANY))
+		return loader_fail(loader, -errno, "cannot add a match rule: %s", strerror(errno));
+	if (!known) {
+		/* the count goes up after the row is there: a hook that sees the count sees the row */
+		__sync_fetch_and_add(&control->rules, 1);
+		if (is_cgroup_map(map))
+			__sync_fetch_and_add(&control->cgroup_rules, 1);
+	}
+	return 0;
+}
+
+int kw_loader_match_name(struct kw_loader *loader, uint32_t slot, const char *name)
+{
+	struct name_key key = {};
+
+	if (!name[0] || strlen(name) >= sizeof(key.name))
+		return loader_fail(loader, -EINVAL, "a process name has 1 to %zu bytes: %s", sizeof(key.name) - 1,
+				   name);
+	memcpy(key.name, name, strlen(name));
+	return rule_add(loader, MAP_NAMES, &key, slot);
+}
+
+static uint32_t kernel_device(uint32_t major, uint32_t minor)
+{
+	return major << 20 | minor;
+}
+
+int kw_loader_match_file(struct kw_loader *loader, uint32_t slot, uint32_t major, uint32_t minor, uint64_t inode)
+{
+	struct kw_file_key key = {.inode = inode, .device = kernel_device(major, minor)};
+
+	return rule_add(loader, MAP_FILES, &key, slot);
+}
+
+int kw_loader_match_place(struct kw_loader *loader, uint32_t slot, uint32_t major, uint32_t minor, uint64_t inode,
+			  const char *name)
+{
+	struct kw_place_key key = {.directory_inode = inode, .directory_device = kernel_device(major, minor)};
+
+	if (!name[0] || strlen(name) >= sizeof(key.name))
+		return loader_fail(loader, -EINVAL, "a file name that is watched has 1 to %zu bytes: %s",
+				   sizeof(key.name) - 1, name);
+	memcpy(key.name, name, strlen(name));
+	return rule_add(loader, MAP_PLACES, &key, slot);
+}
+
+int kw_loader_match_pid(struct kw_loader *loader, uint32_t slot, uint32_t pid)
+{
+	return rule_add(loader, MAP_PIDS, &pid, slot);
+}
+
+int kw_loader_match_cgroup(struct kw_loader *loader, uint32_t slot, uint64_t id)
+{
+	return rule_add(loader, MAP_CGROUPS, &id, slot);
+}
+
+int kw_loader_match_cgroup_path(struct kw_loader *loader, uint32_t slot, const char *path)
+{
+	struct kw_cgroup_path key = {};
+
+	if (path[0] != '/' || strlen(path) >= sizeof(key.path))
+		return loader_fail(loader, -EINVAL, "a cgroup path starts with / and has at most %zu bytes: %s",
+				   sizeof(key.path) - 1, path);
+	memcpy(key.path, path, strlen(path));
+	return rule_add(loader, MAP_CGROUP_PATHS, &key, slot);
+}
+
+int kw_loader_unmatch(struct kw_loader *loader, uint32_t slot)
+{
+	struct kw_control *control = loader->set.control;
+	char key[256], next[256];
+
+	for (int i = 0; i < RULE_MAPS; i++) {
+		int fd = loader->set.maps[rule_maps[i]];
+		void *previous = NULL;
+
+		while (bpf_map_get_next_key(fd, previous, next) == 0) {
+			uint64_t mask = 0;
+
+			memcpy(key, next, sizeof(key));
+			if (bpf_map_lookup_elem(fd, key, &mask) || !(mask & slot_bit(slot))) {
+				previous = key;
+				continue;
+			}
+			mask &= ~slot_bit(slot);
+			if (mask) {
+				bpf_map_update_elem(fd, key, &mask, BPF_ANY);
+				previous = key;
+			} else {
+				bpf_map_delete_elem(fd, key);
+				__sync_fetch_and_sub(&control->rules, 1);
+				if (is_cgroup_map(rule_maps[i]))
+					__sync_fetch_and_sub(&control->cgroup_rules, 1);
+				previous = NULL; /* the key to go on from is gone */
+			}
+		}
+	}
+	return 0;
+}
+
+int kw_loader_limit(struct kw_loader *loader, uint32_t slot, int64_t limit)
+{
+	struct kw_control *control = loader->set.control;
+
+	if (slot >= KW_SLOTS)
+		return loader_fail(loader, -EINVAL, "slot %u is out of range", slot);
+	control->limits[slot] = limit;
+	if (limit >= 0)
+		__sync_fetch_and_or(&control->limited, slot_bit(slot));
+	else
+		__sync_fetch_and_and(&control->limited, ~slot_bit(slot));
+	return 0;
+}
+
+static void edges_empty(struct kw_loader *loader)
+{
+	int fd = loader->set.maps[MAP_EDGES];
+	uint32_t pid;
+
+	while (bpf_map_get_next_key(fd, NULL, &pid) == 0)
+		if (bpf_map_delete_elem(fd, &pid))
+			break;
+}
+
+/* Run an iterator that counts what it changed in control->adopted until a run changes nothing. */
+static int64_t run_to_fixed_point(struct kw_loader *loader, enum link_index link)
+{
+	struct kw_control *control = loader->set.control;
+	int64_t total = 0;
+
+	for (;;) {
+		int64_t bytes;
+
+		control->adopted = 0;
+		bytes = iterator_run(loader->set.links[link], NULL, NULL);
+		if (bytes < 0)
+			return loader_fail(loader, bytes, "cannot walk the tasks: %s", strerror(-bytes));
+		if (!control->adopted)
+			return total;
+		total += control->adopted;
+	}
+}
+
+int64_t kw_loader_adopt(struct kw_loader *loader, uint64_t watches)
+{
+	struct kw_control *control = loader->set.control;
+	int64_t total;
+
+	control->adopt_watches = watches;
+	control->bootstrapping = 1;
+	__sync_synchronize();
+	total = run_to_fixed_point(loader, LINK_WALK);
+	control->bootstrapping = 0;
+	control->adopt_watches = 0;
+	__sync_synchronize();
+	edges_empty(loader);
+	return total;
+}
+
+int kw_loader_forget(struct kw_loader *loader, uint64_t watches)
+{
+	struct {
+		uint32_t lock, reserved;
+		struct kw_counters cells;
+	} zero = {};
+	int64_t total;
+
+	loader->set.control->forget_watches = watches;
+	__sync_synchronize();
+	total = run_to_fixed_point(loader, LINK_FORGET);
+	loader->set.control->forget_watches = 0;
+	if (total < 0)
+		return total;
+	for (uint32_t slot = 0; slot < KW_SLOTS; slot++)
+		if (watches & slot_bit(slot))
+			bpf_map_update_elem(loader->set.maps[MAP_COUNTERS], &slot, &zero, BPF_F_LOCK);
+	return 0;
+}

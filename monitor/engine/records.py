@@ -1,0 +1,253 @@
+"""Records as bytes, made field by field in the layout of ebpf/event.h: for captures in Python and for tests.
+
+Owns the building of records; the layout is the C compiler's. Refuses to know what the engine makes of them.
+
+An argument that is None is unknown: its flag stays clear and the line leaves the key out. Times are nanoseconds of
+CLOCK_BOOTTIME, masks have bit 1 << slot. Further flags (KW_TRUNCATED, KW_APPROXIMATE, ...) are ORed in through `flags`.
+"""
+
+# ruff: noqa: PLR0913, PLR0917 - one argument per field of the wire
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from monitor.engine._native import ffi, lib
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from monitor.engine._native import CData
+
+_ALIGNMENT = 8
+
+
+class ProcessId(NamedTuple):
+    """A process: pid in the initial pid namespace and start time, nanoseconds of CLOCK_BOOTTIME."""
+
+    pid: int
+    start_ns: int
+
+    def __str__(self) -> str:
+        """As lines write it: `pid-ticks`."""
+        return f"{self.pid}-{self.start_ns // lib.KW_TICK_NS}"
+
+
+class Lineage(NamedTuple):
+    """The outermost root of a process and how far below it the process is (the root itself: 0)."""
+
+    root: ProcessId
+    depth: int
+
+
+class Credentials(NamedTuple):
+    """Effective owner, in the initial user namespace."""
+
+    uid: int
+    gid: int
+
+
+def _header(record: CData, kind: int, time_ns: int, watches: int, roots: int, flags: int) -> None:
+    header = record.header
+    header.size = ffi.sizeof(record[0])
+    header.kind = kind
+    header.flags = flags
+    header.time_ns = time_ns
+    header.watches = watches
+    header.roots = roots
+
+
+def _id(cell: CData, process: ProcessId) -> None:
+    cell.pid = process.pid
+    cell.start_ns = process.start_ns
+
+
+def _comm(record: CData, comm: bytes) -> None:
+    kept = comm[: lib.KW_COMM_BYTES]
+    ffi.memmove(record.comm, kept, len(kept))
+
+
+def _lineage(record: CData, lineage: Lineage | None) -> int:
+    if lineage is None:
+        return 0
+    _id(record.root, lineage.root)
+    record.depth = lineage.depth
+    return lib.KW_HAS_ROOT
+
+
+def _parent(record: CData, parent: ProcessId | None) -> int:
+    if parent is None:
+        return 0
+    _id(record.parent, parent)
+    return lib.KW_HAS_PARENT
+
+
+def _uid(record: CData, uid: int | None) -> int:
+    if uid is None:
+        return 0
+    record.uid = uid
+    return lib.KW_HAS_CREDENTIALS
+
+
+def _bytes(record: CData) -> bytes:
+    return bytes(ffi.buffer(record))
+
+
+def fork_record(
+    *,
+    time_ns: int,
+    process: ProcessId,
+    parent: ProcessId | None,
+    watches: int,
+    comm: bytes,
+    lineage: Lineage | None = None,
+    uid: int | None = None,
+    flags: int = 0,
+) -> bytes:
+    """`struct kw_fork`: a child of kin was made. comm is cut at 16 bytes."""
+    record = ffi.new("struct kw_fork *")
+    flags |= _parent(record, parent) | _lineage(record, lineage) | _uid(record, uid)
+    _header(record, lib.KW_FORK, time_ns, watches, 0, flags)
+    _id(record.process, process)
+    _comm(record, comm)
+    return _bytes(record)
+
+
+def image_record(
+    *,
+    kind: int,
+    time_ns: int,
+    process: ProcessId,
+    watches: int,
+    comm: bytes,
+    roots: int = 0,
+    fresh: int = 0,
+    cause: int = 0,
+    parent: ProcessId | None = None,
+    lineage: Lineage | None = None,
+    ppid: int | None = None,
+    credentials: Credentials | None = None,
+    exe: bytes | None = None,
+    inode: int = 0,
+    device: int = 0,
+    script: bytes | None = None,
+    argv: Sequence[bytes] | None = None,
+    cwd: bytes | None = None,
+    flags: int = 0,
+) -> bytes:
+    """`struct kw_image` of kind KW_EXEC or KW_ADOPT, with its tail.
+
+    Paths are cut at KW_PATH_BYTES, the argument block at KW_ARGV_BYTES; what was cut sets KW_TRUNCATED. cause must be
+    one of KW_CAUSE_* where `fresh` has a root's bit.
+    """
+    record = ffi.new("struct kw_image *")
+    flags |= _parent(record, parent) | _lineage(record, lineage)
+    if credentials is not None:
+        record.uid, record.gid = credentials
+        flags |= lib.KW_HAS_CREDENTIALS
+    if ppid is not None:
+        record.ppid = ppid
+        flags |= lib.KW_HAS_PPID
+    if exe is not None:
+        record.inode, record.device = inode, device
+        flags |= lib.KW_HAS_EXE
+    block = b""
+    if argv is not None:
+        block = b"".join(argument + b"\0" for argument in argv)
+        record.argv_bytes = len(block)
+        flags |= lib.KW_HAS_ARGV
+    record.fresh = fresh
+    record.cause = cause
+    _id(record.process, process)
+    _comm(record, comm)
+    tail = b""
+    for cell, text, longest in (
+        (record.exe, exe or b"", lib.KW_PATH_BYTES),
+        (record.script, script or b"", lib.KW_PATH_BYTES),
+        (record.argv, block, lib.KW_ARGV_BYTES),
+        (record.cwd, cwd or b"", lib.KW_PATH_BYTES),
+    ):
+        kept = text[:longest]
+        if len(text) > longest:
+            flags |= lib.KW_TRUNCATED
+        if kept:
+            cell.offset = ffi.sizeof("struct kw_image") + len(tail)
+            cell.length = len(kept)
+            tail += kept
+    tail += bytes(-len(tail) % _ALIGNMENT)
+    _header(record, kind, time_ns, watches, roots, flags)
+    record.header.size += len(tail)
+    return _bytes(record) + tail
+
+
+def exit_record(
+    *,
+    time_ns: int,
+    process: ProcessId,
+    watches: int,
+    comm: bytes,
+    roots: int = 0,
+    lineage: Lineage | None = None,
+    status: int | None = None,
+    uid: int | None = None,
+    flags: int = 0,
+) -> bytes:
+    """`struct kw_exit`: the last thread is gone. status is as wait(2) gives it."""
+    record = ffi.new("struct kw_exit *")
+    flags |= _lineage(record, lineage) | _uid(record, uid)
+    if status is not None:
+        record.status = status
+        flags |= lib.KW_HAS_STATUS
+    _header(record, lib.KW_EXIT, time_ns, watches, roots, flags)
+    _id(record.process, process)
+    _comm(record, comm)
+    return _bytes(record)
+
+
+def forget_record(*, time_ns: int, process: ProcessId, gone: int, watches: int = 0, roots: int = 0) -> bytes:
+    """`struct kw_forget`: the process lives on, no longer kin of the slots in `gone`; watches, roots: what is left."""
+    record = ffi.new("struct kw_forget *")
+    _header(record, lib.KW_FORGET, time_ns, watches, roots, 0)
+    _id(record.process, process)
+    record.gone = gone
+    return _bytes(record)
+
+
+def sync_record(
+    *,
+    phase: int,
+    time_ns: int,
+    process: ProcessId | None = None,
+    watches: int = 0,
+    roots: int = 0,
+    parent: ProcessId | None = None,
+    lineage: Lineage | None = None,
+    uid: int | None = None,
+    comm: bytes = b"",
+    flags: int = 0,
+) -> bytes:
+    """`struct kw_sync`: phase 0 begins (time_ns: before the first row was read), 1 is a row, 2 ends."""
+    record = ffi.new("struct kw_sync *")
+    flags |= _parent(record, parent) | _lineage(record, lineage) | _uid(record, uid)
+    _header(record, lib.KW_SYNC, time_ns, watches, roots, flags)
+    if process is not None:
+        _id(record.process, process)
+    record.phase = phase
+    _comm(record, comm)
+    return _bytes(record)
+
+
+def lost_record(*, time_ns: int, stage: int, count: int) -> bytes:
+    """`struct kw_lost`: `count` details were lost at `stage` (enum kw_stage)."""
+    record = ffi.new("struct kw_lost *")
+    _header(record, lib.KW_LOST, time_ns, 0, 0, 0)
+    record.stage = stage
+    record.count = count
+    return _bytes(record)
+
+
+def clock_record(*, time_ns: int, wall_ns: int) -> bytes:
+    """`struct kw_clock`: CLOCK_REALTIME - CLOCK_BOOTTIME, nanoseconds, from here on."""
+    record = ffi.new("struct kw_clock *")
+    _header(record, lib.KW_CLOCK, time_ns, 0, 0, 0)
+    record.wall_ns = wall_ns
+    return _bytes(record)

@@ -1,0 +1,74 @@
+"""What the command line asked for beside the configuration; knows neither argparse nor what the agent does with it."""
+
+from __future__ import annotations
+
+from pathlib import Path  # noqa: TC003 - msgspec reads the fields' types
+from typing import Literal
+
+import msgspec
+
+from monitor import config
+from monitor.config import Config
+
+CaptureKind = Literal["auto", "core", "bcc", "netlink", "poll"]
+
+
+class Overrides(msgspec.Struct, frozen=True, kw_only=True):
+    """Flags that stand over the file's values, kept so that a reload can lay them over the new file again."""
+
+    names: tuple[str, ...] = ()
+    """`--watch NAME`: process names."""
+    exes: tuple[str, ...] = ()
+    """`--exe PATH`."""
+    pids: tuple[int, ...] = ()
+    """`--pid PID`."""
+    command: tuple[str, ...] = ()
+    """`-- COMMAND ARG...`."""
+    expects: tuple[str, ...] = ()
+    """`--expect METRIC=N`, as typed."""
+    capture: CaptureKind | None = None
+    """`--capture`; None: the file decides."""
+    log: str | None = None
+    """`--log`; None: the file decides."""
+    report_to: str | None = None
+    """`--report-to`; None: the file decides."""
+    interval_s: int | None = None
+    """`--interval-s`; None: the file decides."""
+
+
+class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """`kinwatch run`."""
+
+    config_path: Path | None = None
+    """The file that was read; None: there is none and the flags are everything."""
+    log: str = "-"
+    """Where event lines go: a path, or "-" for stdout. The file and the flag are already weighed."""
+    format: Literal["auto", "json"] = "auto"
+    """auto: a table when stdout is a terminal and `log` is "-", JSON Lines otherwise."""
+    report_to: str | None = None
+    """Where every report goes: a path, "-" for stdout, None for nowhere. The file and the flag are already weighed."""
+    once: bool = False
+    """End after the first report."""
+    record: Path | None = None
+    """Keep the accepted records in this file."""
+    fresh: bool = False
+    """Start anew instead of taking over what is pinned."""
+    command: tuple[str, ...] = ()
+    """`-- COMMAND ARG...`: run it, watch it, end with the last of its kin."""
+    overrides: Overrides = Overrides()
+    """What a reload has to lay over the file again: `settled(options.config_path, options.overrides)`."""
+
+
+class ReportOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """`kinwatch report`."""
+
+    format: Literal["json", "cbor"] = "json"
+    names: Literal["long", "short"] = "long"
+    duration_s: float = 10.0
+    """How long the capture of its own watches, seconds."""
+
+
+def settled(path: Path | None, overrides: Overrides) -> Config:
+    """Read the file, if there is one, and lay the flags over it. Raises ConfigInvalid."""
+    base = Config() if path is None else config.load(path)
+    return config.with_command_line(base, **msgspec.structs.asdict(overrides))

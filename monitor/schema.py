@@ -1,0 +1,216 @@
+"""Every key of the configuration file: its type, default, unit, limits and meaning, once.
+
+Owns the tables and the reference that is made from them. Refuses to know files, flags and how a wrong value is
+explained.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, get_type_hints
+
+import msgspec
+from msgspec import Meta
+
+from monitor.watch import MAX_PID, Enforce, Watch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+CaptureKind = Literal["auto", "core", "bcc", "netlink", "poll"]
+Names = Literal["long", "short"]
+Limit = Annotated[int, Meta(ge=0, le=MAX_PID)]
+
+
+class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A TOML table: unknown keys are errors. A key's Meta description is its one documentation."""
+
+
+class Capture(Table, frozen=True, kw_only=True):
+    """[capture]."""
+
+    kind: Annotated[CaptureKind, Meta(description="auto | core | bcc | netlink | poll")] = "auto"
+    ring_bytes: Annotated[int, Meta(ge=mmap.PAGESIZE, le=1 << 31, description="a power of two, at least one page")] = (
+        4_194_304
+    )
+    max_processes: Annotated[
+        int, Meta(ge=64, le=MAX_PID, description="kin at once; beyond: counted, told (table_full)")
+    ] = 32_768
+    btf: Annotated[str, Meta(description="a BTF file for kernels without their own")] = ""
+
+
+class Log(Table, frozen=True, kw_only=True):
+    """[log]."""
+
+    file: Annotated[str, Meta(description='where event lines go, an absolute path; "" or "-" is stdout')] = ""
+
+
+class Report(Table, frozen=True, kw_only=True):
+    """[report]."""
+
+    file: Annotated[str, Meta(description='where every report goes, as --report-to; "" is nowhere, "-" stdout')] = ""
+    interval_s: Annotated[int, Meta(ge=1, le=31_536_000, description="seconds between periodic reports")] = 300
+    names: Annotated[Names, Meta(description="long | short: the keys of reports")] = "long"
+
+
+class Daemon(Table, frozen=True, kw_only=True):
+    """[daemon]."""
+
+    state_dir: Annotated[str, Meta(description="directory of spool, report ids, windows")] = "/var/lib/kinwatch"
+    socket: Annotated[str, Meta(description="the control socket")] = "/run/kinwatch/control.sock"
+    user: Annotated[str, Meta(description='user to become after loading; "" stays root')] = ""
+    keep: Annotated[Literal["crash", "always"], Meta(description="crash | always: when pins outlive the daemon")] = (
+        "crash"
+    )
+
+
+class Auth(Table, frozen=True, kw_only=True):
+    """defender.auth; the other documented methods need keys of their own and are refused until they work."""
+
+    method: Annotated[
+        Literal["mtls", "pkcs11", "websocket", "custom-authorizer"],
+        Meta(description="mtls | pkcs11 | websocket | custom-authorizer"),
+    ] = "mtls"
+
+
+class Proxy(Table, frozen=True, kw_only=True):
+    """defender.proxy."""
+
+    host: Annotated[str, Meta(description='an HTTP proxy; "" is none')] = ""
+    port: Annotated[int, Meta(ge=1, le=65535, description="its port")] = 8080
+
+
+class Defender(Table, frozen=True, kw_only=True):
+    """[defender]: without this table nothing is published."""
+
+    thing: Annotated[
+        str, Meta(pattern=r"^[a-zA-Z0-9:_-]{1,128}\Z", description="a thing's name: 1 to 128 of [a-zA-Z0-9:_-]")
+    ]
+    endpoint: Annotated[str, Meta(min_length=1, max_length=253, description="host name of the AWS IoT data endpoint")]
+    client_id: Annotated[str, Meta(max_length=128, description='MQTT client id; "" is "<thing>-kinwatch"')] = ""
+    port: Annotated[int, Meta(ge=1, le=65535, description="443 uses ALPN")] = 8883
+    root_ca: Annotated[str, Meta(description="path of the CA certificates, PEM")] = ""
+    certificate: Annotated[str, Meta(description="path of the device certificate, PEM")] = ""
+    private_key: Annotated[str, Meta(description="path of its private key, PEM")] = ""
+    format: Annotated[Literal["json", "cbor"], Meta(description="json | cbor")] = "json"
+    min_spacing_s: Annotated[
+        int, Meta(ge=0, le=86_400, description="seconds, the service's limit between two reports")
+    ] = 300
+    alarm_topic: Annotated[str, Meta(description='topic of alarms; "" switches it off')] = "kinwatch/{thing}/alarms"
+    events_topic: Annotated[str, Meta(description='topic of batches of event lines; "" is none')] = ""
+    security_profile: Annotated[str, Meta(description='a profile file to evaluate on the device; "" is none')] = ""
+    auth: Annotated[Auth, Meta(description="how the device proves who it is")] = Auth()
+    proxy: Annotated[Proxy, Meta(description="an HTTP proxy on the way to the endpoint")] = Proxy()
+
+
+class Spool(Table, frozen=True, kw_only=True):
+    """[spool]."""
+
+    max_bytes: Annotated[int, Meta(ge=65_536, description="most bytes kept on disk")] = 67_108_864
+    max_age_s: Annotated[int, Meta(ge=1, description="seconds after which something unsent is dropped")] = 1_209_600
+
+
+class Enforcement(Table, frozen=True, kw_only=True):
+    """[enforcement]."""
+
+    max_kills_per_minute: Annotated[int, Meta(ge=1, description="beyond: enforcement stops, an alarm says so")] = 600
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything the user asked for. `Config()` is what no file and no flag ask for: all defaults, no watch."""
+
+    watches: tuple[Watch, ...] = ()
+    capture: Capture = Capture()
+    log: Log = Log()
+    report: Report = Report()
+    daemon: Daemon = Daemon()
+    defender: Defender | None = None
+    spool: Spool = Spool()
+    enforcement: Enforcement = Enforcement()
+    origin: str = "command line"
+    """Name of the file it came from, for messages."""
+
+
+class ExpectTable(Table, frozen=True, kw_only=True):
+    """watch.expect, as written."""
+
+    child_processes: Annotated[
+        Limit | None, Meta(description="most descendants alive at once; more is an alarm, at once")
+    ] = None
+    executables: Annotated[Any, Meta(description="not supported yet")] = None
+    destinations: Annotated[Any, Meta(description="not supported yet")] = None
+    listening_ports: Annotated[Any, Meta(description="not supported yet")] = None
+
+
+class WatchTable(Table, frozen=True, kw_only=True):
+    """[[watch]], as written; monitor.watch.Watch is what it means."""
+
+    name: Annotated[str | None, Meta(description="[a-zA-Z0-9_-]{1,64}, for metric names and lines")] = None
+    process: Annotated[str | None, Meta(description="comm or base name of the executed file or script")] = None
+    exe: Annotated[str | None, Meta(description="absolute path of an executable")] = None
+    pid: Annotated[int | None, Meta(description="one running process")] = None
+    unit: Annotated[str | None, Meta(description="a systemd unit; .service when it has no suffix")] = None
+    cgroup: Annotated[str | None, Meta(description="path of a cgroup, as in /proc/PID/cgroup")] = None
+    cmdline: Annotated[str | None, Meta(description="a regular expression, searched in the command line")] = None
+    expect: Annotated[ExpectTable, Meta(description="what is normal; more than that breaks it")] = ExpectTable()
+    enforce: Annotated[Enforce, Meta(description='off | dry-run | kill; only "off" in this version')] = "off"
+
+
+class File(Table, frozen=True, kw_only=True):
+    """The file, as written."""
+
+    watch: list[WatchTable] = []
+    capture: Capture = Capture()
+    log: Log = Log()
+    report: Report = Report()
+    daemon: Daemon = Daemon()
+    defender: Defender | None = None
+    spool: Spool = Spool()
+    enforcement: Enforcement = Enforcement()
+
+
+TABLES: Final[dict[str, type[Table]]] = {
+    "watch": WatchTable,
+    "watch.expect": ExpectTable,
+    "capture": Capture,
+    "log": Log,
+    "report": Report,
+    "daemon": Daemon,
+    "defender": Defender,
+    "defender.auth": Auth,
+    "defender.proxy": Proxy,
+    "spool": Spool,
+    "enforcement": Enforcement,
+}
+"""Every table by its dotted name, in the order of the reference."""
+
+
+def keys() -> dict[str, str]:
+    """Every key, dotted (`capture.kind`), and its meaning."""
+    return {f"{table}.{name}": meaning for table, of in TABLES.items() for name, meaning, _ in _fields(of)}
+
+
+def reference() -> str:
+    """Render every key with its default as commented TOML.
+
+    Tables that mean something by being there ([[watch]], [defender]) are commented out; the text means the defaults.
+    """
+    lines: list[str] = []
+    for name, table in TABLES.items():
+        off = "# " if name.startswith(("watch", "defender")) else ""
+        lines.append(f"{off}[[{name}]]" if name == "watch" else f"{off}[{name}]")
+        for key, meaning, default in _fields(table):
+            if f"{name}.{key}" in TABLES:
+                continue
+            unset = default in (None, msgspec.NODEFAULT)
+            value = f"{key} =" if unset else f"{key} = {json.dumps(default)}"
+            lines.append(f"{'# ' if unset else off}{value:<40} # {meaning}")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _fields(table: type[Table]) -> Iterator[tuple[str, str, object]]:
+    hints = get_type_hints(table, include_extras=True)
+    for field in msgspec.structs.fields(table):
+        yield field.name, hints[field.name].__metadata__[0].description, field.default

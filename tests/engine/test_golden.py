@@ -1,0 +1,40 @@
+"""Golden pairs: these records have made these lines since the wire was fixed, however they are cut into pieces."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import pytest
+
+from monitor.engine import Engine, lines
+
+DATA = Path(__file__).resolve().parent.parent / "data"
+WATCHES = (("myapp", 0), ("shell", None), ("third", 1))
+NAMES = ("adopted", "after_loss", "exits", "odd_text", "pid_reuse", "short_child", "two_watches")
+
+
+def _cut(stream: bytes) -> list[bytes]:
+    records = []
+    while stream:
+        (size,) = struct.unpack_from("=I", stream)
+        records.append(stream[:size])
+        stream = stream[size:]
+    return records
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("piecewise", [False, True], ids=["whole", "piecewise"])
+def test_records_make_the_lines_they_always_made(name: str, *, piecewise: bool) -> None:
+    stream = (DATA / f"{name}.rec").read_bytes()
+    with Engine(64) as engine:
+        for slot, (watch, limit) in enumerate(WATCHES):
+            engine.watch(slot, watch, limit)
+        made = b""
+        for piece in _cut(stream) if piecewise else [stream]:
+            engine.ingest(piece)
+            made += engine.take().lines
+        assert engine.losses()["bad_record"] == 0
+    assert made.decode() == (DATA / f"{name}.jsonl").read_text()
+    for line in made.splitlines():
+        lines.decode(line)

@@ -1,0 +1,199 @@
+"""A watch's value is checked against the machine it names things on."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from monitor.config import Config, notes, parse, with_command_line
+from monitor.errors import ConfigInvalid
+from monitor.watch import ImpossibleValue, WatchKind, canonical, derived_name, is_name, legal_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture
+def sleeper(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A real process whose executable is called `my.app`."""
+    shutil.copy("/bin/sleep", tmp_path / "my.app")
+    process = subprocess.Popen([tmp_path / "my.app", "600"])
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+@settings(deadline=None)
+@given(st.text())
+def test_any_base_name_becomes_legal_or_empty(text: str) -> None:
+    assert (legal_name(text) == "") == (text == "")
+    assert text == "" or is_name(legal_name(text))
+
+
+@settings(deadline=None)
+@given(st.from_regex(r"[a-zA-Z0-9_-]{1,64}", fullmatch=True))
+def test_a_legal_name_stays_as_it_is(name: str) -> None:
+    assert is_name(name)
+    assert legal_name(name) == name
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "made"),
+    [
+        ("process", "my app", "my app"),
+        ("process", "naïve", "naïve"),
+        ("unit", "myapp", "myapp.service"),
+        ("unit", "my.app", "my.app.service"),
+        ("unit", "myapp.service", "myapp.service"),
+        ("unit", "session-1.scope", "session-1.scope"),
+        ("unit", "user.slice", "user.slice"),
+        ("unit", "getty@tty1", "getty@tty1.service"),
+        ("cgroup", "/system.slice/myapp.service", "/system.slice/myapp.service"),
+        ("cgroup", "/system.slice/", "/system.slice"),
+        ("cgroup", "/sys/fs/cgroup/system.slice", "/system.slice"),
+        ("cmdline", r"python .*myapp\.py", r"python .*myapp\.py"),
+        ("exe", "/bin/sh", "/bin/sh"),
+        ("pid", 4_194_304, "4194304"),
+    ],
+)
+def test_a_value_has_one_form(kind: WatchKind, value: str | int, made: str) -> None:
+    assert canonical(kind, value) == made
+    assert kind == "pid" or canonical(kind, made) == made
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "why"),
+    [
+        ("process", "", "text"),
+        ("process", "a\0b", "text"),
+        ("process", "/bin/sh", "the path"),
+        ("process", "ä" * 32, "at most 63 bytes, found 64"),
+        ("exe", "bin/sh", "absolute"),
+        ("exe", "/bin", "none"),
+        ("exe", "/dev/null", "none"),
+        ("exe", "/bin/sh/app", "Not a directory"),
+        ("exe", "/nowhere/sh", "neither /nowhere/sh nor the directory"),
+        ("exe", "/" + "a" * 4095, "at most 4095 bytes"),
+        ("exe", "/tmp/" + "a" * 300, "File name too long"),  # noqa: S108 - nothing is made there
+        ("unit", "my app", "systemd unit"),
+        ("unit", ".service", "systemd unit"),
+        ("unit", "myapp.socket", "that has processes"),
+        ("unit", "myapp.timer", "that has processes"),
+        ("unit", "getty@.service", "an instance"),
+        ("unit", "a/b", "systemd unit"),
+        ("cgroup", "system.slice", "absolute"),
+        ("cgroup", "/a//b", "absolute"),
+        ("cgroup", "/a/../b", "absolute"),
+        ("cgroup", "/", "the root"),
+        ("cgroup", "/sys/fs/cgroup/", "the root"),
+        ("cmdline", "(", "regular expression"),
+        ("cmdline", ".*", "empty command line"),
+        ("pid", 0, "1 to 4194304"),
+        ("pid", 4_194_305, "1 to 4194304"),
+    ],
+)
+def test_a_value_that_cannot_be_is_refused(kind: WatchKind, value: str | int, why: str) -> None:
+    with pytest.raises(ImpossibleValue, match=why) as caught:
+        canonical(kind, value)
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "name"),
+    [
+        ("process", "my.app", "my_app"),
+        ("exe", "/opt/my app/run.sh", "run_sh"),
+        ("unit", "my.app.service", "my_app"),
+        ("cgroup", "/system.slice/myapp.service", "myapp_service"),
+    ],
+)
+def test_a_watch_without_a_name_is_named_after_its_value(kind: WatchKind, value: str, name: str) -> None:
+    assert derived_name(kind, value) == name
+
+
+def test_a_command_line_needs_a_name() -> None:
+    with pytest.raises(ConfigInvalid, match=r"kin.toml: watch\[0\].cmdline: .*needs a name; add name"):
+        parse('[[watch]]\ncmdline = "myapp"', "kin.toml")
+
+
+def test_a_pid_is_named_after_its_executable(sleeper: subprocess.Popen[bytes]) -> None:
+    (watch,) = with_command_line(Config(), pids=[sleeper.pid]).watches
+    assert (watch.name, watch.kind, watch.value) == ("my_app", "pid", str(sleeper.pid))
+
+
+def test_a_pid_whose_executable_was_deleted_keeps_its_name(sleeper: subprocess.Popen[bytes], tmp_path: Path) -> None:
+    (tmp_path / "my.app").unlink()
+    assert with_command_line(Config(), pids=[sleeper.pid]).watches[0].name == "my_app"
+
+
+def test_a_pid_without_a_process_has_no_name_but_may_be_given_one(sleeper: subprocess.Popen[bytes]) -> None:
+    sleeper.kill()
+    sleeper.wait()
+    with pytest.raises(ConfigInvalid, match=f"--pid: expected a running process, found no process {sleeper.pid}"):
+        with_command_line(Config(), pids=[sleeper.pid])
+    config = parse(f'[[watch]]\nname = "gone"\npid = {sleeper.pid}', "kin.toml")
+    assert notes(config) == (f"watch gone: there is no process {sleeper.pid}",)
+
+
+def test_a_thread_is_no_process() -> None:
+    ready, done = threading.Event(), threading.Event()
+    tids: list[int] = []
+
+    def live() -> None:
+        tids.append(threading.get_native_id())
+        ready.set()
+        done.wait()
+
+    thread = threading.Thread(target=live)
+    thread.start()
+    try:
+        assert ready.wait(60)
+        with pytest.raises(ConfigInvalid, match=f"a thread of process {os.getpid()}; watch pid {os.getpid()}"):
+            with_command_line(Config(), pids=tids)
+    finally:
+        done.set()
+        thread.join()
+
+
+def test_an_executable_may_come_later_when_its_directory_is_there(tmp_path: Path) -> None:
+    path = tmp_path / "later"
+    assert canonical("exe", str(path)) == str(path)
+    config = with_command_line(Config(), exes=[str(path)])
+    assert len(notes(config)) == 1
+    path.touch()
+    assert notes(config) == ()
+
+
+def test_a_link_in_a_circle_is_no_executable(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(ImpossibleValue, match="symbolic links"):
+        canonical("exe", str(tmp_path / "loop"))
+
+
+def test_an_executable_that_cannot_be_read_is_refused() -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory).chmod(0o755)
+        secret = Path(directory, "secret")
+        secret.touch(mode=0o000)
+        child = os.fork()  # access(2) lets root read everything, so somebody else has to ask
+        if child == 0:
+            status = 1
+            try:
+                os.setuid(65_534)
+                canonical("exe", str(secret))
+            except ImpossibleValue as refusal:
+                status = 0 if "not readable" in refusal.what else 2
+            finally:
+                os._exit(status)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -1,0 +1,228 @@
+"""Device blocks agree with the kernel's own tables, whatever sockets there are."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import socket
+import struct
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from monitor.capture.device import read
+from monitor.detect.device import Connection, DeviceReading, NetworkStats, Port, blocks
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ESTABLISHED, LISTEN, UNCONNECTED = "01", "0A", "07"  # include/net/tcp_states.h
+ANY4, ANY6 = "0.0.0.0", "::"  # noqa: S104 - the wildcards are what is tested
+NO_SOCKETS = DeviceReading(tcp_ports=frozenset(), udp_ports=frozenset(), connections=(), interfaces={})
+
+
+def kernel_rows(table: str) -> list[tuple[str, int, str, int, str]]:
+    """(local ip, port, remote ip, port, state) of /proc/net/TABLE, an IPv4 address mapped into IPv6 as IPv4."""
+    rows = []
+    for line in Path("/proc/net", table).read_text().splitlines()[1:]:
+        _, local, remote, state = line.split()[:4]
+        rows.append((*kernel_address(local), *kernel_address(remote), state))
+    return rows
+
+
+def kernel_address(text: str) -> tuple[str, int]:
+    digits, _, port = text.partition(":")
+    words = [int(digits[i : i + 8], 16) for i in range(0, len(digits), 8)]
+    ip = ipaddress.ip_address(struct.pack(f"={len(words)}I", *words))
+    mapped = ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None
+    return str(mapped or ip), int(port, 16)
+
+
+def kernel_tables() -> tuple[set[int], set[int], list[tuple[str, int]]]:
+    """Ports with a TCP listener, with an unconnected UDP socket, and (remote address, local port) of connections."""
+    tcp = kernel_rows("tcp") + kernel_rows("tcp6")
+    udp = kernel_rows("udp") + kernel_rows("udp6")
+    shown = [
+        (f"[{remote}]:{remote_port}" if ":" in remote else f"{remote}:{remote_port}", port)
+        for _, port, remote, remote_port, state in tcp
+        if state == ESTABLISHED
+    ]
+    return (
+        {port for _, port, _, _, state in tcp if state == LISTEN},
+        {port for _, port, _, _, state in udp if state == UNCONNECTED},
+        sorted(shown),
+    )
+
+
+@contextmanager
+def bound(family: int, kind: int, address: str, *, only_six: bool = True) -> Iterator[socket.socket]:
+    with socket.socket(family, kind) as made:
+        if family == socket.AF_INET6:
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only_six)
+        made.bind((address, 0))
+        if kind == socket.SOCK_STREAM:
+            made.listen()
+        yield made
+
+
+def port_of(made: socket.socket) -> int:
+    port: int = made.getsockname()[1]
+    return port
+
+
+@pytest.mark.parametrize(
+    ("family", "address", "interface"),
+    [
+        (socket.AF_INET, "127.0.0.1", "lo"),
+        (socket.AF_INET, "127.9.8.7", "lo"),
+        (socket.AF_INET, ANY4, ANY4),
+        (socket.AF_INET6, "::1", "lo"),
+        (socket.AF_INET6, ANY6, ANY6),
+    ],
+)
+def test_a_listener_is_reported_with_its_interface(family: int, address: str, interface: str) -> None:
+    with bound(family, socket.SOCK_STREAM, address) as tcp, bound(family, socket.SOCK_DGRAM, address) as udp:
+        seen = read()
+        assert [port for port in seen.tcp_ports if port.port == port_of(tcp)] == [Port(port_of(tcp), interface)]
+        assert [port for port in seen.udp_ports if port.port == port_of(udp)] == [Port(port_of(udp), interface)]
+        gone = Port(port_of(tcp), interface), Port(port_of(udp), interface)
+    after = read()
+    assert gone[0] not in after.tcp_ports
+    assert gone[1] not in after.udp_ports
+
+
+def test_a_udp_socket_with_a_peer_is_no_listener() -> None:
+    with (
+        bound(socket.AF_INET, socket.SOCK_DGRAM, "127.0.0.1") as server,
+        bound(socket.AF_INET, socket.SOCK_DGRAM, "127.0.0.1") as client,
+    ):
+        client.connect(server.getsockname())
+        ports = {port.port for port in read().udp_ports}
+        assert port_of(server) in ports
+        assert port_of(client) not in ports
+
+
+@pytest.mark.parametrize(
+    ("family", "address", "client_family", "client_address", "shown"),
+    [
+        (socket.AF_INET, "127.0.0.1", socket.AF_INET, "127.0.0.1", "127.0.0.1"),
+        (socket.AF_INET6, "::1", socket.AF_INET6, "::1", "[::1]"),
+        (socket.AF_INET6, ANY6, socket.AF_INET, "127.0.0.1", "127.0.0.1"),
+    ],
+)
+def test_both_ends_of_a_connection_are_reported(
+    family: int, address: str, client_family: int, client_address: str, shown: str
+) -> None:
+    with ExitStack() as stack:
+        server = stack.enter_context(bound(family, socket.SOCK_STREAM, address, only_six=False))
+        client = stack.enter_context(socket.socket(client_family, socket.SOCK_STREAM))
+        client.connect((client_address, port_of(server)))
+        accepted, _ = server.accept()
+        stack.enter_context(accepted)
+        mine = {port_of(server), port_of(client)}
+        assert sorted(row for row in read().connections if row.local_port in mine) == sorted(
+            [
+                Connection(f"{shown}:{port_of(server)}", port_of(client), "lo"),
+                Connection(f"{shown}:{port_of(client)}", port_of(server), "lo"),
+            ]
+        )
+        client.close()
+        accepted.close()
+        assert not [row for row in read().connections if row.local_port in mine]
+
+
+def test_the_reading_is_the_kernels_table() -> None:
+    with ExitStack() as stack:
+        for family, address in ((socket.AF_INET, ANY4), (socket.AF_INET6, ANY6), (socket.AF_INET6, "::1")):
+            server = stack.enter_context(bound(family, socket.SOCK_STREAM, address))
+            stack.enter_context(bound(family, socket.SOCK_DGRAM, address))
+            client = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
+            client.connect(("127.0.0.1" if family == socket.AF_INET else "::1", port_of(server)))
+        for _ in range(200):  # others open sockets, too: a reading between two equal tables is comparable
+            before, seen, after = kernel_tables(), read(), kernel_tables()
+            if before == after:
+                break
+        else:
+            pytest.fail("the socket tables of this machine never stood still")
+        assert {port.port for port in seen.tcp_ports} == before[0]
+        assert {port.port for port in seen.udp_ports} == before[1]
+        assert sorted((row.remote_addr, row.local_port) for row in seen.connections) == before[2]
+        totals = blocks(None, seen)
+        assert totals.connections_total == len(before[2])
+
+
+def loopback_of_kernel() -> NetworkStats:
+    text = Path("/proc/net/dev").read_text()
+    found = re.search(r"^\s*lo:\s*(.*)$", text, re.MULTILINE)
+    assert found
+    cells = [int(cell) for cell in found[1].split()]
+    return NetworkStats(bytes_in=cells[0], packets_in=cells[1], bytes_out=cells[8], packets_out=cells[9])
+
+
+def test_network_stats_are_what_an_interface_grew_by() -> None:
+    first = read()
+    kernel_before = loopback_of_kernel()
+    with (
+        bound(socket.AF_INET, socket.SOCK_DGRAM, "127.0.0.1") as server,
+        bound(socket.AF_INET, socket.SOCK_DGRAM, "127.0.0.1") as client,
+    ):
+        for _ in range(10):
+            client.sendto(b"x" * 1000, server.getsockname())
+            server.recv(2000)
+    kernel_after = loopback_of_kernel()
+    second = read()
+    lo_before, lo_after = first.interfaces["lo"], second.interfaces["lo"]
+    assert lo_before.bytes_in <= kernel_before.bytes_in
+    assert kernel_before.bytes_in + 10_000 < kernel_after.bytes_in <= lo_after.bytes_in
+    growth = blocks(first, second).network_stats
+    assert growth is not None
+    assert growth.bytes_in >= lo_after.bytes_in - lo_before.bytes_in > 10_000
+    assert growth.packets_out >= lo_after.packets_out - lo_before.packets_out >= 10
+    assert blocks(None, second).network_stats is None
+
+
+def stats(value: int) -> NetworkStats:
+    return NetworkStats(bytes_in=value, bytes_out=2 * value, packets_in=3 * value, packets_out=4 * value)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "grew"),
+    [
+        ({"eth0": 100}, {"eth0": 100}, 0),
+        ({"eth0": 100, "lo": 5}, {"eth0": 130, "lo": 6}, 31),
+        ({"eth0": 100}, {"eth0": 100, "wg0": 7}, 7),
+        ({"eth0": 100, "wg0": 7}, {"eth0": 101}, 1),
+        ({"eth0": 100}, {"eth0": 40}, 40),
+    ],
+    ids=["quiet", "two", "came", "went", "began anew"],
+)
+def test_growth_is_taken_per_interface(before: dict[str, int], after: dict[str, int], grew: int) -> None:
+    first = DeviceReading(
+        tcp_ports=frozenset(),
+        udp_ports=frozenset(),
+        connections=(),
+        interfaces={name: stats(value) for name, value in before.items()},
+    )
+    second = DeviceReading(
+        tcp_ports=frozenset(),
+        udp_ports=frozenset(),
+        connections=(),
+        interfaces={name: stats(value) for name, value in after.items()},
+    )
+    assert blocks(first, second).network_stats == stats(grew)
+
+
+def test_lists_are_cut_and_totals_stay_true() -> None:
+    crowded = DeviceReading(
+        tcp_ports=frozenset(Port(port) for port in range(1, 1001)),
+        udp_ports=frozenset({Port(5, "lo"), Port(5, "eth0")}),
+        connections=tuple(Connection("10.0.0.1:1", port) for port in range(30, 0, -1)),
+        interfaces={},
+    )
+    made = blocks(NO_SOCKETS, crowded, limit=10)
+    assert made.tcp_ports == tuple(Port(port) for port in range(1, 11))
+    assert made.connections == tuple(Connection("10.0.0.1:1", port) for port in range(1, 11))
+    assert made.udp_ports == (Port(5, "eth0"), Port(5, "lo"))
+    assert (made.tcp_ports_total, made.udp_ports_total, made.connections_total) == (1000, 2, 30)
