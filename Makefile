@@ -4,7 +4,7 @@
 WATCH ?= myapp
 FUZZ_SECONDS ?= 600
 PYTHON := .venv/bin/python
-STAMPS := .cache/stamps
+PROGRAM := .venv/bin/kinwatch
 MODULE := monitor/engine/_native.abi3.so
 OBJECT := monitor/capture/kinwatch.bpf.o
 NATIVE := $(wildcard monitor/engine/native/*.[ch])
@@ -17,15 +17,14 @@ EBPF := $(wildcard ebpf/*.[ch])
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf 'make %-10s %s\n' "$$name" "$$text"; done
 
-build: $(STAMPS)/installed ## install what is missing, compile, prepare .venv/
-	@echo "built: .venv/bin/kinwatch"
+build: packages $(MODULE) $(OBJECT) $(PROGRAM) ## install what is missing, compile, prepare .venv/
 
 native: $(MODULE) ## compile the engine only
 
 ebpf: $(OBJECT) ## compile the kernel side only
 
 run: build ## watch every process called WATCH (default myapp), expecting that it has no child
-	exec .venv/bin/kinwatch run --watch "$(WATCH)" --expect child_processes=0
+	exec $(PROGRAM) run --watch "$(WATCH)" --expect child_processes=0
 
 demo: build ## the walkthrough: an application starts a child, the alarm comes
 	exec $(PYTHON) -m monitor.demo
@@ -62,39 +61,37 @@ clean: ## remove everything that was made, .venv/ included
 	rm -rf .venv .cache dist monitor/engine/_native*.so monitor/capture/*.bpf.o
 	find monitor build tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# What installing leaves behind. Each stamp is newer than what it depends on, so nothing is asked twice.
+# The packages are looked at every time (30 ms): a checkout may move to another machine. Everything else is made again only
+# when something it depends on is newer; what pip did is noted in .venv/, so that it goes when that goes.
 
-$(STAMPS)/packages: build/packages.sh
-	build/packages.sh build
-	@mkdir -p $(@D) && touch $@
+.PHONY: packages packages-dev
+packages:
+	@build/packages.sh build
 
-$(STAMPS)/packages-dev: build/packages.sh
-	build/packages.sh dev
-	@mkdir -p $(@D) && touch $@
+packages-dev:
+	@build/packages.sh dev
 
 # /usr/bin/python3, because Debian's BCC binding belongs to it.
-.venv/bin/python: | $(STAMPS)/packages
+$(PYTHON): | packages
 	/usr/bin/python3 -m venv .venv
 
-$(STAMPS)/requirements: pyproject.toml build/requirements.py | .venv/bin/python
-	$(PYTHON) build/requirements.py > .cache/requirements.txt
-	$(PYTHON) -m pip install --quiet --requirement .cache/requirements.txt
-	@touch $@
+.venv/requirements.txt: pyproject.toml build/requirements.py | $(PYTHON)
+	$(PYTHON) build/requirements.py > $@
+	$(PYTHON) -m pip install --quiet --requirement $@
 
-$(STAMPS)/requirements-dev: pyproject.toml build/requirements.py | $(STAMPS)/requirements
-	$(PYTHON) build/requirements.py dev > .cache/requirements-dev.txt
-	$(PYTHON) -m pip install --quiet --requirement .cache/requirements-dev.txt
-	@touch $@
+.venv/requirements-dev.txt: pyproject.toml build/requirements.py | .venv/requirements.txt
+	$(PYTHON) build/requirements.py dev > $@
+	$(PYTHON) -m pip install --quiet --requirement $@
 
-$(MODULE): $(NATIVE) $(EBPF) build/native.py build/recipe.py | $(STAMPS)/requirements
+$(MODULE): $(NATIVE) $(EBPF) build/native.py build/recipe.py | .venv/requirements.txt
 	$(PYTHON) build/native.py
 
-$(OBJECT): $(EBPF) build/ebpf.py build/recipe.py | $(STAMPS)/requirements
+$(OBJECT): $(EBPF) build/ebpf.py build/recipe.py | .venv/requirements.txt
 	$(PYTHON) build/ebpf.py
 
-# Editable: .venv/bin/kinwatch runs what stands in monitor/. The build hook finds both parts made and compiles nothing.
-$(STAMPS)/installed: pyproject.toml build/hook.py $(MODULE) $(OBJECT)
+# Editable: the program runs what stands in monitor/. The build hook finds both parts made and compiles nothing.
+$(PROGRAM): pyproject.toml build/hook.py | $(MODULE) $(OBJECT)
 	$(PYTHON) -m pip install --quiet --no-build-isolation --no-deps --editable .
 	@touch $@
 
-dev: build $(STAMPS)/packages-dev $(STAMPS)/requirements-dev
+dev: build packages-dev .venv/requirements-dev.txt

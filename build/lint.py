@@ -2,7 +2,8 @@
 """Every static check of the repository, all of them run even when one fails.
 
 Owns: which tool looks at which files, with the reason for whatever a tool is told to let pass. Refuses to know: how
-anything is built; the Python tools' own settings stand in pyproject.toml, the C style in .clang-format.
+anything is built; the Python tools' own settings stand in pyproject.toml, the C style in .clang-format,
+the analyzer's checks in .clang-tidy.
 
 lint.py            check, exit 1 when a check fails
 lint.py --format   put the C files into their format instead
@@ -10,10 +11,12 @@ lint.py --format   put the C files into their format instead
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -70,24 +73,32 @@ def commands() -> dict[str, list[str]]:
         *sources,
         *programs(),
     ]
+    checks["clang-tidy"] = ["clang-tidy", "--quiet", *sources, "--", *native.LANGUAGE, *native.INCLUDES]
     return checks
 
 
 def check() -> int:
-    """Run every check; 1 when one of them failed."""
+    """Run every check, as many at once as there are processors; 1 when one of them failed."""
+    checks = commands()
     failed = []
-    for name, command in commands().items():
-        began = time.monotonic()
-        done = subprocess.run(
-            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
-        )
-        print(f"{'ok  ' if done.returncode == 0 else 'FAIL'} {name} ({time.monotonic() - began:.1f} s)", flush=True)
-        if done.returncode != 0:
-            failed.append(name)
-            print(f"{shlex.join(command)}\n{done.stdout}", flush=True)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        # The slowest stand last in the table; begun first, they end with the others.
+        done = {name: pool.submit(_run, checks[name]) for name in reversed(checks)}
+        for name, command in checks.items():
+            code, said, took_s = done[name].result()
+            print(f"{'FAIL' if code else 'ok  '} {name} ({took_s:.1f} s)", flush=True)
+            if code:
+                failed.append(name)
+                print(f"{shlex.join(command)}\n{said}", flush=True)
     if failed:
         print(f"lint: {', '.join(failed)} failed")
     return 1 if failed else 0
+
+
+def _run(command: list[str]) -> tuple[int, str, float]:
+    began = time.monotonic()
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    return done.returncode, done.stdout, time.monotonic() - began
 
 
 if __name__ == "__main__":

@@ -26,14 +26,14 @@ if ! command -v dpkg-query >/dev/null; then
 	exit 1
 fi
 
+# shellcheck disable=SC2086 # a list of words is meant
+installed=$(dpkg-query -W -f='${Package}=${db:Status-Status}\n' $wanted 2>/dev/null | sed -n 's/=installed$//p' | tr '\n' ' ')
 missing=
 for package in $wanted; do
-	# A name may be virtual or built for another name of this release: what is installed or provided counts.
-	status=$(dpkg-query -W -f='${db:Status-Status}\n' "$package" 2>/dev/null || true)
-	case "$status" in
-	*installed*) [ "${status#not-}" = "$status" ] && continue ;;
+	case " $installed " in
+	*" $package "*) ;;
+	*) missing="$missing $package" ;;
 	esac
-	missing="$missing $package"
 done
 [ -n "$missing" ] || exit 0
 

@@ -54,6 +54,14 @@ struct {
 	__type(value, struct kw_counters_row);
 } counters SEC(".maps");
 
+/* Who has which slot. Only user space reads and writes it; it is here so that it lives as long as the counters. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, KW_SLOTS);
+	__type(key, uint32_t);
+	__type(value, struct kw_watch_row);
+} watches SEC(".maps");
+
 /* The match tables: user space writes, exec reads; values are masks of watch slots. */
 struct kw_name_key {
 	uint8_t name[KW_NAME_BYTES];

@@ -105,6 +105,8 @@ static __noinline bool root_add(struct task_struct *task, uint64_t fresh, struct
 		if (!kin_add(pid, row))
 			return false;
 	}
+	if (!bpf_map_delete_elem(&pids, &pid)) /* a pid names one process, and this was it */
+		__sync_fetch_and_add(&control.rules, -1);
 	count(fresh, ROOT_STARTED);
 	return true;
 }

@@ -65,3 +65,9 @@ struct kw_edge {
 	uint32_t parent_pid;
 	uint32_t reserved;
 };
+
+/* row of `watches`, by slot; user space alone reads and writes it: how a new daemon knows whose slot is whose */
+struct kw_watch_row {
+	uint8_t name[72]; /* the watch's name, zero padded; empty: the slot is free */
+	uint64_t identity; /* hash of what the watch matches */
+};

@@ -1,8 +1,8 @@
 """The file of `run --record`: a header, the watches of that run, then raw records back to back.
 
-Owns the header and the cuts between records. Refuses to know what a record means: bytes are checked where they enter the
-engine. Numbers are the recording machine's own; the header tells byte order and layout, so a foreign file is refused, not
-misread.
+Owns the header and the cuts between records. Refuses to know what a record means: bytes are checked where they enter
+the engine. Numbers are in the recording machine's byte order; the header tells it and the layout, so a foreign file is
+refused, not misread.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class RecordWriter:
 
 
 class RecordReader:
-    """Reads a record file. Raises RecordFileInvalid with the path and what is wrong with it, OSError from the system."""
+    """Reads a record file. Raises RecordFileInvalid with the path and what is wrong with it, and OSError."""
 
     def __init__(self, path: Path) -> None:
         """Open and read all that stands before the records."""
@@ -111,8 +111,10 @@ class RecordReader:
             raise
 
     def chunks(self, chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:
-        """Whole records, back to back, about `chunk_bytes` at a time; once. When the file ends within a record, or no
-        record can begin where one should, RecordFileInvalid follows the last whole one.
+        """Whole records, back to back, about `chunk_bytes` at a time; once.
+
+        When the file ends within a record, or no record can begin where one should, RecordFileInvalid follows the last
+        whole one.
         """
         offset = self._file.tell()
         rest = b""
@@ -175,7 +177,7 @@ class RecordReader:
 
 
 def _cut(data: bytes) -> tuple[int, int, str]:
-    """Where the last whole record begins and ends, and why none can begin there ("": one may, more bytes are to come)."""
+    """Where the last whole record begins and ends, and why none can follow ("": one may, more bytes are to come)."""
     last = offset = 0
     while offset + _SIZE.size <= len(data):
         (size,) = _SIZE.unpack_from(data, offset)

@@ -1,7 +1,7 @@
 """The replay capture: a record file through the engine, as fast as it reads.
 
-Owns the order of a replay: clock, watches, records. Refuses to know what records mean and the machine it runs on: all times
-and counts are the file's.
+Owns the order of a replay: clock, watches, records. Refuses to know what records mean and the machine it runs on: all
+times and counts are the file's.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
 
 class ReplayCapture:
-    """Feeds the records of one file. Raises RecordFileInvalid: at once for a foreign file, from poll() for a torn one, after
-    all whole records went in.
+    """Feeds the records of one file.
+
+    Raises RecordFileInvalid: at once for a foreign file, from poll() for a torn one, after all whole records went in.
     """
 
     kind: ClassVar[str] = "replay"

@@ -169,6 +169,28 @@ def test_root_and_depth_are_left_out_where_they_cannot_be_known(engine: Engine) 
         assert not {"root_process_id", "depth"} & set(json.loads(line))
 
 
+def test_the_outermost_root_stands_only_where_it_is_a_root(engine: Engine, world: World) -> None:
+    root, record = world.start_root(0)
+    engine.ingest(record)
+    engine.take()
+    unheard_of = ProcessId(9, 9)
+    engine.ingest(
+        fork_record(
+            time_ns=world.tick(),
+            process=ProcessId(5000, world.now_ns),
+            parent=unheard_of,
+            watches=0b11,
+            lineage=Lineage(root.id, 3),
+            comm=b"c",
+        )
+    )
+    told = [json.loads(line) for line in engine.take().lines.splitlines()]
+    assert [(line["watch"], line.get("root_process_id"), line.get("depth")) for line in told] == [
+        ("one", str(root.id), 3),
+        ("two", None, None),
+    ]
+
+
 def test_a_late_child_names_the_root_of_its_dead_parent(engine: Engine, world: World) -> None:
     top, record = world.start_root(0)
     engine.ingest(record + world.become_root(top, 1))

@@ -59,6 +59,28 @@ def test_a_row_of_a_process_whose_exit_came_already_does_not_revive_it(engine: E
     world.check(engine, 0)
 
 
+def test_a_row_takes_nothing_from_a_process_that_has_ended(engine: Engine, world: World) -> None:
+    root, record = world.start_root(0, 1)
+    child, fork = world.fork(root)
+    engine.ingest(record + fork + world.end(child))
+    less = sync_record(phase=1, time_ns=world.now_ns, process=child.id, watches=0b10)
+    rows = world.rows()
+    end = len(rows) // 3  # begin, the root's row, end
+    engine.ingest(rows[: 2 * end] + less + rows[2 * end :])
+    world.check(engine, 0)
+    world.check(engine, 1)
+
+
+def test_a_process_that_left_a_watch_unseen_is_forgotten_there(engine: Engine, world: World) -> None:
+    root, record = world.start_root(0, 1)
+    child, fork = world.fork(root)
+    engine.ingest(record + fork)
+    del child.kin[0]
+    engine.ingest(world.rows())
+    assert (engine.counters(0).alive, engine.counters(0).exits) == (0, 0)
+    world.check(engine, 1)
+
+
 def test_a_child_forked_while_the_rows_were_read_stays(engine: Engine, world: World) -> None:
     root, record = world.start_root(0)
     engine.ingest(record)

@@ -24,6 +24,7 @@ LAYERS = (
     {"__main__"},
     {"cli", "demo"},
     {"agent", "doctor", "tree"},
+    {"window"},
     {"capture", "defender", "sinks", "control", "notify", "options"},
     {"engine", "detect"},
     {"config"},

@@ -224,7 +224,7 @@ static void wait_for_hooks(struct kw_loader *loader, uint32_t state, int timeout
 
 	__atomic_store_n(&control->reader, state, __ATOMIC_SEQ_CST);
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
-	if (state == KW_READER_NAPPING || !ring_used(loader)) {
+	if ((state == KW_READER_NAPPING || !ring_used(loader)) && !__atomic_load_n(&loader->stopped, __ATOMIC_ACQUIRE)) {
 		epoll_wait(loader->poll_fd, &event, 1, timeout_ms);
 		loader->polls++;
 	}
@@ -239,6 +239,9 @@ int64_t kw_loader_poll(struct kw_loader *loader, struct kw_engine *engine)
 		uint64_t used = ring_used(loader);
 		int64_t records;
 
+		if (__atomic_exchange_n(&loader->interrupted, 0, __ATOMIC_ACQ_REL)) {
+			return 0;
+		}
 		if (napped && used > loader->ring_bytes / 4)
 			loader->nap_ms = loader->nap_ms > 1 ? loader->nap_ms / 2 : 1;
 		else if (napped && used > 0 && used < loader->ring_bytes / 16 && loader->nap_ms < NAP_LONGEST_MS)
@@ -264,13 +267,25 @@ int64_t kw_loader_poll(struct kw_loader *loader, struct kw_engine *engine)
 	return 0;
 }
 
-void kw_loader_stop(struct kw_loader *loader)
+/* End a wait. The eventfd is edge-triggered too: each write wakes once, nobody has to read it. */
+static void knock(struct kw_loader *loader)
 {
 	uint64_t one = 1;
 
-	__atomic_store_n(&loader->stopped, 1, __ATOMIC_RELEASE);
 	if (loader->stop_fd >= 0 && write(loader->stop_fd, &one, sizeof(one)) < 0)
-		return; /* the counter is full: it is readable all the same */
+		return; /* the counter is full: 2^64 knocks */
+}
+
+void kw_loader_stop(struct kw_loader *loader)
+{
+	__atomic_store_n(&loader->stopped, 1, __ATOMIC_RELEASE);
+	knock(loader);
+}
+
+void kw_loader_interrupt(struct kw_loader *loader)
+{
+	__atomic_store_n(&loader->interrupted, 1, __ATOMIC_RELEASE);
+	knock(loader);
 }
 
 /* -------- opening -------- */
@@ -311,7 +326,7 @@ int drain_open(struct kw_loader *loader)
 	loader->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	/* Edge-triggered: data that is there does not end a nap, only a wake-up does. */
 	if (loader->poll_fd < 0 || loader->stop_fd < 0 || watch_fd(loader, ring_fd, EPOLLIN | EPOLLET) ||
-	    watch_fd(loader, loader->stop_fd, EPOLLIN))
+	    watch_fd(loader, loader->stop_fd, EPOLLIN | EPOLLET))
 		return loader_fail(loader, -errno, "cannot wait for the ring: %s", strerror(errno));
 	return 0;
 }

@@ -26,14 +26,18 @@
 #include "loader_parts.h"
 
 static const char *const map_names[MAPS] = {
-    "events", "kin",  "filter",	 "counters",	 "names", "files",
-    "places", "pids", "cgroups", "cgroup_paths", "edges", ".bss",
+	[MAP_EVENTS] = "events",   [MAP_KIN] = "kin",	      [MAP_FILTER] = "filter",
+	[MAP_COUNTERS] = "counters", [MAP_WATCHES] = "watches", [MAP_NAMES] = "names",
+	[MAP_FILES] = "files",	   [MAP_PLACES] = "places",   [MAP_PIDS] = "pids",
+	[MAP_CGROUPS] = "cgroups", [MAP_CGROUP_PATHS] = "cgroup_paths", [MAP_EDGES] = "edges",
+	[MAP_CONTROL] = ".bss",
 };
 
-static const char *const map_pins[MAPS] = {
-    "events", "kin",  "filter",	 "counters",	 "names", "files",
-    "places", "pids", "cgroups", "cgroup_paths", "edges", "control",
-};
+/* "kinwatch.bss" is libbpf's name for it. */
+static const char *map_pin(enum map_index map)
+{
+	return map == MAP_CONTROL ? "control" : map_names[map];
+}
 
 static const char *const program_names[LINKS] = {
     "on_fork", "on_exec", "on_exit", "on_cgroup_attach", "on_cgroup_mkdir", "on_cgroup_rmdir",
@@ -149,7 +153,7 @@ static int set_open_pins(struct kernel_set *set, const char *pins)
 	if (access(pins, F_OK))
 		return -ENOENT;
 	for (int i = 0; i < MAPS; i++) {
-		snprintf(path, sizeof(path), "%s/map_%s", pins, map_pins[i]);
+		snprintf(path, sizeof(path), "%s/map_%s", pins, map_pin(i));
 		set->maps[i] = bpf_obj_get(path);
 		if (set->maps[i] < 0)
 			goto broken;
@@ -195,9 +199,9 @@ static void remove_leftovers(const char *pins)
 {
 	char path[512];
 
-	snprintf(path, sizeof(path), "%s.new", pins);
+	snprintf(path, sizeof(path), "%s_new", pins);
 	remove_directory(path);
-	snprintf(path, sizeof(path), "%s.old", pins);
+	snprintf(path, sizeof(path), "%s_old", pins);
 	remove_directory(path);
 }
 
@@ -217,15 +221,15 @@ static int set_pin(struct kw_loader *loader)
 	char fresh[512], old[512], path[1024];
 	struct bpf_map *map;
 
-	snprintf(fresh, sizeof(fresh), "%s.new", loader->pins);
-	snprintf(old, sizeof(old), "%s.old", loader->pins);
+	snprintf(fresh, sizeof(fresh), "%s_new", loader->pins);
+	snprintf(old, sizeof(old), "%s_old", loader->pins);
 	remove_leftovers(loader->pins);
 	if (mkdir(fresh, 0700))
 		return loader_fail(loader, -errno, "cannot make %s: %s; is a bpffs mounted at /sys/fs/bpf?", fresh,
 				   strerror(errno));
 	for (int i = 0; i < MAPS; i++) {
 		map = bpf_object__find_map_by_name(loader->object, map_names[i]);
-		snprintf(path, sizeof(path), "%s/map_%s", fresh, map_pins[i]);
+		snprintf(path, sizeof(path), "%s/map_%s", fresh, map_pin(i));
 		if (bpf_obj_pin(bpf_map__fd(map), path))
 			return loader_fail(loader, -errno, "cannot pin %s: %s", path, strerror(errno));
 	}

@@ -33,7 +33,7 @@ struct kw_loader_state {
 	uint64_t polls;	     /* times the reader woke up, for whatever reason */
 	uint64_t syncs;	     /* times the engine's table was put right from the lineage map */
 	uint32_t origin;     /* enum kw_origin */
-	uint32_t watches_known; /* reserved */
+	uint32_t reserved;
 };
 
 /* Open, load or take over; hooks are live when it returns, rules (if taken over) as they were. On failure *loader is still
@@ -44,6 +44,11 @@ const char *kw_loader_error(const struct kw_loader *loader);
 void kw_loader_free(struct kw_loader *loader, int keep);
 /* Remove what any loader pinned at that directory. Returns 1 if there was something, 0 if not. */
 int kw_loader_unpin(const char *pins, char *error, uint64_t error_capacity);
+
+/* Who has a slot: kept beside the counters, so that the next daemon knows. name "": free. get: name has room for 72 bytes;
+ * returns 1 if the slot is taken, 0 if not. */
+int kw_loader_set_watch(struct kw_loader *loader, uint32_t slot, const char *name, uint64_t identity);
+int kw_loader_get_watch(struct kw_loader *loader, uint32_t slot, char *name, uint64_t *identity);
 
 /* Match rules: what makes a process a root of slot. -E2BIG: the table is full. */
 int kw_loader_match_name(struct kw_loader *loader, uint32_t slot, const char *name);
@@ -68,8 +73,9 @@ int64_t kw_loader_poll(struct kw_loader *loader, struct kw_engine *engine);
 int64_t kw_loader_drain(struct kw_loader *loader, struct kw_engine *engine);
 /* Put the engine's table right from the lineage map. */
 int kw_loader_sync(struct kw_loader *loader, struct kw_engine *engine);
-/* Make poll return 0, from any thread, now and later. */
+/* Make poll return 0, from any thread: now and later, or once. */
 void kw_loader_stop(struct kw_loader *loader);
+void kw_loader_interrupt(struct kw_loader *loader);
 
 /* KW_SLOTS rows of counters, one consistent struct each; reader >= 0 begins that reader's window. */
 int kw_loader_snapshot(struct kw_loader *loader, int reader, struct kw_counters *counters);
@@ -77,15 +83,13 @@ int kw_loader_snapshot(struct kw_loader *loader, int reader, struct kw_counters 
 int kw_loader_losses(struct kw_loader *loader, uint64_t *losses);
 void kw_loader_read_state(struct kw_loader *loader, struct kw_loader_state *state);
 
-/* What the kernel offers: facts without a decision. -1: could not be found out. */
+/* What the kernel offers: facts without a decision. 1: yes, 0: no. */
 struct kw_facts {
-	int btf;	   /* /sys/kernel/btf/vmlinux (or the named file) can be read */
-	int ring_buffer;
-	int tracing;	   /* tracing programs (tp_btf, iterators) can be loaded */
-	int capable;	   /* CAP_BPF and CAP_PERFMON, or CAP_SYS_ADMIN */
-	int bpffs;	   /* a bpffs is mounted at /sys/fs/bpf */
-	int cgroup2;	   /* a cgroup2 hierarchy is mounted */
-	int lockdown_confidentiality; /* the kernel refuses programs that read its memory */
-	int proc_connector; /* reserved for the netlink capture: the connector family exists */
+	int btf;	 /* type information: /sys/kernel/btf/vmlinux or the named file can be read */
+	int tracing;	 /* it knows the tracepoints and iterators the programs attach to */
+	int ring_buffer; /* ring buffer maps can be made */
+	int capable;	 /* CAP_BPF and CAP_PERFMON, or CAP_SYS_ADMIN */
+	int bpffs;	 /* a bpffs is mounted at /sys/fs/bpf */
+	int lockdown_confidentiality; /* programs may not read kernel memory */
 };
-void kw_facts_probe(const char *btf, struct kw_facts *facts, char *why, uint64_t why_capacity);
+void kw_facts_probe(const char *btf, struct kw_facts *facts);

@@ -20,6 +20,7 @@ enum map_index {
 	MAP_KIN,
 	MAP_FILTER,
 	MAP_COUNTERS,
+	MAP_WATCHES,
 	MAP_NAMES,
 	MAP_FILES,
 	MAP_PLACES,
@@ -67,6 +68,7 @@ struct kw_loader {
 	int poll_fd;
 	int stop_fd;
 	int stopped;
+	int interrupted;
 	const uint64_t *producer; /* position pages of the ring, read only */
 	const uint64_t *consumer;
 	uint64_t ring_bytes;

@@ -46,6 +46,29 @@ static int rule_add(struct kw_loader *loader, enum map_index map, const void *ke
 	return 0;
 }
 
+int kw_loader_set_watch(struct kw_loader *loader, uint32_t slot, const char *name, uint64_t identity)
+{
+	struct kw_watch_row row = {.identity = identity};
+
+	if (strlen(name) >= sizeof(row.name))
+		return loader_fail(loader, -EINVAL, "a watch's name has at most %zu bytes: %s", sizeof(row.name) - 1, name);
+	memcpy(row.name, name, strlen(name));
+	if (bpf_map_update_elem(loader->set.maps[MAP_WATCHES], &slot, &row, BPF_ANY))
+		return loader_fail(loader, -errno, "cannot write watch %u: %s", slot, strerror(errno));
+	return 0;
+}
+
+int kw_loader_get_watch(struct kw_loader *loader, uint32_t slot, char *name, uint64_t *identity)
+{
+	struct kw_watch_row row;
+
+	if (bpf_map_lookup_elem(loader->set.maps[MAP_WATCHES], &slot, &row))
+		return loader_fail(loader, -errno, "cannot read watch %u: %s", slot, strerror(errno));
+	memcpy(name, row.name, sizeof(row.name));
+	*identity = row.identity;
+	return name[0] != 0;
+}
+
 int kw_loader_match_name(struct kw_loader *loader, uint32_t slot, const char *name)
 {
 	struct name_key key = {};

@@ -1,0 +1,494 @@
+"""The composition root: builds the parts, runs the main path, owns the order of shutdown.
+
+The main path, from the kernel to the log and the report, is `_pump` and `_report`; everything else here is begin and end. Threads
+where bytes flow: one blocks in the capture, one writes to the sinks. asyncio where things wait: signals, the window, the
+control socket, the watchdog.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import signal
+import sys
+import threading
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import msgspec
+
+from monitor import __version__
+from monitor.capture import SlotWatch, device
+from monitor.capture.choose import Choice, choose, probe
+from monitor.capture.core import PINS, CoreCapture, unpin
+from monitor.capture.poll import PollCapture
+from monitor.capture.recordfile import RecordedWatch, RecordWriter
+from monitor.capture.replay import ReplayCapture
+from monitor.command import Command
+from monitor.control import ControlServer
+from monitor.detect.behaviors import expected, violated
+from monitor.engine import Engine, records
+from monitor.errors import AlreadyRunning, CaptureUnavailable, ConfigInvalid
+from monitor.notify import Notifier
+from monitor.options import settled
+from monitor.sinks import Fanout
+from monitor.sinks.stream import StreamSink
+from monitor.sinks.table import log_sink
+from monitor.window import Window
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from monitor.config import Config, Watch
+    from monitor.options import ReportOptions, RunOptions
+
+LOCK: Final = Path("/run/kinwatch.lock")
+"""Held by the daemon that owns the pins."""
+READER: Final = 1
+"""The reader of `--report-to` among KW_READERS."""
+SPACING_S: Final = 1.0
+"""Least time between two immediate reports: alarms within it go into one."""
+
+
+class Watching(Protocol):
+    """What the agent asks of a live capture."""
+
+    kind: str
+
+    @property
+    def watches(self) -> tuple[SlotWatch, ...]: ...  # noqa: D102 - as in monitor.capture
+    def start(self) -> None: ...  # noqa: D102
+    def apply(self, watches: Sequence[Watch]) -> None: ...  # noqa: D102
+    def poll(self) -> bool: ...  # noqa: D102
+    def interrupt(self) -> None: ...  # noqa: D102
+    def stop(self) -> None: ...  # noqa: D102
+    def drain(self) -> None: ...  # noqa: D102
+    def snapshot(self, reader: int | None, mark: int) -> Any: ...  # noqa: ANN401, D102
+    def close(self, *, keep: bool) -> None: ...  # noqa: D102
+
+
+def say(text: str) -> None:
+    """One line for the user, on stderr."""
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"kinwatch: {text}\n")
+        sys.stderr.flush()
+
+
+def run(config: Config, options: RunOptions) -> int:
+    """The daemon; with `--once` or `-- COMMAND` a run that ends by itself. Returns the exit code."""
+    if config.daemon.user:
+        msg = f"{config.origin}: daemon.user: running as another user is not in this version; leave it empty"
+        raise ConfigInvalid(msg)
+    notifier = Notifier.from_environment()
+    choice = choose(probe(config.capture.btf), config.capture.kind)
+    alone = options.once or bool(options.command)
+    with contextlib.ExitStack() as stack:
+        if not alone and choice.kind == "core":
+            stack.enter_context(_only_daemon())
+        command = Command(options.command) if options.command else None
+        if command is not None:
+            stack.callback(command.abandon)
+            config = _with_pid(config, command.pid)
+        engine = stack.enter_context(Engine(config.capture.max_processes))
+        capture = _open(choice, engine, config, pins="" if alone else PINS, fresh=options.fresh)
+        agent = Agent(config, options, choice, engine, capture, notifier, command)
+        return agent.run()
+
+
+def _with_pid(config: Config, pid: int) -> Config:
+    """The watch of `-- COMMAND` learns whom it watches."""
+    watches = tuple(
+        msgspec.structs.replace(watch, value=str(pid)) if (watch.kind, watch.value) == ("pid", "0") else watch
+        for watch in config.watches
+    )
+    return msgspec.structs.replace(config, watches=watches)
+
+
+@contextlib.contextmanager
+def _only_daemon() -> Iterator[None]:
+    """Hold the lock of the pins. AlreadyRunning: somebody does."""
+    try:
+        fd = os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        msg = f"{LOCK}: {error.strerror}; run as root"
+        raise CaptureUnavailable(msg) from error
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            msg = f"another kinwatch daemon is running (it holds {LOCK}); stop it first, or use --once or -- COMMAND"
+            raise AlreadyRunning(msg) from None
+        yield
+    finally:
+        os.close(fd)
+
+
+def _open(choice: Choice, engine: Engine, config: Config, *, pins: str, fresh: bool) -> Watching:
+    if choice.kind == "core":
+        return CoreCapture(engine, config.watches, config.capture, pins=pins, fresh=fresh)
+    return PollCapture(engine, config.watches)
+
+
+class Agent:
+    """One run: its parts and their order."""
+
+    def __init__(  # noqa: PLR0913 - the parts
+        self,
+        config: Config,
+        options: RunOptions,
+        choice: Choice,
+        engine: Engine,
+        capture: Watching,
+        notifier: Notifier,
+        command: Command | None,
+    ) -> None:
+        self._config, self._options, self._choice = config, options, choice
+        self._engine, self._capture, self._notifier, self._command = engine, capture, notifier, command
+        self._daemon = not options.once and command is None
+        self._stdout = StreamSink.stdout()
+        self._recorder: RecordWriter | None = None
+        self._pumping = threading.Lock()
+        self._reloading: Sequence[Watch] | None = None
+        self._failure: BaseException | None = None
+        self._since_ns = time.time_ns()
+
+    def run(self) -> int:
+        """Begin, wait, end. Returns the exit code; raises what ended it."""
+        clean = False
+        try:
+            self._fanout = self._open_sinks()
+            self._capture.start()
+            self._window = self._open_window()
+            self._open_record()
+            try:
+                asyncio.run(self._main())
+                clean = True
+            finally:
+                self._fanout.close()
+                if self._recorder is not None:
+                    self._recorder.close()
+        finally:
+            keep = self._daemon and (not clean or self._config.daemon.keep == "always")
+            self._capture.close(keep=keep and self._failure is None)
+        return 0
+
+    # -------- the main path --------
+
+    def _pump(self) -> None:
+        """What the engine made of a batch goes to the sinks; an alarm wakes the report."""
+        with self._pumping:
+            batch = self._engine.take()
+            self._fanout.put(batch.lines, batch.lines_count)
+        if batch.records and self._recorder is not None:
+            self._keep_records(batch.records)
+        if batch.alarms:
+            self._loop.call_soon_threadsafe(self._alarm.set)
+
+    def _report(self) -> None:
+        """Snapshot, metrics, document, out; the window ends when all of it is written."""
+        report = self._window.report(int(time.time()))
+        if report.dropped:
+            say(f"the report was too long: {report.dropped} entries left out, totals are true")
+        if self._reports is None or self._reports.write(report.payload + b"\n") == 0:
+            self._window.accept(report)
+
+    # -------- threads and waits --------
+
+    def _drain(self) -> None:
+        """The capture thread."""
+        try:
+            while self._capture.poll():
+                self._pump()
+                if self._reloading is not None:
+                    watches, self._reloading = self._reloading, None
+                    self._capture.apply(watches)
+                if self._command is not None:
+                    self._loop.call_soon_threadsafe(self._look_at_command)
+        except BaseException as error:  # noqa: BLE001 - it ends the program, in the main thread
+            self._failure = error
+            self._loop.call_soon_threadsafe(self._stop.set)
+
+    async def _main(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._stop, self._alarm = asyncio.Event(), asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self._stop.set)
+        self._loop.add_signal_handler(signal.SIGHUP, self._reload)
+        async with contextlib.AsyncExitStack() as stack:
+            if self._daemon:
+                answers = {"status": self._status, "tree": self._tree}
+                await stack.enter_async_context(ControlServer(Path(self._config.daemon.socket), answers))
+            thread = threading.Thread(target=self._drain, name="capture")
+            thread.start()
+            try:
+                self._say_ready()
+                if self._command is not None:
+                    self._command.release()
+                await self._until_stopped()
+            finally:
+                self._notifier.stopping()
+                self._capture.stop()
+                await asyncio.to_thread(thread.join)
+        if self._failure is not None:
+            raise self._failure
+        self._capture.drain()
+        self._pump()
+        if self._reports is not None and not self._reported_once:
+            self._report()
+
+    async def _until_stopped(self) -> None:
+        tasks = [asyncio.create_task(self._keep_windows()), asyncio.create_task(self._keep_watchdog())]
+        stopped = asyncio.create_task(self._stop.wait())
+        done, _ = await asyncio.wait([*tasks, stopped], return_when=asyncio.FIRST_COMPLETED)
+        for task in (*tasks, stopped):
+            task.cancel()
+        await asyncio.gather(*tasks, stopped, return_exceptions=True)
+        for task in done:
+            if not task.cancelled() and (error := task.exception()) is not None:
+                raise error
+
+    async def _keep_windows(self) -> None:
+        """A report at the end of every window, and one as soon as an alarm is raised."""
+        if self._reports is None and not self._options.once:
+            await self._stop.wait()
+            return
+        interval_s = self._config.report.interval_s
+        due = time.monotonic() + interval_s
+        if self._window.began_wall_ns:
+            due -= min(interval_s, max(0.0, (time.time_ns() - self._window.began_wall_ns) / 1e9))
+        last = -SPACING_S
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(0.0, due - time.monotonic())):
+                    await self._alarm.wait()
+                    await asyncio.sleep(max(0.0, last + SPACING_S - time.monotonic()))
+            self._alarm.clear()
+            await asyncio.to_thread(self._report)
+            last = time.monotonic()
+            due = last + interval_s
+            if self._options.once:
+                self._reported_once = True
+                self._stop.set()
+                return
+
+    async def _keep_watchdog(self) -> None:
+        if self._notifier.watchdog_s is None:
+            await self._stop.wait()
+            return
+        while True:
+            self._notifier.watchdog()
+            await asyncio.sleep(self._notifier.watchdog_s)
+
+    def _look_at_command(self) -> None:
+        """`-- COMMAND` ends with the last of its kin."""
+        if self._command is not None:
+            self._command.reap()
+        watches = self._capture.snapshot(None, 0).watches
+        if any(watch.root_starts for watch in watches) and not any(watch.roots or watch.alive for watch in watches):
+            self._stop.set()
+
+    def _reload(self) -> None:
+        """SIGHUP: files are reopened, watches changed; what cannot be read changes nothing."""
+        self._notifier.reloading(time.clock_gettime_ns(time.CLOCK_MONOTONIC))
+        self._fanout.reopen()
+        if self._reports is not None:
+            with contextlib.suppress(OSError):
+                self._reports.reopen()
+        try:
+            config = settled(self._options.config_path, self._options.overrides)
+            if self._command is None:
+                self._config = config
+                self._reloading = config.watches
+                self._capture.interrupt()
+        except ConfigInvalid as error:
+            say(f"{error} (nothing was changed)")
+        self._notifier.ready()
+
+    # -------- begin --------
+
+    def _open_sinks(self) -> Fanout:
+        several = len(self._config.watches) > 1
+        log = log_sink(
+            self._options.log, self._options.format, os.environ, watch_column=several, stdout=self._stdout
+        )
+        target = self._options.report_to
+        self._reports: StreamSink | None = None
+        if target is not None:
+            self._reports = self._stdout if target == "-" else StreamSink.open(target)
+        self._reported_once = False
+        return Fanout([log], on_loss=self._lose, on_trouble=say, on_end=self._sink_ended)
+
+    def _lose(self, count: int) -> None:
+        """A sink was too slow: say so in the log, as soon as there is room."""
+        self._engine.ingest(
+            records.lost_record(time_ns=time.clock_gettime_ns(time.CLOCK_BOOTTIME), stage="sink_full", count=count)
+        )
+        self._pump()
+
+    def _sink_ended(self, _: object) -> None:
+        """Nobody reads the log any more: a run in a pipe ends, as any filter would."""
+        if self._options.log == "-":
+            self._loop.call_soon_threadsafe(self._stop.set)
+
+    def _open_window(self) -> Window:
+        file = Path(self._config.daemon.state_dir, "window.json") if self._daemon and self._reports else None
+        generation = self._capture.generation if isinstance(self._capture, CoreCapture) else time.time_ns()
+        if isinstance(self._capture, CoreCapture):
+            self._since_ns -= time.clock_gettime_ns(time.CLOCK_BOOTTIME) - self._capture.since_boot_ns
+        window = Window(self._capture, self._engine, READER, device.read, file=file, generation=generation)
+        if self._reports is not None or self._options.once:
+            window.begin()
+        return window
+
+    def _open_record(self) -> None:
+        if self._options.record is None:
+            return
+        watches = [
+            RecordedWatch(
+                slot=held.slot,
+                name=held.watch.name,
+                kind=held.watch.kind,
+                value=held.watch.value,
+                child_limit=held.watch.child_limit,
+            )
+            for held in self._capture.watches
+        ]
+        try:
+            wall_ns = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+            self._recorder = RecordWriter(self._options.record, watches, wall_ns)
+        except OSError as error:
+            msg = f"--record {self._options.record}: {error.strerror}; name a file that can be written"
+            raise ConfigInvalid(msg) from error
+        self._engine.record(on=True)
+
+    def _keep_records(self, kept: bytes) -> None:
+        if self._recorder is None:
+            return
+        try:
+            self._recorder.append(kept)
+        except OSError as error:
+            say(f"--record: {error.strerror}; recording has ended")
+            self._recorder.close()
+            self._recorder = None
+            self._engine.record(on=False)
+
+    def _say_ready(self) -> None:
+        snapshot = self._capture.snapshot(None, 0)
+        roots = sum(watch.roots for watch in snapshot.watches)
+        took_ms = (time.clock_gettime(time.CLOCK_BOOTTIME) - _started_boot_s()) * 1000
+        origin = self._capture.origin if isinstance(self._capture, CoreCapture) else "new"
+        extra = "" if origin == "new" else f", {origin}"
+        say(f"watching (capture={self._capture.kind}, roots={roots}{extra}, ready in {took_ms:.0f} ms)")
+        if self._choice.kind != "core":
+            say(f"{self._choice.reason}")
+        for watch in snapshot.watches:
+            if not watch.roots and self._command is None:
+                say(f"watch {watch.name} matches nothing yet")
+        self._notifier.ready(f"watching, capture {self._capture.kind}")
+
+    # -------- answers --------
+
+    def _status(self) -> dict[str, object]:
+        snapshot = self._capture.snapshot(None, 0)
+        hidden = {"name", "window_peak", "exes", "exes_missed"}
+        counters = [
+            {"name": watch.name}
+            | {
+                field: getattr(watch, field)
+                for field in watch.__struct_fields__
+                if field not in hidden and field not in snapshot.unknown
+            }
+            for watch in snapshot.watches
+        ]
+        status: dict[str, object] = {
+            "capture": self._capture.kind,
+            "reason": self._choice.reason,
+            "since": datetime.fromtimestamp(self._since_ns / 1e9, UTC).isoformat().replace("+00:00", "Z"),
+            "pid": os.getpid(),
+            "version": __version__,
+            "watches": counters,
+            "lost": snapshot.lost,
+            "lower_bounds": sorted(snapshot.lower_bounds - hidden),
+            "unknown": sorted(snapshot.unknown - hidden),
+        }
+        if isinstance(self._capture, CoreCapture):
+            status |= {"origin": self._capture.origin, "kernel": self._capture.facts()}
+        return status
+
+    def _tree(self) -> dict[str, object]:
+        return {"tree": [msgspec.json.decode(line) for line in self._engine.tree().splitlines()]}
+
+
+def _started_boot_s() -> float:
+    """When this process started, seconds since boot (proc(5): starttime in clock ticks)."""
+    text = Path("/proc/self/stat").read_text(encoding="utf-8", errors="replace")
+    return int(text.rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+
+
+def report(config: Config, options: ReportOptions) -> int:
+    """Watch for a while, print one report. Returns 1 when it breaks an expectation."""
+    choice = choose(probe(config.capture.btf), config.capture.kind)
+    ended = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
+    with Engine(config.capture.max_processes) as engine:
+        capture = _open(choice, engine, config, pins="", fresh=False)
+        try:
+            capture.start()
+            window = Window(capture, engine, READER, device.read)
+            window.begin()
+            thread = threading.Thread(target=_discard, args=(capture, engine), name="capture")
+            thread.start()
+            ended.wait(options.duration_s)
+            capture.stop()
+            thread.join()
+            capture.drain()
+            made = window.report(int(time.time()), options.names, options.format)
+        finally:
+            capture.close(keep=False)
+    payload = made.payload + (b"\n" if options.format == "json" else b"")
+    if StreamSink.stdout().write(payload):
+        raise OSError("stdout is full")
+    behaviors = [behavior for watch in config.watches for behavior in expected(watch.name, watch.child_limit)]
+    return 1 if violated(behaviors, made.metrics) else 0
+
+
+def _discard(capture: Watching, engine: Engine) -> None:
+    """A report alone needs counters, not lines."""
+    while capture.poll():
+        engine.take()
+
+
+def replay(config: Config | None, path: Path, form: str) -> int:
+    """A record file through the engine, as lines. Returns 1 when there were alarms."""
+    limits = {watch.name: watch.child_limit for watch in config.watches} if config is not None else {}
+    alarms = 0
+    with Engine() as engine:
+        capture = ReplayCapture(engine, path, limits)
+        sink = log_sink("-", form, os.environ, watch_column=len(capture.watches) > 1)
+        try:
+            capture.start()
+            try:
+                while capture.poll():
+                    batch = engine.take()
+                    alarms += batch.alarms
+                    sink.write(batch.lines)
+            finally:
+                batch = engine.take()
+                alarms += batch.alarms
+                sink.write(batch.lines)
+        finally:
+            sink.close()
+            capture.close(keep=False)
+    return 1 if alarms else 0
+
+
+def unload() -> int:
+    """Remove what a daemon left pinned. AlreadyRunning: a daemon is there and needs it."""
+    with _only_daemon():
+        say(f"removed {PINS}" if unpin() else "nothing was pinned")
+    return 0

@@ -1,0 +1,47 @@
+"""Where records come from: what every capture promises; knows none of them.
+
+A capture feeds an engine through its one door. It owns the counters' truth: `snapshot` says what it counted, and marks what it
+cannot know.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+
+from monitor.watch import Watch  # noqa: TC001 - msgspec reads the fields' types
+
+if TYPE_CHECKING:
+    from monitor.detect.snapshot import Snapshot
+
+
+class SlotWatch(msgspec.Struct, frozen=True):
+    """A watch and its bit in the watch masks."""
+
+    slot: int
+    """In [0, KW_WATCHES)."""
+    watch: Watch
+
+
+class Capture(Protocol):
+    """A source of records. `poll` runs in one thread; `stop` and `snapshot` may be called from any other meanwhile."""
+
+    @property
+    def kind(self) -> str:
+        """core, poll, replay, ..."""
+
+    def start(self) -> None:
+        """Begin; running processes are taken in when it returns, and nothing started later is missed."""
+
+    def poll(self) -> bool:
+        """Block until something came, and feed it to the engine. False: stopped, or there is no more."""
+
+    def stop(self) -> None:
+        """Make poll() return False."""
+
+    def snapshot(self, reader: int | None, mark: int) -> Snapshot:
+        """All counters now, executables since the engine's `mark`; with a reader, also begin that reader's window."""
+
+    def close(self, *, keep: bool) -> None:
+        """Let go. `keep`: what lives in the kernel goes on without us."""

@@ -1,0 +1,93 @@
+"""Which capture, and why: facts of the machine, then one pure decision with its reason as text.
+
+Owns the probing (`probe`) and the decision (`choose`). Refuses to open a capture, and to compare kernel versions:
+distributions backport.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+import msgspec
+
+from monitor.engine._native import ffi, lib
+from monitor.errors import CaptureUnavailable
+
+Kind = Literal["core", "poll"]
+
+HOOKS: Final = {
+    "core": (
+        "tp_btf/sched_process_fork",
+        "tp_btf/sched_process_exec",
+        "tp_btf/sched_process_exit",
+        "tp_btf/cgroup_attach_task",
+        "tp_btf/cgroup_mkdir",
+        "tp_btf/cgroup_rmdir",
+    ),
+    "poll": (),
+}
+
+
+class Facts(msgspec.Struct, frozen=True, kw_only=True):
+    """What the machine offers (source: monitor/engine/native/facts.c)."""
+
+    btf: bool
+    """Type information of the kernel is readable."""
+    tracing: bool
+    """The kernel has the tracepoints and iterators of the programs."""
+    ring_buffer: bool
+    """Ring buffer maps can be made (with the privileges of this process)."""
+    capable: bool
+    """CAP_BPF and CAP_PERFMON, or CAP_SYS_ADMIN."""
+    bpffs: bool
+    """A bpffs is mounted at /sys/fs/bpf."""
+    lockdown_confidentiality: bool
+    """Kernel lockdown forbids programs that read kernel memory."""
+
+
+class Choice(msgspec.Struct, frozen=True, kw_only=True):
+    """The decision."""
+
+    kind: Kind
+    reason: str
+    hooks: tuple[str, ...]
+
+
+def probe(btf: str = "") -> Facts:
+    """Ask the kernel. `btf`: a BTF file in place of the kernel's own."""
+    facts = ffi.new("struct kw_facts *")
+    lib.kw_facts_probe(btf.encode(), facts)
+    return Facts(**{name: bool(getattr(facts, name)) for name in Facts.__struct_fields__})
+
+
+def obstacles(facts: Facts) -> list[str]:
+    """What stands in the way of the `core` capture, each with its remedy; empty: nothing."""
+    found = []
+    if not facts.capable:
+        found.append("this process lacks CAP_BPF and CAP_PERFMON (run it as root)")
+    if not facts.btf:
+        found.append("the kernel has no BTF, /sys/kernel/btf/vmlinux (name a BTF file in [capture] btf)")
+    elif not facts.tracing:
+        found.append("the kernel lacks the tracepoints or iterators of the programs (it is older than 5.8, or tracing is off)")
+    if facts.capable and not facts.ring_buffer:
+        found.append("the kernel has no ring buffer (it came with 5.8)")
+    if facts.lockdown_confidentiality:
+        found.append("kernel lockdown is in confidentiality mode (boot with lockdown=integrity)")
+    return found
+
+
+def choose(facts: Facts, wanted: str) -> Choice:
+    """Decide. `wanted`: [capture] kind. Raises CaptureUnavailable when what is wanted cannot work here."""
+    if wanted in ("bcc", "netlink"):
+        msg = f'capture "{wanted}" is not in this version; use "core" or "poll", or "auto"'
+        raise CaptureUnavailable(msg)
+    if wanted == "poll":
+        return Choice(kind="poll", reason="poll was asked for: short-lived processes go unseen", hooks=HOOKS["poll"])
+    against = obstacles(facts)
+    if not against:
+        reason = "BTF, tracepoints, iterators and ring buffer are there, and the privileges to use them"
+        return Choice(kind="core", reason=reason, hooks=HOOKS["core"])
+    if wanted == "core":
+        raise CaptureUnavailable('capture "core" cannot work here: ' + "; ".join(against))
+    reason = "eBPF cannot be used: " + "; ".join(against) + "; short-lived processes go unseen"
+    return Choice(kind="poll", reason=reason, hooks=HOOKS["poll"])

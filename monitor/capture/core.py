@@ -1,0 +1,313 @@
+"""The core capture: CO-RE programs in the kernel through the native loader.
+
+Owns which watch has which slot, and what changes when the watches do (at a takeover, at a reload). Refuses to know records
+and lines: the loader pushes them through the engine's door.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.resources
+import os
+import subprocess
+import time
+from typing import TYPE_CHECKING, ClassVar, Final
+
+from monitor.capture import SlotWatch
+from monitor.capture.rules import rules
+from monitor.detect.snapshot import Snapshot, WatchSnapshot
+from monitor.engine import STAGES
+from monitor.engine._native import ffi, lib
+from monitor.errors import CaptureUnavailable, EngineRefused
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from monitor.engine import Engine
+    from monitor.engine._native import CData
+    from monitor.schema import Capture as CaptureTable
+    from monitor.watch import Watch
+
+PINS: Final = "/sys/fs/bpf/kinwatch"
+"""Where the daemon pins its links and maps."""
+
+ORIGINS: Final = {0: "new", 1: "taken over", 2: "swapped"}
+
+
+class CoreCapture:
+    """The programs in the kernel, and their ring into one engine. Defines the engine's watches.
+
+    Raises CaptureUnavailable when the kernel refuses, with its reason.
+    """
+
+    kind: ClassVar[str] = "core"
+
+    def __init__(
+        self, engine: Engine, watches: Sequence[Watch], settings: CaptureTable, *, pins: str = "", fresh: bool = False
+    ) -> None:
+        """`pins`: directory to pin into and to take over from, "" for neither. `fresh`: nothing is taken over."""
+        self._engine = engine
+        self._wanted = tuple(watches)
+        self._slots: dict[str, SlotWatch] = {}
+        self._stopped = False
+        self._pids: set[str] = set()
+        self._loader: CData | None = None
+        if pins:
+            _mount_bpffs()
+            if fresh:
+                unpin(pins)
+        with importlib.resources.as_file(importlib.resources.files("monitor.capture") / "kinwatch.bpf.o") as path:
+            self._open(os.fsencode(path), settings, pins)
+
+    def _open(self, path: bytes, settings: CaptureTable, pins: str) -> None:
+        texts = [ffi.new("char[]", text) for text in (path, settings.btf.encode(), pins.encode())]
+        config = ffi.new(
+            "struct kw_loader_config *",
+            {
+                "object": texts[0],
+                "btf": texts[1],
+                "pins": texts[2],
+                "ring_bytes": settings.ring_bytes,
+                "max_processes": settings.max_processes,
+            },
+        )
+        found = ffi.new("struct kw_loader **")
+        result = lib.kw_loader_open(config, found)
+        if found[0] == ffi.NULL:
+            raise CaptureUnavailable("no memory for the loader")
+        self._loader = found[0]
+        if result < 0:
+            text = self._error()
+            lib.kw_loader_free(self._loader, 0)
+            self._loader = None
+            msg = f"capture core: {text}; 'kinwatch doctor' says what this machine can do"
+            raise CaptureUnavailable(msg)
+
+    @property
+    def watches(self) -> tuple[SlotWatch, ...]:
+        """Who has which slot."""
+        return tuple(self._slots.values())
+
+    @property
+    def origin(self) -> str:
+        """Whether the programs are new, taken over, or swapped for an earlier version's."""
+        return ORIGINS[self._state().origin]
+
+    @property
+    def generation(self) -> int:
+        """Names the life of the counters: another number means that they began anew."""
+        return int(self._state().generation)
+
+    @property
+    def since_boot_ns(self) -> int:
+        """CLOCK_BOOTTIME when the counters began."""
+        return int(self._state().since_ns)
+
+    def facts(self) -> dict[str, int]:
+        """Numbers about the ring, for `status`."""
+        state = self._state()
+        return {name: int(getattr(state, name)) for name in ("kin", "emitted", "woken", "polls", "syncs")}
+
+    def start(self) -> None:
+        """Take over what was pinned, put the watches in place, take in what runs."""
+        if self._state().origin == lib.KW_ORIGIN_TAKEN_OVER:
+            self._resume()
+        self.apply(self._wanted)
+
+    def _resume(self) -> None:
+        """Define the watches as the last daemon left them, then let the engine learn what happened meanwhile."""
+        wanted = {watch.name: watch for watch in self._wanted}
+        name, identity = ffi.new("char[72]"), ffi.new("uint64_t *")
+        stale = 0
+        for slot in range(lib.KW_WATCHES):
+            if self._check(lib.kw_loader_get_watch(self._handle, slot, name, identity)) == 0:
+                continue
+            text = _text(name)
+            watch = wanted.get(text)
+            if watch is None or _identity(watch) != identity[0]:
+                stale |= 1 << slot
+                self._withdraw(slot)
+            else:
+                self._slots[text] = SlotWatch(slot, watch)
+                self._engine.watch(slot, text, None)  # the limit comes with apply(), after the past is told
+        if stale:
+            self._check(lib.kw_loader_forget(self._handle, stale))
+        self._check(lib.kw_loader_drain(self._handle, self._engine.handle))
+        self._check(lib.kw_loader_sync(self._handle, self._engine.handle))
+
+    def apply(self, watches: Sequence[Watch]) -> None:
+        """Make these the watches: those that stay keep slot, kin and counters; others go, new ones take in what runs."""
+        wanted = {watch.name: watch for watch in watches}
+        gone = 0
+        for name, held in list(self._slots.items()):
+            if name not in wanted or _identity(wanted[name]) != _identity(held.watch):
+                gone |= 1 << held.slot
+                self._withdraw(held.slot)
+                del self._slots[name]
+        if gone:
+            self._check(lib.kw_loader_forget(self._handle, gone))
+            self._check(lib.kw_loader_drain(self._handle, self._engine.handle))
+            for slot in range(lib.KW_WATCHES):
+                if gone >> slot & 1:
+                    self._engine.unwatch(slot)
+        fresh = 0
+        for watch in watches:
+            held = self._slots.get(watch.name)
+            slot = held.slot if held else self._free_slot()
+            self._slots[watch.name] = SlotWatch(slot, watch)
+            self._engine.watch(slot, watch.name, watch.child_limit)
+            limit = -1 if watch.child_limit is None else watch.child_limit
+            self._check(lib.kw_loader_limit(self._handle, slot, limit))
+            if held is None:
+                self._check(lib.kw_loader_set_watch(self._handle, slot, watch.name.encode(), _identity(watch)))
+                fresh |= 1 << slot
+            self._match(slot, watch)
+        if fresh:
+            self._check(lib.kw_loader_adopt(self._handle, fresh))
+
+    def refresh(self) -> None:
+        """Look again at what the watches' paths name: a file may have been replaced, a directory too."""
+        for held in self._slots.values():
+            if held.watch.kind in ("exe", "unit", "cgroup"):
+                self._match(held.slot, held.watch)
+
+    def watch_pid(self, name: str, pid: int) -> None:
+        """Make `pid` a root of a watch at its next exec."""
+        self._check(lib.kw_loader_match_pid(self._handle, self._slots[name].slot, pid))
+
+    def _match(self, slot: int, watch: Watch) -> None:
+        if watch.kind == "pid" and (watch.value == "0" or not self._new_pid(watch)):
+            return
+        for rule in rules(watch):
+            self._check(getattr(lib, f"kw_loader_match_{rule.table}")(self._handle, slot, *rule.arguments))
+
+    def _new_pid(self, watch: Watch) -> bool:
+        """A pid is matched once: when it has been, its rule is gone and must not come back for a successor."""
+        fresh = watch.value not in self._pids
+        self._pids.add(watch.value)
+        return fresh
+
+    def _withdraw(self, slot: int) -> None:
+        self._check(lib.kw_loader_unmatch(self._handle, slot))
+        self._check(lib.kw_loader_limit(self._handle, slot, -1))
+        self._check(lib.kw_loader_set_watch(self._handle, slot, b"", 0))
+
+    def _free_slot(self) -> int:
+        taken = {held.slot for held in self._slots.values()}
+        return next(slot for slot in range(lib.KW_WATCHES) if slot not in taken)
+
+    def poll(self) -> bool:
+        """Block until records came and went through the engine's door, or interrupt(); False after stop()."""
+        self._check(lib.kw_loader_poll(self._handle, self._engine.handle))
+        return not self._stopped
+
+    def interrupt(self) -> None:
+        """Make poll() return once, from any thread."""
+        lib.kw_loader_interrupt(self._handle)
+
+    def drain(self) -> None:
+        """Push everything that is there through the engine's door, without waiting. Not while poll() runs."""
+        self._check(lib.kw_loader_drain(self._handle, self._engine.handle))
+
+    def stop(self) -> None:
+        """Make poll() return False, from any thread."""
+        self._stopped = True
+        lib.kw_loader_stop(self._handle)
+
+    def snapshot(self, reader: int | None, mark: int) -> Snapshot:
+        """The kernel's counters, exact whatever happened to the ring; executables as the engine saw them."""
+        cells = ffi.new("struct kw_counters[]", lib.KW_SLOTS)
+        self._check(lib.kw_loader_snapshot(self._handle, -1 if reader is None else reader, cells))
+        watches = []
+        for held in self._slots.values():
+            row = cells[held.slot]
+            exes, missed = self._engine.exes(held.slot, mark)
+            watches.append(
+                WatchSnapshot(
+                    name=held.watch.name,
+                    roots=row.roots,
+                    alive=row.alive,
+                    peak=row.peak,
+                    spawned=row.spawned,
+                    adopted=row.adopted,
+                    execs=row.execs,
+                    exits=row.exits,
+                    root_starts=row.root_starts,
+                    root_exits=row.root_exits,
+                    window_peak=0 if reader is None else max(row.window_peak[reader], row.alive),
+                    exes=exes,
+                    exes_missed=missed,
+                )
+            )
+        return Snapshot(
+            wall_ns=time.time_ns(),
+            boot_ns=time.clock_gettime_ns(time.CLOCK_BOOTTIME),
+            watches=tuple(watches),
+            lost=self._losses(),
+        )
+
+    def _losses(self) -> dict[str, int]:
+        cells = ffi.new("uint64_t[]", lib.KW_STAGES)
+        self._check(lib.kw_loader_losses(self._handle, cells))
+        of_engine = self._engine.losses()
+        return {
+            stage: int(cells[i]) + (of_engine[stage] if stage in ("bad_record", "sink_full") else 0)
+            for i, stage in enumerate(STAGES)
+        }
+
+    def close(self, *, keep: bool) -> None:
+        """Let go of the kernel side: it is unloaded, unless `keep`."""
+        if self._loader is not None:
+            lib.kw_loader_free(self._loader, int(keep))
+            self._loader = None
+
+    @property
+    def _handle(self) -> CData:
+        if self._loader is None:
+            raise EngineRefused("the core capture is closed")
+        return self._loader
+
+    def _state(self) -> CData:
+        state = ffi.new("struct kw_loader_state *")
+        lib.kw_loader_read_state(self._handle, state)
+        return state
+
+    def _error(self) -> str:
+        return _text(lib.kw_loader_error(self._handle))
+
+    def _check(self, result: int) -> int:
+        if result < 0:
+            raise CaptureUnavailable(f"capture core: {self._error()}")
+        return result
+
+
+def unpin(pins: str = PINS) -> bool:
+    """Remove every pin at a directory. False: there was none. Raises CaptureUnavailable when it cannot be done."""
+    error = ffi.new("char[]", 256)
+    result = lib.kw_loader_unpin(pins.encode(), error, 256)
+    if result < 0:
+        raise CaptureUnavailable(_text(error))
+    return result > 0
+
+
+def _text(cells: CData) -> str:
+    return bytes(ffi.string(cells)).decode(errors="replace")
+
+
+def _identity(watch: Watch) -> int:
+    """Of what a watch matches; its name and its limit may change without a new life of its counters."""
+    return int.from_bytes(hashlib.sha256(f"{watch.kind}\0{watch.value}".encode()).digest()[:8], "little")
+
+
+def _mount_bpffs() -> None:
+    """Pins need a bpffs; systemd mounts one, a small init may not have."""
+    facts = ffi.new("struct kw_facts *")
+    lib.kw_facts_probe(b"", facts)
+    if facts.bpffs:
+        return
+    try:
+        subprocess.run(["mount", "-t", "bpf", "bpf", "/sys/fs/bpf"], check=True, capture_output=True, text=True)  # noqa: S607
+    except (OSError, subprocess.CalledProcessError) as error:
+        detail = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else str(error)
+        msg = f"no bpffs at /sys/fs/bpf, and it cannot be mounted ({detail}); mount one, or use --capture poll"
+        raise CaptureUnavailable(msg) from error

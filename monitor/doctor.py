@@ -1,0 +1,97 @@
+"""`kinwatch doctor`: what this machine can do, what it cannot, why, and what to do about it.
+
+Owns the words. Refuses to decide: `capture.choose` does, and the agent decides by the same function.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from monitor import __version__, config as configuration
+from monitor.capture.choose import choose, obstacles, probe
+from monitor.capture.core import PINS
+from monitor.capture.poll import LOWER_BOUNDS
+from monitor.capture.rules import cgroup2_mount
+from monitor.detect.behaviors import expected
+from monitor.detect.metrics import FIELDS
+from monitor.errors import CaptureUnavailable
+
+if TYPE_CHECKING:
+    from monitor.config import Config
+
+SERVICE_SPACING_S = 300
+"""The service's limit between two reports of a device, unless raised (quota "Device metric minimum delay")."""
+
+
+def findings(config: Config | None) -> dict[str, Any]:
+    """Everything doctor knows, as data."""
+    settings = config or configuration.Config()
+    facts = probe(settings.capture.btf)
+    found: dict[str, Any] = {
+        "version": __version__,
+        "kernel": platform.release(),
+        "machine": platform.machine(),
+        "facts": msgspec.to_builtins(facts) | {"cgroup2": str(cgroup2_mount() or ""), "root": os.geteuid() == 0},
+        "pinned": Path(PINS).exists() if os.geteuid() == 0 else False,
+        "core_obstacles": obstacles(facts),
+        "notes": list(configuration.notes(settings)),
+    }
+    try:
+        choice = choose(facts, settings.capture.kind)
+        found |= {"capture": choice.kind, "reason": choice.reason, "hooks": list(choice.hooks)}
+        if choice.kind == "poll":
+            found["lower_bounds"] = [
+                f"{metric}_{watch.name}"
+                for watch in settings.watches
+                for metric, fields in FIELDS.items()
+                if not LOWER_BOUNDS.isdisjoint(fields)
+            ]
+    except CaptureUnavailable as error:
+        found |= {"capture": None, "reason": str(error), "hooks": []}
+    if settings.report.interval_s < SERVICE_SPACING_S:
+        found["notes"].append(
+            f"report.interval_s is {settings.report.interval_s}: the service takes one report per {SERVICE_SPACING_S} s"
+            " unless its quota was raised"
+        )
+    found["behaviors"] = [
+        behavior.aws_form() for watch in settings.watches for behavior in expected(watch.name, watch.child_limit)
+    ]
+    return found
+
+
+def main(config: Config | None, as_json: bool) -> int:  # noqa: FBT001 - the flag of the command line
+    """Print the findings. Returns 0; 3 when nothing can be captured."""
+    found = findings(config)
+    if as_json:
+        sys.stdout.write(msgspec.json.encode(found).decode() + "\n")
+    else:
+        sys.stdout.write("".join(f"{line}\n" for line in _lines(found)))
+    return 0 if found["capture"] else 3
+
+
+def _lines(found: dict[str, Any]) -> list[str]:
+    lines = [f"kinwatch {found['version']} on Linux {found['kernel']} ({found['machine']})", ""]
+    chosen = found["capture"] or "none"
+    lines += [f"capture   {chosen}", f"          {found['reason']}"]
+    lines += [f"          hook {hook}" for hook in found["hooks"]]
+    lines += ["", "facts"]
+    for name, value in found["facts"].items():
+        word = value if isinstance(value, str) else "yes" if value else "no"
+        lines.append(f"  {name.replace('_', ' '):26} {word or 'no'}")
+    lines.append(f"  {'pinned programs':26} {'yes, ' + PINS if found['pinned'] else 'none'}")
+    if found["core_obstacles"]:
+        lines += ["", "core cannot be used"] + [f"  {text}" for text in found["core_obstacles"]]
+    if found.get("lower_bounds"):
+        lines += ["", "metrics that are lower bounds with this capture"] + [f"  {name}" for name in found["lower_bounds"]]
+    if found["behaviors"]:
+        lines += ["", "expectations, as behaviors of a security profile"]
+        lines += [f"  {msgspec.json.encode(behavior).decode()}" for behavior in found["behaviors"]]
+    if found["notes"]:
+        lines += ["", "notes"] + [f"  {note}" for note in found["notes"]]
+    return lines

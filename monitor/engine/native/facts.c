@@ -1,0 +1,93 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Asks the kernel what it offers, by existence, never by version. Decides nothing: monitor/capture/choose.py does.
+ */
+#define _GNU_SOURCE
+#include <linux/magic.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/vfs.h>
+
+#include <bpf/bpf.h>
+#include <bpf/btf.h>
+#include <bpf/libbpf.h>
+
+#include "event.h"
+#include "engine.h"
+#include "loader.h"
+
+enum { CAPABILITY_SYS_ADMIN = 21, CAPABILITY_PERFMON = 38, CAPABILITY_BPF = 39 }; /* include/uapi/linux/capability.h */
+
+/* What ebpf/proc.bpf.h and walk.bpf.h attach to. */
+static const char *const tracepoints[] = {
+	"btf_trace_sched_process_fork", "btf_trace_sched_process_exec", "btf_trace_sched_process_exit",
+	"btf_trace_cgroup_attach_task", "btf_trace_cgroup_mkdir",	"btf_trace_cgroup_rmdir",
+};
+static const char *const iterators[] = {"bpf_iter_task", "bpf_iter_bpf_map"};
+
+static int knows_all(const struct btf *btf, const char *const *names, size_t count, uint32_t kind)
+{
+	for (size_t i = 0; i < count; i++)
+		if (btf__find_by_name_kind(btf, names[i], kind) < 0)
+			return 0;
+	return 1;
+}
+
+static int capable(void)
+{
+	unsigned long long effective = 0;
+	FILE *file = fopen("/proc/self/status", "re");
+	char line[256];
+
+	if (!file)
+		return 0;
+	while (fgets(line, sizeof(line), file))
+		if (sscanf(line, "CapEff: %llx", &effective) == 1)
+			break;
+	fclose(file);
+	return (effective >> CAPABILITY_SYS_ADMIN & 1) ||
+	       ((effective >> CAPABILITY_BPF & 1) && (effective >> CAPABILITY_PERFMON & 1));
+}
+
+static int locked_down(void)
+{
+	FILE *file = fopen("/sys/kernel/security/lockdown", "re");
+	char line[128] = "";
+
+	if (!file)
+		return 0;
+	if (!fgets(line, sizeof(line), file))
+		line[0] = 0;
+	fclose(file);
+	return strstr(line, "[confidentiality]") != NULL;
+}
+
+static int quiet(enum libbpf_print_level level, const char *format, va_list arguments)
+{
+	(void)level;
+	(void)format;
+	(void)arguments;
+	return 0;
+}
+
+void kw_facts_probe(const char *path, struct kw_facts *facts)
+{
+	struct statfs mounted;
+	struct btf *btf;
+
+	memset(facts, 0, sizeof(*facts));
+	libbpf_set_print(quiet);
+	btf = path[0] ? btf__parse(path, NULL) : btf__load_vmlinux_btf();
+	if (btf) {
+		facts->btf = 1;
+		facts->tracing =
+			knows_all(btf, tracepoints, sizeof(tracepoints) / sizeof(tracepoints[0]), BTF_KIND_TYPEDEF) &&
+			knows_all(btf, iterators, sizeof(iterators) / sizeof(iterators[0]), BTF_KIND_FUNC);
+		btf__free(btf);
+	}
+	facts->ring_buffer = libbpf_probe_bpf_map_type(BPF_MAP_TYPE_RINGBUF, NULL) == 1;
+	facts->capable = capable();
+	facts->bpffs = statfs("/sys/fs/bpf", &mounted) == 0 && mounted.f_type == BPF_FS_MAGIC;
+	facts->lockdown_confidentiality = locked_down();
+}
