@@ -31,7 +31,7 @@ def build(dist: Path = DIST) -> Path:
         plain, repaired = Path(name) / "plain", Path(name) / "repaired"
         run([sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", plain, ROOT])
         (wheel,) = plain.glob("*.whl")
-        run([tools / "auditwheel", "repair", "--strip", "--wheel-dir", repaired, wheel])
+        run([tools / "auditwheel", "repair", "--wheel-dir", repaired, wheel])
         (wheel,) = repaired.glob("*.whl")
         dist.mkdir(parents=True, exist_ok=True)
         for old in dist.glob("kinwatch-*.whl"):

@@ -5,7 +5,7 @@
  * A wake-up costs 8-25 us, a record without one well under 1 us, so the reader is woken only when it sleeps. Nothing can be
  * overlooked: the reader says "sleeping", then looks at the producer position once more, and goes to sleep only if nothing
  * is reserved; a hook reserves, then looks whether the reader sleeps. Both sides have a full barrier between the two steps
- * (here: the atomic add to `emitted`), so at least one of them sees the other.
+ * (here: the atomic add to `activity`), so at least one of them sees the other.
  */
 #ifndef KINWATCH_EMIT_H
 #define KINWATCH_EMIT_H
@@ -17,12 +17,15 @@ static __always_inline void lose(uint32_t stage)
 	__sync_fetch_and_add(&control.lost[stage & 7], 1);
 }
 
-/* The flags of one submission: who wakes the reader? */
-static __always_inline uint64_t wake_flags(uint64_t now_ns, bool urgent)
+enum { ONE_RECORD = 1 << KW_PACKED_BITS };
+
+/* The flags of one submission: who wakes the reader? `kin`: by how many the number of kin changes with this record. */
+static __always_inline uint64_t wake_flags(uint64_t now_ns, bool urgent, int64_t kin)
 {
+	uint64_t before = __sync_fetch_and_add(&control.activity, ONE_RECORD + kin);
 	uint32_t reader;
 
-	__sync_fetch_and_add(&control.emitted, 1);
+	barrier_var(before); /* an add whose result is used is a full barrier on every machine */
 	reader = *(volatile uint32_t *)&control.reader;
 	if (reader == KW_READER_SLEEPING ||
 	    (reader == KW_READER_NAPPING &&
@@ -42,23 +45,28 @@ static __always_inline uint64_t wake_flags(uint64_t now_ns, bool urgent)
  */
 static __always_inline void output(void *record, uint32_t size, uint64_t now_ns)
 {
-	uint64_t flags = wake_flags(now_ns, false);
+	uint64_t flags = wake_flags(now_ns, false, 0);
 	void *knock;
 
 	if (bpf_ringbuf_output(&events, record, size, flags)) {
 		lose(KW_RING_FULL);
 		return;
 	}
-	if (flags == BPF_RB_FORCE_WAKEUP || wake_flags(now_ns, false) == BPF_RB_NO_WAKEUP)
+	if (flags == BPF_RB_FORCE_WAKEUP || wake_flags(now_ns, false, -ONE_RECORD) == BPF_RB_NO_WAKEUP)
 		return;
 	knock = bpf_ringbuf_reserve(&events, 8, 0);
 	if (knock)
 		bpf_ringbuf_discard(knock, BPF_RB_FORCE_WAKEUP);
 }
 
-static __always_inline void submit(void *record, uint64_t now_ns, bool urgent)
+static __always_inline void submit(void *record, uint64_t now_ns, bool urgent, int64_t kin)
 {
-	bpf_ringbuf_submit(record, wake_flags(now_ns, urgent));
+	bpf_ringbuf_submit(record, wake_flags(now_ns, urgent, kin));
+}
+
+static __always_inline uint32_t kin_alive(void)
+{
+	return control.activity & KW_PACKED_MASK;
 }
 
 #endif

@@ -110,10 +110,18 @@ static __always_inline void id_fill(struct kw_id *id, uint32_t pid, uint64_t sta
 	id->reserved = 0;
 }
 
-/* comm is 16 bytes, 8-aligned in every record and in the task: two words. */
 static __always_inline void comm_fill(uint8_t *comm, const struct task_struct *task)
 {
 	bpf_core_read(comm, KW_COMM_BYTES, &task->comm);
+}
+
+/* For a task that the verifier trusts: two loads instead of a call. comm is 8-aligned in every record. */
+static __always_inline void comm_copy(uint8_t *comm, const struct task_struct *task)
+{
+	const uint64_t *from = (const uint64_t *)&task->comm[0];
+
+	((uint64_t *)comm)[0] = from[0];
+	((uint64_t *)comm)[1] = from[1];
 }
 
 /* The fixed part. */
@@ -257,7 +265,7 @@ static __always_inline void adopt_emit(const struct task_struct *task, const str
 		return;
 	}
 	image_fill(image, sizeof(*image), KW_ADOPT, cause, task, row, fresh);
-	submit(image, image->header.time_ns, false);
+	submit(image, image->header.time_ns, false, 0);
 }
 
 #endif

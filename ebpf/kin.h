@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
- * Who is kin, and the counters that follow: find, add, remove. Knows nothing of hooks or records.
+ * Who is kin, and the counters that follow: find, add, remove, count. Knows nothing of hooks or records.
+ *
+ * The number of kin alive (control.activity) is moved by the callers: with the record where there is one.
  */
 #ifndef KINWATCH_KIN_H
 #define KINWATCH_KIN_H
@@ -8,155 +10,189 @@
 #include "emit.h"
 #include "quirk.h"
 
-/* A cheap no for almost everybody. A yes means: ask the hash. */
-static __always_inline bool may_be_kin(uint32_t pid)
+static __always_inline uint32_t row_index(uint32_t pid)
 {
-	uint32_t word = pid >> 6;
-	const uint64_t *bits = bpf_map_lookup_elem(&filter, &word);
-
-	return !bits || (*bits >> (pid & 63)) & 1;
+	return pid & control.row_mask;
 }
 
-static __always_inline void filter_add(uint32_t pid)
+/* The row of a pid, NULL for a stranger's. One load for almost everybody. */
+static __always_inline struct kw_kin *row_of(uint32_t pid)
 {
-	uint32_t word = pid >> 6;
-	uint64_t *bits = bpf_map_lookup_elem(&filter, &word);
+	uint32_t index = row_index(pid);
+	const uint64_t *tag = bpf_map_lookup_elem(&tags, &index);
 
-	if (bits)
-		__sync_fetch_and_or(bits, 1ULL << (pid & 63));
+	if (tag && *(volatile const uint64_t *)tag == pid)
+		return bpf_map_lookup_elem(&rows, &index);
+	if (control.overflowed)
+		return bpf_map_lookup_elem(&overflow, &pid);
+	return NULL;
 }
 
-static __always_inline void filter_remove(uint32_t pid)
-{
-	uint32_t word = pid >> 6;
-	uint64_t *bits = bpf_map_lookup_elem(&filter, &word);
-
-	if (bits)
-		__sync_fetch_and_and(bits, ~(1ULL << (pid & 63)));
-}
-
-/* The row of a process, NULL for a stranger. The start time tells a reused pid from the process that had it before. */
+/* The same, for one process: the start time tells a reused pid from the process that had it before. */
 static __always_inline struct kw_kin *kin_of(uint32_t pid, uint64_t start_ns)
 {
-	struct kw_kin *row;
+	struct kw_kin *row = row_of(pid);
 
-	if (!may_be_kin(pid))
-		return NULL;
-	row = bpf_map_lookup_elem(&kin, &pid);
 	return row && row->start_ns == start_ns ? row : NULL;
 }
 
-/* What happened, as the cells it moves: added without a branch, for the verifier's sake (and the branch predictor's). */
-enum kw_count {
-	ALIVE_UP = 1,
-	ALIVE_DOWN = 2,
-	SPAWNED_UP = 4,
-	ADOPTED_UP = 8,
-	EXECS_UP = 16,
-	EXITS_UP = 32,
-	ROOT_STARTED = 64,
-	ROOT_EXITED = 128,
-
-	COUNT_FORK = ALIVE_UP | SPAWNED_UP,
-	COUNT_ADOPT = ALIVE_UP | ADOPTED_UP,
-	COUNT_EXIT = ALIVE_DOWN | EXITS_UP,
-};
-
-#define MOVED(what, bit) (((what) & (bit)) / (bit))
-
-/* Both for numbers below 2^63. */
-static __always_inline uint64_t larger(uint64_t a, uint64_t b)
+static __always_inline uint64_t is_zero(uint64_t below_2_63)
 {
-	uint64_t more = a - b;
-
-	return b + (more & ~((int64_t)more >> 63));
+	return ((below_2_63 - 1) & ~below_2_63) >> 63;
 }
 
-static __always_inline uint64_t is_zero(uint64_t a)
+/* Lift a peak. The loop ends because every lost race means that somebody else lifted it. */
+static __always_inline void raise(uint64_t *peak, uint64_t value)
 {
-	return ((a - 1) & ~a) >> 63;
-}
+	for (int i = 0; i < 8; i++) {
+		uint64_t seen = *(volatile uint64_t *)peak;
 
-/* Not 0: this pushed the watch over its limit of children. */
-static __always_inline uint32_t count_one(uint32_t slot, uint64_t what)
-{
-	struct kw_counters_row *row = bpf_map_lookup_elem(&counters, &slot);
-	struct kw_counters *cells;
-	uint64_t alive;
-
-	if (!row)
-		return 0;
-	cells = &row->cells;
-	bpf_spin_lock(&row->lock);
-	alive = cells->alive + MOVED(what, ALIVE_UP) - MOVED(what, ALIVE_DOWN);
-	cells->alive = alive;
-	cells->spawned += MOVED(what, SPAWNED_UP);
-	cells->adopted += MOVED(what, ADOPTED_UP);
-	cells->execs += MOVED(what, EXECS_UP);
-	cells->exits += MOVED(what, EXITS_UP);
-	cells->roots += MOVED(what, ROOT_STARTED) - MOVED(what, ROOT_EXITED);
-	cells->root_starts += MOVED(what, ROOT_STARTED);
-	cells->root_exits += MOVED(what, ROOT_EXITED);
-	cells->peak = larger(alive, cells->peak);
-	for (int reader = 0; reader < KW_READERS; reader++)
-		cells->window_peak[reader] = larger(alive, cells->window_peak[reader]);
-	bpf_spin_unlock(&row->lock);
-	barrier_var(slot); /* its address was taken: the verifier has forgotten the bound, clang has not */
-	slot &= KW_SLOTS - 1;
-	return what & (control.limited >> slot) & is_zero(alive ^ (control.limits[slot] + 1)) & ALIVE_UP;
+		if (value <= seen || __sync_val_compare_and_swap(peak, seen, value) == seen)
+			return;
+	}
 }
 
 /*
- * Count one thing for each watch in the mask. Not 0: a watch went over its limit of children. A global function, as those
- * in match.h: the verifier looks at it once, and not once per caller and state.
+ * Functions that are not static are verified once, not once per caller and state; those here and in match.h are made so for
+ * the time it takes to load.
  */
-__noinline uint32_t count(uint64_t watches, uint32_t what)
+__noinline int raise_peaks(uint32_t slot, uint64_t alive)
+{
+	struct kw_counters_row *row = bpf_map_lookup_elem(&counters, &slot);
+
+	if (!row)
+		return 0;
+	raise(&row->peak, alive);
+	for (int reader = 0; reader < KW_READERS; reader++)
+		raise(&row->window_peak[reader], alive);
+	return 0;
+}
+
+enum {
+	CHILD_ALIVE = 1,
+	CHILD_FORKED = (1 << KW_PACKED_BITS) + 1,
+};
+
+/* One more descendant alive. Not 0: that pushed the watch over its limit of children. */
+static __always_inline uint32_t count_child(uint32_t slot, uint64_t what)
+{
+	struct kw_counters_row *row = bpf_map_lookup_elem(&counters, &slot);
+	uint64_t alive, lower;
+
+	if (!row)
+		return 0;
+	alive = (__sync_fetch_and_add(&row->children, what) + 1) & KW_PACKED_MASK;
+	lower = row->peak - alive;
+	for (int reader = 0; reader < KW_READERS; reader++)
+		lower |= row->window_peak[reader] - alive;
+	if (lower >> 63) /* one of them is: rare, and one branch for all five */
+		raise_peaks(slot, alive);
+	barrier_var(slot); /* its address was taken: the verifier has forgotten the bound, clang has not */
+	slot &= KW_SLOTS - 1;
+	return (control.limited >> slot) & 1 & is_zero(alive ^ (control.limits[slot] + 1));
+}
+
+__noinline uint32_t count_children(uint64_t watches, uint32_t what)
 {
 	uint32_t breach = control.nothing;
 
 	for (uint32_t slot = 0; slot < KW_SLOTS && watches; slot++, watches >>= 1)
 		if (watches & 1)
-			breach |= count_one(slot, what);
+			breach |= count_child(slot, what);
 	return breach;
 }
 
-/* A new row. False: the map is full, and that is counted. Replaces the row of an earlier process with this pid, whose exit
- * must have been missed: it is counted out. */
+/* The cell of a counters row, as the index of its word, and by how much it moves. */
+enum kw_cell {
+	CELL_CHILDREN = __builtin_offsetof(struct kw_counters_row, children) / 8,
+	CELL_ROOTS = __builtin_offsetof(struct kw_counters_row, roots) / 8,
+	CELL_ADOPTED = __builtin_offsetof(struct kw_counters_row, adopted) / 8,
+	CELL_EXECS = __builtin_offsetof(struct kw_counters_row, execs) / 8,
+	CELLS = sizeof(struct kw_counters_row) / 8, /* a power of two */
+};
+
+__noinline int count(uint64_t watches, uint32_t cell, int64_t by)
+{
+	for (uint32_t slot = 0; slot < KW_SLOTS && watches; slot++, watches >>= 1) {
+		uint32_t key = slot;
+		uint64_t *cells;
+
+		if (!(watches & 1))
+			continue;
+		cells = bpf_map_lookup_elem(&counters, &key);
+		if (!cells)
+			return 0;
+		__sync_fetch_and_add(&cells[cell & (CELLS - 1)], by);
+	}
+	return 0;
+}
+
+/* The row's process is gone: out of the counts with it. */
+static __always_inline void count_out(const struct kw_kin *row)
+{
+	uint64_t children = row->watches & ~row->roots;
+
+	if (children)
+		count(children, CELL_CHILDREN, -1);
+	if (row->roots)
+		count(row->roots, CELL_ROOTS, -1);
+}
+
+/* Where a row goes whose place is taken. */
+static __noinline bool overflow_add(uint32_t pid, const struct kw_kin *row)
+{
+	if (bpf_map_update_elem(&overflow, &pid, row, BPF_NOEXIST))
+		return false;
+	__sync_fetch_and_add(&control.overflowed, 1);
+	return true;
+}
+
+/* A new row. False: there are max_kin already, which is counted, or another hook was quicker. */
 static __always_inline bool kin_add(uint32_t pid, const struct kw_kin *row)
 {
-	long error = bpf_map_update_elem(&kin, &pid, row, BPF_NOEXIST);
+	uint32_t index = row_index(pid);
+	uint64_t *tag = bpf_map_lookup_elem(&tags, &index);
+	struct kw_kin *place = bpf_map_lookup_elem(&rows, &index);
+	uint64_t owner;
 
-	if (error == -EEXIST) {
-		struct kw_kin *old = bpf_map_lookup_elem(&kin, &pid);
-
-		if (old && old->start_ns == row->start_ns)
-			return false; /* another hook was quicker: the process is counted already */
-		if (old) {
-			lose(KW_HOOK_MISSED);
-			count(old->watches & ~old->roots, COUNT_EXIT);
-			count(old->roots, ROOT_EXITED);
-		}
-		if (bpf_map_update_elem(&kin, &pid, row, BPF_ANY) == 0)
-			return true;
-		lose(KW_TABLE_FULL);
+	if (!tag || !place)
 		return false;
+	if (kin_alive() >= control.max_kin)
+		goto full;
+	owner = __sync_val_compare_and_swap(tag, 0, TAG_BUSY | (uint64_t)pid);
+	if (owner == 0) {
+		*place = *row;
+		__sync_lock_test_and_set(tag, (uint64_t)pid);
+		return true;
 	}
-	if (error) {
-		lose(KW_TABLE_FULL);
+	if (owner == pid && place->start_ns != row->start_ns) {
+		/* The row of an earlier process with this pid, whose exit no hook saw. */
+		lose(KW_HOOK_MISSED);
+		count_out(place);
+		__sync_fetch_and_add(&control.activity, -1);
+		*place = *row;
+		return true;
+	}
+	if ((uint32_t)(owner & ~TAG_BUSY) == pid)
 		return false;
-	}
-	filter_add(pid);
-	__sync_fetch_and_add(&control.kin, 1);
-	return true;
+	if (overflow_add(pid, row))
+		return true;
+full:
+	lose(KW_TABLE_FULL);
+	return false;
 }
 
 /* False: somebody else removed it, and has counted it. */
 static __always_inline bool kin_remove(uint32_t pid)
 {
-	if (bpf_map_delete_elem(&kin, &pid))
+	uint32_t index = row_index(pid);
+	uint64_t *tag = bpf_map_lookup_elem(&tags, &index);
+
+	if (tag && __sync_val_compare_and_swap(tag, (uint64_t)pid, 0) == pid)
+		return true;
+	if (!control.overflowed || bpf_map_delete_elem(&overflow, &pid))
 		return false;
-	filter_remove(pid);
-	__sync_fetch_and_add(&control.kin, -1);
+	__sync_fetch_and_add(&control.overflowed, -1);
 	return true;
 }
 

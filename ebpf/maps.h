@@ -17,36 +17,39 @@ struct {
 } events SEC(".maps");
 
 /*
- * The lineage map: who is kin. Keyed by pid (thread group id), because a task_struct does not survive an exec from a thread
- * that is not the leader. Rows are made at fork, before the child runs, and removed with the last thread. Preallocated: an
- * allocation per fork costs more than the row, and allocating in hooks is unsafe before "bpf: Introduce any context BPF
- * specific memory allocator" (in v6.1). No LRU: an eviction would be a silent escape. Set at load: max_processes.
+ * The lineage table: who is kin. Keyed by pid (thread group id), because a task_struct does not survive an exec from a thread
+ * that is not the leader. Rows are made at fork, before the child runs, and removed with the last thread.
+ *
+ * Two arrays, direct-mapped by the low bits of the pid: `tags` holds the pid that has the row (0: free), `rows` what is known
+ * of it. Pids are handed out in sequence, so a claim is one compare-and-swap on a line that is hot, and everybody else's
+ * fork and exit is one load from it; a hash map cost three times as much. When the row is taken by another pid with the same
+ * low bits, the row goes to `overflow`: nothing is evicted, an eviction would be a silent escape.
+ * Set at load: the power of two that holds pid_max or twice max_processes, whichever is less; overflow max_processes.
  */
+enum { TAG_BUSY = 1U << 31 }; /* claimed, the row is not written yet */
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 32768);
+	__type(key, uint32_t);
+	__type(value, uint64_t);
+} tags SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 32768);
+	__type(key, uint32_t);
+	__type(value, struct kw_kin);
+} rows SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 32768);
 	__type(key, uint32_t);
 	__type(value, struct kw_kin);
-} kin SEC(".maps");
+} overflow SEC(".maps");
 
-/*
- * One bit per pid: may this pid be kin? Everybody's fork and exit asks it first, and a load and a test cost a tenth of a
- * miss in the hash. A pid beyond the map means "ask the hash". Set at load: pid_max / 64 words.
- */
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 512);
-	__type(key, uint32_t);
-	__type(value, uint64_t);
-} filter SEC(".maps");
-
-/* Counters by watch slot, exact whatever happens to the ring: the lock makes each row one consistent struct. */
-struct kw_counters_row {
-	struct bpf_spin_lock lock;
-	uint32_t reserved;
-	struct kw_counters cells;
-};
-
+/* Counters by watch slot, exact whatever happens to the ring. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, KW_SLOTS);

@@ -29,22 +29,22 @@ __noinline int edge_keep(uint32_t pid, uint64_t start_ns, uint32_t parent_pid, u
 SEC("tp_btf/sched_process_fork")
 int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
 {
-	struct kw_kin *above, row;
+	const struct kw_kin *above;
 	struct kw_fork *record;
-	uint64_t now_ns, parent_start_ns;
-	uint32_t pid, parent_pid;
-	bool breach;
+	struct kw_kin row;
+	uint64_t parent_start_ns;
+	uint32_t pid, parent_pid, breach;
 
-	if (!control.kin && !control.bootstrapping)
+	if (!kin_alive() && !control.bootstrapping)
 		return 0;
 	pid = child->pid;
 	if (pid != (uint32_t)child->tgid)
 		return 0;
 	parent_pid = parent->tgid;
-	if (!may_be_kin(parent_pid) && !control.bootstrapping)
+	above = row_of(parent_pid);
+	if (!above && !control.bootstrapping)
 		return 0;
 	parent_start_ns = parent->group_leader->start_boottime;
-	above = bpf_map_lookup_elem(&kin, &parent_pid);
 	if (!above || above->start_ns != parent_start_ns) {
 		if (control.bootstrapping)
 			edge_keep(pid, child->start_boottime, parent_pid, parent_start_ns, BPF_ANY);
@@ -64,25 +64,27 @@ int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
 		return 0;
 
 	record = bpf_ringbuf_reserve(&events, sizeof(*record), 0);
-	breach = count(row.watches, COUNT_FORK);
+	breach = count_children(row.watches, CHILD_FORKED);
 	if (!record) {
+		__sync_fetch_and_add(&control.activity, 1);
 		lose(KW_RING_FULL);
 		return 0;
 	}
-	now_ns = bpf_ktime_get_boot_ns();
-	header_fill(&record->header, sizeof(*record), KW_FORK, KW_HAS_PARENT | KW_HAS_ROOT | KW_HAS_CREDENTIALS, now_ns, &row);
+	/* The time is the child's own start, taken in copy_process() a moment ago: a clock read less. */
+	header_fill(&record->header, sizeof(*record), KW_FORK, KW_HAS_PARENT | KW_HAS_ROOT | KW_HAS_CREDENTIALS,
+		    row.start_ns, &row);
 	id_fill(&record->process, pid, row.start_ns);
 	id_fill(&record->parent, parent_pid, parent_start_ns);
 	id_fill(&record->root, row.root_pid, row.root_start_ns);
 	record->depth = row.depth;
 	record->uid = child->cred->uid.val;
-	comm_fill(record->comm, child);
-	submit(record, now_ns, breach);
+	comm_copy(record->comm, child);
+	submit(record, row.start_ns, breach, 1);
 	return 0;
 }
 
 /* Make a process a root of the watches in `fresh`, in its row or with a new one; `row` becomes a copy of the row.
- * False: the lineage map is full, or another hook was quicker. */
+ * False: there are too many kin, or another hook was quicker. */
 static __noinline bool root_add(struct task_struct *task, uint64_t fresh, struct kw_kin *row)
 {
 	uint32_t pid = BPF_CORE_READ(task, tgid);
@@ -102,12 +104,16 @@ static __noinline bool root_add(struct task_struct *task, uint64_t fresh, struct
 		row->parent_pid = BPF_CORE_READ(task, real_parent, tgid);
 		row->parent_start_ns = BPF_CORE_READ(task, real_parent, group_leader, start_boottime);
 		row->flags = KW_HAS_PARENT;
-		if (!kin_add(pid, row))
+		/* Counted before it is there: a hook that finds no kin alive looks for none. */
+		__sync_fetch_and_add(&control.activity, 1);
+		if (!kin_add(pid, row)) {
+			__sync_fetch_and_add(&control.activity, -1);
 			return false;
+		}
 	}
 	if (!bpf_map_delete_elem(&pids, &pid)) /* a pid names one process, and this was it */
 		__sync_fetch_and_add(&control.rules, -1);
-	count(fresh, ROOT_STARTED);
+	count(fresh, CELL_ROOTS, (1 << KW_PACKED_BITS) + 1);
 	return true;
 }
 
@@ -122,7 +128,7 @@ int BPF_PROG(on_exec, struct task_struct *task, int old_pid, struct linux_binprm
 	uint64_t fresh = 0;
 	const char *filename;
 
-	if (!control.kin && !control.rules)
+	if (!kin_alive() && !control.rules)
 		return 0;
 	known = kin_of(task->tgid, task->group_leader->start_boottime);
 	filename = BPF_CORE_READ(bprm, filename);
@@ -139,7 +145,7 @@ int BPF_PROG(on_exec, struct task_struct *task, int old_pid, struct linux_binprm
 	} else {
 		row = *known;
 	}
-	count(row.watches & ~row.roots, EXECS_UP);
+	count(row.watches & ~row.roots, CELL_EXECS, 1);
 	/* where an interpreter runs it, filename is the script */
 	exec_emit(task, &row, fresh, BPF_CORE_READ(bprm, interp) != filename ? filename : NULL);
 	return 0;
@@ -150,10 +156,9 @@ static __always_inline void exit_emit(const struct task_struct *task, const stru
 	struct kw_exit *record = bpf_ringbuf_reserve(&events, sizeof(*record), 0);
 	uint64_t now_ns;
 
-	count(row->watches & ~row->roots, COUNT_EXIT);
-	if (row->roots)
-		count(row->roots, ROOT_EXITED);
+	count_out(row);
 	if (!record) {
+		__sync_fetch_and_add(&control.activity, -1);
 		lose(KW_RING_FULL);
 		return;
 	}
@@ -165,8 +170,8 @@ static __always_inline void exit_emit(const struct task_struct *task, const stru
 	record->status = group_status(task);
 	record->uid = task->cred->uid.val;
 	record->reserved = 0;
-	comm_fill(record->comm, task->group_leader);
-	submit(record, now_ns, false);
+	comm_copy(record->comm, task->group_leader);
+	submit(record, now_ns, false, -1);
 }
 
 /*
@@ -176,17 +181,18 @@ static __always_inline void exit_emit(const struct task_struct *task, const stru
 SEC("tp_btf/sched_process_exit")
 int BPF_PROG(on_exit, struct task_struct *task)
 {
-	struct kw_kin *known, row;
+	const struct kw_kin *known;
+	struct kw_kin row;
 	uint32_t pid;
 
-	if (!control.kin && !control.bootstrapping)
+	if (!kin_alive() && !control.bootstrapping)
 		return 0;
 	pid = task->tgid;
-	if (!may_be_kin(pid) && !control.bootstrapping)
+	known = row_of(pid);
+	if (!known && !control.bootstrapping)
 		return 0;
 	if (!group_is_dead(task))
 		return 0;
-	known = bpf_map_lookup_elem(&kin, &pid);
 	if (!known || known->start_ns != task->group_leader->start_boottime) {
 		if (control.bootstrapping) /* a fork's edge is better: it knows the creator, this only the parent of now */
 			edge_keep(pid, task->group_leader->start_boottime, task->group_leader->real_parent->tgid,

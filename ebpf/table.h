@@ -28,14 +28,33 @@ struct kw_control {
 	uint64_t object_hash;	 /* of the object file the programs came from */
 	uint64_t told[8];	 /* of lost[], what has become records already */
 	uint64_t nothing;	 /* always zero: a zero that the verifier cannot know, so that states merge */
+	uint32_t row_mask;	 /* rows of the lineage table less one: a power of two less one */
+	uint32_t max_kin;	 /* most kin at once */
 
-	uint64_t pad_to_line[7]; /* keep what hooks write off the lines above */
-	uint64_t kin;		 /* rows in the lineage map */
-	uint64_t emitted;	 /* records submitted */
+	uint64_t pad_to_line[6]; /* keep what hooks write off the lines above */
+	uint64_t activity;	 /* records submitted << 24 | kin alive: one atomic add moves both */
+	uint64_t overflowed;	 /* kin whose row was taken by another */
 	uint64_t woken;		 /* wake-ups asked for */
 	uint64_t last_wake_ns;
 	uint64_t adopted; /* processes the current task walk took in */
 	uint64_t lost[8]; /* by enum kw_stage */
+};
+
+enum {
+	KW_PACKED_BITS = 24, /* of the lower number in a packed cell; more processes than PID_MAX_LIMIT cannot be alive */
+	KW_PACKED_MASK = 16777215,
+};
+
+/* row of `counters`: cells that move together share a word, so that one atomic add keeps them consistent; what can be
+ * derived is (ended = begun - alive). */
+struct kw_counters_row {
+	uint64_t children; /* forked << 24 | alive, descendants */
+	uint64_t roots;	   /* begun << 24 | alive */
+	uint64_t adopted;
+	uint64_t execs;
+	uint64_t peak;
+	uint64_t window_peak[4]; /* KW_READERS */
+	uint64_t reserved[7];	 /* a row on its own two cache lines */
 };
 
 /* key of `files`: the executed file itself */

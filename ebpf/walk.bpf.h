@@ -44,7 +44,7 @@ static __always_inline uint32_t kin_above(struct task_struct *task, uint32_t pid
 	 * kin, even if all between them have gone. */
 	*inferred = true;
 	above = BPF_CORE_READ(task, signal, pids[KERNEL_PIDTYPE_SID], numbers[0].nr);
-	return above != pid && may_be_kin(above) ? above : 0;
+	return above != pid ? above : 0;
 }
 
 /* Take a running process in as a descendant. */
@@ -57,7 +57,7 @@ static __noinline uint64_t descendant_add(struct task_struct *task, uint32_t pid
 
 	if (!above_pid)
 		return 0;
-	above = bpf_map_lookup_elem(&kin, &above_pid);
+	above = row_of(above_pid);
 	if (!above)
 		return 0;
 	fresh = above->watches & control.adopt_watches;
@@ -81,10 +81,14 @@ static __noinline uint64_t descendant_add(struct task_struct *task, uint32_t pid
 			row->parent_pid = above_pid;
 			row->parent_start_ns = above->start_ns;
 		}
-		if (!kin_add(pid, row))
+		__sync_fetch_and_add(&control.activity, 1);
+		if (!kin_add(pid, row)) {
+			__sync_fetch_and_add(&control.activity, -1);
 			return 0;
+		}
 	}
-	count(fresh, COUNT_ADOPT);
+	count_children(fresh, CHILD_ALIVE);
+	count(fresh, CELL_ADOPTED, 1);
 	return fresh;
 }
 
@@ -142,8 +146,8 @@ int forget(struct bpf_iter__task *context)
 	__sync_fetch_and_and(&known->watches, ~gone);
 	__sync_fetch_and_and(&known->roots, ~gone);
 	row = *known;
-	if (!row.watches)
-		kin_remove(pid);
+	if (!row.watches && kin_remove(pid))
+		__sync_fetch_and_add(&control.activity, -1);
 	record = bpf_ringbuf_reserve(&events, sizeof(*record), 0);
 	if (!record) {
 		lose(KW_RING_FULL);
@@ -153,7 +157,7 @@ int forget(struct bpf_iter__task *context)
 	header_fill(&record->header, sizeof(*record), KW_FORGET, 0, now_ns, &row);
 	id_fill(&record->process, pid, row.start_ns);
 	record->gone = gone;
-	submit(record, now_ns, false);
+	submit(record, now_ns, false, 0);
 	return 0;
 }
 
@@ -186,29 +190,42 @@ int dump(struct bpf_iter__task *context)
 }
 
 /*
- * Every counters row, each consistent in itself; begins the window of control.snapshot_reader in the same moment. An iterator
- * over maps is only the vehicle (one over map elements would be apt, but some kernels refuse to load it): all is written at
- * its first element.
+ * The counters, and the begin of the window of control.snapshot_reader. An iterator over maps is only the vehicle (one over
+ * map elements would be apt, but some kernels refuse to load it): all is written at its first element.
  */
 SEC("iter/bpf_map")
 int snapshot(struct bpf_iter__bpf_map *context)
 {
 	uint32_t reader = control.snapshot_reader;
-	struct kw_counters cells;
 
 	if (context->meta->seq_num != 0)
 		return 0;
 	for (uint32_t slot = 0; slot < KW_SLOTS; slot++) {
 		uint32_t key = slot;
 		struct kw_counters_row *row = bpf_map_lookup_elem(&counters, &key);
+		struct kw_counters cells;
+		uint64_t children, roots;
 
 		if (!row)
 			return 0;
-		bpf_spin_lock(&row->lock);
-		cells = row->cells;
-		if (reader < KW_READERS)
-			row->cells.window_peak[reader] = row->cells.alive;
-		bpf_spin_unlock(&row->lock);
+		cells.adopted = *(volatile uint64_t *)&row->adopted;
+		children = *(volatile uint64_t *)&row->children;
+		roots = *(volatile uint64_t *)&row->roots;
+		cells.alive = children & KW_PACKED_MASK;
+		cells.spawned = children >> KW_PACKED_BITS;
+		cells.exits = cells.spawned + cells.adopted - cells.alive;
+		cells.roots = roots & KW_PACKED_MASK;
+		cells.root_starts = roots >> KW_PACKED_BITS;
+		cells.root_exits = cells.root_starts - cells.roots;
+		cells.execs = row->execs;
+		cells.peak = row->peak;
+		for (int i = 0; i < KW_READERS; i++)
+			cells.window_peak[i] = row->window_peak[i];
+		if (reader < KW_READERS) {
+			/* A fork between the two steps has raised the old peak, which this window keeps. */
+			cells.window_peak[reader] = __sync_lock_test_and_set(&row->window_peak[reader], cells.alive);
+			raise_peaks(slot, *(volatile uint64_t *)&row->children & KW_PACKED_MASK);
+		}
 		bpf_seq_write(context->meta->seq, &cells, sizeof(cells));
 	}
 	return 0;

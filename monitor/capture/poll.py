@@ -108,7 +108,7 @@ class PollCapture:
         self.look(running=True)
 
     def apply(self, watches: Sequence[Watch]) -> None:
-        """Make these the watches: those that stay keep slot, kin and counters; others go, new ones take in what runs."""
+        """Make these the watches: who stays keeps slot, kin and counters; others go, new ones take in what runs."""
         wanted = {watch.name: watch for watch in watches}
         for name, held in list(self._slots.items()):
             watch = wanted.get(name)
@@ -126,8 +126,9 @@ class PollCapture:
                 fresh |= 1 << held.slot
         self._now_ns = self._boot_ns()
         self._rules.resolve()
-        for stat in _parents_first({pid: seen.stat for pid, seen in self._seen.items()}):
-            self._take_in(self._seen[stat.process.pid], fresh)
+        if fresh:
+            for stat in _parents_first({pid: seen.stat for pid, seen in self._seen.items()}):
+                self._take_in(self._seen[stat.process.pid], fresh)
         self._tell()
 
     def poll(self) -> bool:
@@ -200,6 +201,8 @@ class PollCapture:
 
     def _compare(self, seen: _Seen, stat: Stat) -> None:
         """A process that was there at the last look."""
+        if stat.image is None:
+            stat = msgspec.structs.replace(stat, image=seen.stat.image)
         executed = stat.image != seen.stat.image
         moved = self._rules.match_cgroup(stat.process.pid) & ~seen.watches
         if not executed and not moved:
@@ -240,7 +243,8 @@ class PollCapture:
             return
         fresh = self._rules.match(seen.stat, image) & ~seen.watches
         _join(seen, fresh)
-        if fresh or (maker is not None and seen.stat.image != maker.stat.image):
+        executed = maker is not None and seen.stat.image not in {None, maker.stat.image}
+        if fresh or executed:
             self._tell_image(seen, image, _Told(lib.KW_EXEC, lib.KW_CAUSE_EXEC, fresh))
 
     def _take_in(self, seen: _Seen, slots: int) -> None:
@@ -286,6 +290,7 @@ class PollCapture:
         for seen in self._seen.values():
             seen.watches &= ~bit
             seen.roots &= ~bit
+            seen.lineage = seen.lineage if seen.watches else None
         self._engine.unwatch(slot)
 
     def _free_slot(self) -> int:

@@ -36,8 +36,11 @@ class Stat(msgspec.Struct, frozen=True):
     session: int
     gone: bool
     """A zombie without other threads: ended, not yet collected."""
-    image: tuple[bytes, bytes, bytes]
-    """Where code begins and ends and where the stack began: drawn anew by every exec, inherited by fork."""
+    image: tuple[bytes, bytes, bytes] | None
+    """Where code begins and ends and where the stack began: drawn anew by every exec, inherited by fork.
+
+    None: its first thread has ended and with it the view of its memory.
+    """
 
 
 class Image(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,7 +83,7 @@ def read_stat(pid: int) -> Stat | None:
             ppid=int(fields[1]),
             session=int(fields[3]),
             gone=fields[0] in {b"Z", b"X", b"x"} and int(fields[17]) <= 1,
-            image=(fields[23], fields[24], fields[25]),
+            image=(fields[23], fields[24], fields[25]) if fields[25] != b"0" else None,
         )
     except (IndexError, ValueError):
         return None

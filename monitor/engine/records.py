@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from monitor.engine import STAGES
 from monitor.engine._native import ffi, lib
 
 if TYPE_CHECKING:
@@ -236,11 +237,14 @@ def sync_record(
     return _bytes(record)
 
 
-def lost_record(*, time_ns: int, stage: int, count: int) -> bytes:
-    """`struct kw_lost`: `count` details were lost at `stage` (enum kw_stage)."""
+def lost_record(*, time_ns: int, stage: int | str, count: int) -> bytes:
+    """`struct kw_lost`: `count` details were lost at `stage`, a number of enum kw_stage or a name of STAGES.
+
+    Raises ValueError for another name.
+    """
     record = ffi.new("struct kw_lost *")
     _header(record, lib.KW_LOST, time_ns, 0, 0, 0)
-    record.stage = stage
+    record.stage = STAGES.index(stage) if isinstance(stage, str) else stage
     record.count = count
     return _bytes(record)
 

@@ -226,6 +226,9 @@ def test_a_process_kin_of_every_watch_keeps_a_root_and_a_depth_for_each(world: W
 
 @pytest.mark.parametrize("stage", range(lib.KW_STAGES))
 def test_a_loss_is_one_line_and_counted(engine: Engine, stage: int) -> None:
+    assert lost_record(time_ns=NOW_NS, stage=STAGES[stage], count=7) == lost_record(
+        time_ns=NOW_NS, stage=stage, count=7
+    )
     engine.ingest(lost_record(time_ns=NOW_NS, stage=stage, count=7))
     assert engine.take().lines == (
         b'{"time":"1970-01-01T00:00:03.000000000Z","event":"lost","stage":"%s","count":7}\n' % STAGES[stage].encode()

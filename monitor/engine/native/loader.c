@@ -26,10 +26,19 @@
 #include "loader_parts.h"
 
 static const char *const map_names[MAPS] = {
-	[MAP_EVENTS] = "events",   [MAP_KIN] = "kin",	      [MAP_FILTER] = "filter",
-	[MAP_COUNTERS] = "counters", [MAP_WATCHES] = "watches", [MAP_NAMES] = "names",
-	[MAP_FILES] = "files",	   [MAP_PLACES] = "places",   [MAP_PIDS] = "pids",
-	[MAP_CGROUPS] = "cgroups", [MAP_CGROUP_PATHS] = "cgroup_paths", [MAP_EDGES] = "edges",
+	[MAP_EVENTS] = "events",
+	[MAP_TAGS] = "tags",
+	[MAP_ROWS] = "rows",
+	[MAP_OVERFLOW] = "overflow",
+	[MAP_COUNTERS] = "counters",
+	[MAP_WATCHES] = "watches",
+	[MAP_NAMES] = "names",
+	[MAP_FILES] = "files",
+	[MAP_PLACES] = "places",
+	[MAP_PIDS] = "pids",
+	[MAP_CGROUPS] = "cgroups",
+	[MAP_CGROUP_PATHS] = "cgroup_paths",
+	[MAP_EDGES] = "edges",
 	[MAP_CONTROL] = ".bss",
 };
 
@@ -109,6 +118,17 @@ static uint32_t pid_max(void)
 		fclose(file);
 	}
 	return value;
+}
+
+/* Rows of the lineage table: no two pids share one, or at least twice as many as processes (see ebpf/maps.h). */
+static uint32_t table_rows(uint32_t max_processes)
+{
+	uint32_t pids = pid_max();
+	uint32_t rows = 64;
+
+	while (rows < pids && rows < 2 * max_processes)
+		rows *= 2;
+	return rows;
 }
 
 /* -------- a set in the kernel -------- */
@@ -269,10 +289,10 @@ static int set_load(struct kw_loader *loader, const struct kw_loader_config *con
 					   config->object, map_names[i]);
 		if (i == MAP_EVENTS)
 			bpf_map__set_max_entries(map, config->ring_bytes);
-		else if (i == MAP_KIN)
+		else if (i == MAP_TAGS || i == MAP_ROWS)
+			bpf_map__set_max_entries(map, table_rows(config->max_processes));
+		else if (i == MAP_OVERFLOW)
 			bpf_map__set_max_entries(map, config->max_processes);
-		else if (i == MAP_FILTER)
-			bpf_map__set_max_entries(map, (pid_max() + 63) / 64);
 	}
 	error = bpf_object__load(loader->object);
 	if (error)
@@ -290,6 +310,8 @@ static int set_load(struct kw_loader *loader, const struct kw_loader_config *con
 	set->control->snapshot_reader = -1;
 	set->control->urgent_ns = 1000000;
 	set->control->wake_bytes = config->ring_bytes / 2;
+	set->control->row_mask = table_rows(config->max_processes) - 1;
+	set->control->max_kin = config->max_processes;
 	set->control->since_ns = boot_ns();
 	if (getrandom(&set->control->generation, sizeof(set->control->generation), 0) < 0)
 		set->control->generation = set->control->since_ns;
@@ -378,8 +400,8 @@ void kw_loader_read_state(struct kw_loader *loader, struct kw_loader_state *stat
 	*state = (struct kw_loader_state){
 	    .generation = control->generation,
 	    .since_ns = control->since_ns,
-	    .kin = control->kin,
-	    .emitted = control->emitted,
+	    .kin = control->activity & KW_PACKED_MASK,
+	    .emitted = control->activity >> KW_PACKED_BITS,
 	    .woken = control->woken,
 	    .polls = loader->polls,
 	    .syncs = loader->syncs,

@@ -17,8 +17,9 @@ struct ring_buffer;
 
 enum map_index {
 	MAP_EVENTS,
-	MAP_KIN,
-	MAP_FILTER,
+	MAP_TAGS,
+	MAP_ROWS,
+	MAP_OVERFLOW,
 	MAP_COUNTERS,
 	MAP_WATCHES,
 	MAP_NAMES,

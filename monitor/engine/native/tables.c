@@ -219,10 +219,7 @@ int64_t kw_loader_adopt(struct kw_loader *loader, uint64_t watches)
 
 int kw_loader_forget(struct kw_loader *loader, uint64_t watches)
 {
-	struct {
-		uint32_t lock, reserved;
-		struct kw_counters cells;
-	} zero = {};
+	const struct kw_counters_row zero = {0};
 	int64_t total;
 
 	loader->set.control->forget_watches = watches;
@@ -233,6 +230,6 @@ int kw_loader_forget(struct kw_loader *loader, uint64_t watches)
 		return total;
 	for (uint32_t slot = 0; slot < KW_SLOTS; slot++)
 		if (watches & slot_bit(slot))
-			bpf_map_update_elem(loader->set.maps[MAP_COUNTERS], &slot, &zero, BPF_F_LOCK);
+			bpf_map_update_elem(loader->set.maps[MAP_COUNTERS], &slot, &zero, BPF_ANY);
 	return 0;
 }
