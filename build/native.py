@@ -38,7 +38,7 @@ INCLUDES = ("-Iebpf", "-Imonitor/engine/native")
 # C11 with typeof, and Linux beyond POSIX. Defined as nothing, so that a file may define it the same way again.
 LANGUAGE = ("-std=gnu11", "-D_GNU_SOURCE=", "-pthread")
 WARNINGS = ("-Wall", "-Wextra", "-Werror")
-OPTIMISE = ("-O2", "-g", "-D_FORTIFY_SOURCE=2", "-fstack-protector-strong")
+OPTIMISE = ("-O2", "-D_FORTIFY_SOURCE=2", "-fstack-protector-strong")
 SANITISE = ("-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 # Only PyInit__native is visible, so that nothing in the process can stand in for an engine function.
 SHARED = ("-fPIC", "-fvisibility=hidden")

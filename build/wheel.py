@@ -31,6 +31,7 @@ def build(dist: Path = DIST) -> Path:
         plain, repaired = Path(name) / "plain", Path(name) / "repaired"
         run([sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", plain, ROOT])
         (wheel,) = plain.glob("*.whl")
+        # Not --strip: what strip leaves of a library that patchelf has changed crashes (libbpf, at its first call).
         run([tools / "auditwheel", "repair", "--wheel-dir", repaired, wheel])
         (wheel,) = repaired.glob("*.whl")
         dist.mkdir(parents=True, exist_ok=True)

@@ -49,9 +49,10 @@ struct {
 	__type(value, struct kw_kin);
 } overflow SEC(".maps");
 
-/* Counters by watch slot, exact whatever happens to the ring. */
+/* Counters by watch slot, exact whatever happens to the ring. Mapped by the loader, which adds to them at a swap. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
 	__uint(max_entries, KW_SLOTS);
 	__type(key, uint32_t);
 	__type(value, struct kw_counters_row);
@@ -143,6 +144,15 @@ struct {
 	__type(key, uint32_t);
 	__type(value, struct kw_edge);
 } edges SEC(".maps");
+
+/* Rows that an earlier version's programs handed over, for the task walk to put in place; empty but for that moment. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, uint32_t);
+	__type(value, struct kw_kin);
+} seed SEC(".maps");
 
 /* The only global: its map is the object's .bss, which the loader maps. */
 struct kw_control control;

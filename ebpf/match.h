@@ -61,14 +61,6 @@ __noinline uint64_t match_base_name(uint64_t kernel_string)
 	return mask_of(&names, &key);
 }
 
-static __always_inline uint64_t match_comm(const struct task_struct *task)
-{
-	struct kw_name_key key = {};
-
-	bpf_core_read_str(key.name, KW_COMM_BYTES, &task->comm);
-	return mask_of(&names, &key);
-}
-
 /* By the mapped file: its name, itself, its place. */
 __noinline uint64_t match_file(uint64_t file_address)
 {
@@ -106,17 +98,39 @@ __noinline uint64_t match_cgroup(uint64_t cgroup_address)
 	return mask;
 }
 
-/* What is true of a process at any time: comm, mapped file, cgroup, pid. */
-static __always_inline uint64_t match_process(struct task_struct *task)
+/* By what is true of a process at any time: comm, mapped file, cgroup, pid. */
+__noinline uint64_t match_process(uint64_t task_address)
 {
+	const struct task_struct *task = (const struct task_struct *)task_address;
 	uint32_t pid = BPF_CORE_READ(task, tgid);
 	struct file *exe = BPF_CORE_READ(task, mm, exe_file);
-	uint64_t mask = match_comm(task) | mask_of(&pids, &pid);
+	struct kw_name_key comm = {};
+	uint64_t mask;
 
+	bpf_core_read_str(comm.name, KW_COMM_BYTES, &task->comm);
+	mask = mask_of(&names, &comm) | mask_of(&pids, &pid);
 	if (exe)
 		mask |= match_file((uint64_t)exe);
 	if (control.cgroup_rules)
 		mask |= match_cgroup((uint64_t)BPF_CORE_READ(task, cgroups, dfl_cgrp));
+	return mask;
+}
+
+enum { ANCESTORS = 32 };
+
+/* Of `mask`, what no ancestor matches: whose ancestor does is a descendant, though it may be walked first. */
+__noinline uint64_t match_outermost(uint64_t task_address, uint64_t mask)
+{
+	const struct task_struct *task = (const struct task_struct *)task_address;
+
+	for (int i = 0; i < ANCESTORS && mask; i++) {
+		const struct task_struct *parent = BPF_CORE_READ(task, real_parent, group_leader);
+
+		if (!parent || parent == task || BPF_CORE_READ(parent, tgid) <= 1)
+			break;
+		mask &= ~match_process((uint64_t)parent);
+		task = parent;
+	}
 	return mask;
 }
 

@@ -92,8 +92,10 @@ static __noinline bool root_add(struct task_struct *task, uint64_t fresh, struct
 	struct kw_kin *known = kin_of(pid, start_ns);
 
 	if (known) {
+		fresh &= ~__sync_fetch_and_or(&known->watches, fresh); /* less what another hook was quicker with */
+		if (!fresh)
+			return false;
 		__sync_fetch_and_or(&known->roots, fresh);
-		__sync_fetch_and_or(&known->watches, fresh);
 		*row = *known;
 	} else {
 		__builtin_memset(row, 0, sizeof(*row));
@@ -133,7 +135,7 @@ int BPF_PROG(on_exec, struct task_struct *task, int old_pid, struct linux_binprm
 	known = kin_of(task->tgid, task->group_leader->start_boottime);
 	filename = BPF_CORE_READ(bprm, filename);
 	if (control.rules) {
-		fresh = match_base_name((uint64_t)filename) | match_process(task);
+		fresh = match_base_name((uint64_t)filename) | match_process(bpf_get_current_task());
 		if (known)
 			fresh &= ~known->watches; /* kinship beats matching */
 	}

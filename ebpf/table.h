@@ -12,6 +12,8 @@ enum kw_reader_state {
 
 /* One row, in the object's .bss, mapped by the loader. User space writes the first group, the hooks the second. */
 struct kw_control {
+	uint32_t layout;	 /* KW_LAYOUT; first, whatever the layout */
+	uint32_t seeding;	 /* the task walk first looks into `seed` */
 	uint32_t reader;	 /* enum kw_reader_state */
 	uint32_t bootstrapping;	 /* edges are kept while it is not zero */
 	int32_t snapshot_reader; /* whose window the next snapshot begins, -1: none */

@@ -63,9 +63,10 @@ static __noinline uint64_t descendant_add(struct task_struct *task, uint32_t pid
 	fresh = above->watches & control.adopt_watches;
 	if (known) {
 		fresh &= ~known->watches;
+		if (fresh)
+			fresh &= ~__sync_fetch_and_or(&known->watches, fresh);
 		if (!fresh)
 			return 0;
-		__sync_fetch_and_or(&known->watches, fresh);
 		*row = *known;
 	} else {
 		if (!fresh)
@@ -92,6 +93,24 @@ static __noinline uint64_t descendant_add(struct task_struct *task, uint32_t pid
 	return fresh;
 }
 
+/* Put a row in place as an earlier version's programs knew it: no record, the engine knows the process. */
+static __noinline bool seed_add(struct task_struct *task, uint32_t pid, uint64_t start_ns, struct kw_kin *row)
+{
+	const struct kw_kin *handed = bpf_map_lookup_elem(&seed, &pid);
+
+	if (!handed || handed->start_ns != start_ns)
+		return false;
+	*row = *handed;
+	__sync_fetch_and_add(&control.activity, 1);
+	if (!kin_add(pid, row)) {
+		__sync_fetch_and_add(&control.activity, -1);
+		return false;
+	}
+	count(row->watches & ~row->roots, CELL_CHILDREN, 1);
+	count(row->roots, CELL_ROOTS, 1);
+	return true;
+}
+
 /*
  * The task walk, run by user space until a run takes in nobody. Hooks are live all the while, so a process forked by kin is
  * kin already; one forked by a process that becomes kin during this run is found in the next.
@@ -109,11 +128,21 @@ int walk(struct bpf_iter__task *context)
 	pid = task->tgid;
 	start_ns = task->start_boottime;
 	known = kin_of(pid, start_ns);
+	if (control.seeding) {
+		if (!known && seed_add(task, pid, start_ns, &row)) {
+			__sync_fetch_and_add(&control.adopted, 1);
+			bury_if_dead(task, &row, pid);
+		}
+		return 0;
+	}
 	fresh = descendant_add(task, pid, start_ns, &row);
 	if (!fresh) {
-		fresh = match_process(task) & control.adopt_watches;
+		uint64_t address = (uint64_t)BPF_CORE_READ(task, group_leader); /* as a number: the task itself */
+
+		fresh = match_process(address) & control.adopt_watches;
 		if (known)
 			fresh &= ~known->watches;
+		fresh = match_outermost(address, fresh);
 		if (!fresh || !root_add(task, fresh, &row))
 			return 0;
 	}

@@ -22,6 +22,7 @@ from monitor.errors import CaptureUnavailable, EngineRefused
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from monitor.engine import Engine
     from monitor.engine._native import CData
@@ -42,10 +43,19 @@ class CoreCapture:
 
     kind: ClassVar[str] = "core"
 
-    def __init__(
-        self, engine: Engine, watches: Sequence[Watch], settings: CaptureTable, *, pins: str = "", fresh: bool = False
+    def __init__(  # noqa: PLR0913 - what to watch, with what, where it is kept
+        self,
+        engine: Engine,
+        watches: Sequence[Watch],
+        settings: CaptureTable,
+        *,
+        pins: str = "",
+        fresh: bool = False,
+        programs: Path | None = None,
     ) -> None:
-        """`pins`: directory to pin into and to take over from, "" for neither. `fresh`: nothing is taken over."""
+        """`pins`: directory to pin into and to take over from, "" for neither. `fresh`: nothing is taken over.
+        `programs`: an object file in place of the package's own.
+        """
         self._engine = engine
         self._wanted = tuple(watches)
         self._slots: dict[str, SlotWatch] = {}
@@ -56,8 +66,9 @@ class CoreCapture:
             _mount_bpffs()
             if fresh:
                 unpin(pins)
-        with importlib.resources.as_file(importlib.resources.files("monitor.capture") / "kinwatch.bpf.o") as path:
-            self._open(os.fsencode(path), settings, pins)
+        own = importlib.resources.files("monitor.capture") / "kinwatch.bpf.o"
+        with importlib.resources.as_file(own) as path:
+            self._open(os.fsencode(programs or path), settings, pins)
 
     def _open(self, path: bytes, settings: CaptureTable, pins: str) -> None:
         texts = [ffi.new("char[]", text) for text in (path, settings.btf.encode(), pins.encode())]
@@ -110,7 +121,7 @@ class CoreCapture:
 
     def start(self) -> None:
         """Take over what was pinned, put the watches in place, take in what runs."""
-        if self._state().origin == lib.KW_ORIGIN_TAKEN_OVER:
+        if self._state().origin != lib.KW_ORIGIN_NEW:
             self._resume()
         self.apply(self._wanted)
 

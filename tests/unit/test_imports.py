@@ -24,7 +24,7 @@ LAYERS = (
     {"__main__"},
     {"cli", "demo"},
     {"agent", "doctor", "tree"},
-    {"window"},
+    {"window", "command"},
     {"capture", "defender", "sinks", "control", "notify", "options"},
     {"engine", "detect"},
     {"config"},

@@ -37,14 +37,14 @@ static uint64_t clock_ns(clockid_t clock)
 
 /* -------- staging -------- */
 
-static void staging_flush(struct kw_loader *loader)
+void staging_flush(struct kw_loader *loader)
 {
 	if (loader->staged)
 		kw_engine_ingest(loader->engine, loader->staging, loader->staged);
 	loader->staged = 0;
 }
 
-static void stage(struct kw_loader *loader, const void *record, uint64_t size)
+void stage(struct kw_loader *loader, const void *record, uint64_t size)
 {
 	if (loader->staged + size > STAGING_BYTES)
 		staging_flush(loader);
@@ -92,54 +92,90 @@ static void stage_losses(struct kw_loader *loader)
 	}
 }
 
-/*
- * An adopted process runs elsewhere, so the kernel side could not read its arguments: /proc can. The process may have
- * ended or changed since; then the record goes on without them.
- */
-static void stage_adopted(struct kw_loader *loader, const struct kw_image *image)
+enum { LINK_BYTES = KW_PATH_BYTES };
+
+struct adopted {
+	struct kw_image image;
+	char bytes[2 * LINK_BYTES + KW_ARGV_BYTES];
+};
+
+/* A link in /proc/PID as a text of the record, appended at *used. */
+static struct kw_text link_keep(struct adopted *full, uint32_t *used, const char *name)
 {
-	struct {
-		struct kw_image image;
-		char bytes[2 * KW_PATH_BYTES + KW_ARGV_BYTES];
-	} * full;
-	uint32_t used = 0;
+	struct kw_text text = {0};
 	char path[64];
+	ssize_t bytes;
+
+	snprintf(path, sizeof(path), "/proc/%u/%s", full->image.process.pid, name);
+	bytes = readlink(path, full->bytes + *used, LINK_BYTES);
+	if (bytes <= 0)
+		return text;
+	text.offset = offsetof(struct adopted, bytes) + *used;
+	text.length = bytes;
+	*used += bytes;
+	return text;
+}
+
+static void exe_keep(struct adopted *full, uint32_t *used)
+{
+	static const char deleted[] = " (deleted)", memfd[] = "/memfd:";
+	const uint32_t suffix = sizeof(deleted) - 1;
+	struct kw_text *exe = &full->image.exe;
+	const char *text;
+
+	*exe = link_keep(full, used, "exe");
+	if (!exe->length)
+		return;
+	full->image.header.flags |= KW_HAS_EXE;
+	text = (const char *)full + exe->offset;
+	if (exe->length > suffix && memcmp(text + exe->length - suffix, deleted, suffix) == 0) {
+		exe->length -= suffix;
+		full->image.header.flags |= KW_DELETED;
+	}
+	if (exe->length >= sizeof(memfd) - 1 && memcmp(text, memfd, sizeof(memfd) - 1) == 0)
+		full->image.header.flags |= KW_MEMFD;
+}
+
+static void argv_keep(struct adopted *full, uint32_t *used)
+{
+	char path[64], more;
 	ssize_t bytes;
 	int fd;
 
-	full = calloc(1, sizeof(*full));
+	snprintf(path, sizeof(path), "/proc/%u/cmdline", full->image.process.pid);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return;
+	bytes = read(fd, full->bytes + *used, KW_ARGV_BYTES);
+	if (bytes > 0) {
+		full->image.argv = (struct kw_text){offsetof(struct adopted, bytes) + *used, bytes};
+		full->image.argv_bytes = bytes;
+		full->image.header.flags |= KW_HAS_ARGV;
+		*used += bytes;
+		if (bytes == KW_ARGV_BYTES && read(fd, &more, 1) == 1) {
+			full->image.header.flags |= KW_TRUNCATED;
+			full->image.argv_bytes++;
+		}
+	}
+	close(fd);
+}
+
+/*
+ * An adopted process runs elsewhere, so the kernel side read neither its paths nor its arguments: /proc can. The process may
+ * have ended or changed since; then the record goes on without them.
+ */
+static void stage_adopted(struct kw_loader *loader, const struct kw_image *image)
+{
+	struct adopted *full = calloc(1, sizeof(*full));
+	uint32_t used = 0;
+
 	if (!full)
 		return stage(loader, image, image->header.size);
 	full->image = *image;
-	if (image->exe.length && image->exe.length <= KW_PATH_BYTES) {
-		memcpy(full->bytes, (const char *)image + image->exe.offset, image->exe.length);
-		full->image.exe.offset = offsetof(typeof(*full), bytes);
-		used += image->exe.length;
-	}
-	if (image->cwd.length && image->cwd.length <= KW_PATH_BYTES) {
-		memcpy(full->bytes + used, (const char *)image + image->cwd.offset, image->cwd.length);
-		full->image.cwd.offset = offsetof(typeof(*full), bytes) + used;
-		used += image->cwd.length;
-	}
-	snprintf(path, sizeof(path), "/proc/%u/cmdline", image->process.pid);
-	fd = open(path, O_RDONLY | O_CLOEXEC);
-	if (fd >= 0) {
-		bytes = read(fd, full->bytes + used, KW_ARGV_BYTES);
-		if (bytes > 0) {
-			char more;
-
-			full->image.argv = (struct kw_text){offsetof(typeof(*full), bytes) + used, bytes};
-			full->image.argv_bytes = bytes;
-			full->image.header.flags |= KW_HAS_ARGV;
-			if (bytes == KW_ARGV_BYTES && read(fd, &more, 1) == 1) {
-				full->image.header.flags |= KW_TRUNCATED;
-				full->image.argv_bytes++;
-			}
-			used += bytes;
-		}
-		close(fd);
-	}
-	full->image.header.size = (offsetof(typeof(*full), bytes) + used + 7) & ~7u;
+	exe_keep(full, &used);
+	full->image.cwd = link_keep(full, &used, "cwd");
+	argv_keep(full, &used);
+	full->image.header.size = (offsetof(struct adopted, bytes) + used + 7) & ~7u;
 	stage(loader, full, full->image.header.size);
 	free(full);
 }
@@ -149,6 +185,8 @@ static int on_record(void *context, void *data, size_t size)
 	struct kw_loader *loader = context;
 	const struct kw_header *header = data;
 
+	if (loader->overlap && swap_is_told(loader, header))
+		return 0;
 	if (size >= sizeof(struct kw_image) && header->kind == KW_ADOPT)
 		stage_adopted(loader, data);
 	else
@@ -201,6 +239,12 @@ int64_t kw_loader_drain(struct kw_loader *loader, struct kw_engine *engine)
 {
 	int64_t total = 0, records;
 
+	if (loader->overlap) {
+		loader->engine = engine;
+		stage_clock(loader);
+		if (swap_finish(loader))
+			return -EIO;
+	}
 	do {
 		records = drain_once(loader, engine);
 		total += records;

@@ -39,6 +39,7 @@ static const char *const map_names[MAPS] = {
 	[MAP_CGROUPS] = "cgroups",
 	[MAP_CGROUP_PATHS] = "cgroup_paths",
 	[MAP_EDGES] = "edges",
+	[MAP_SEED] = "seed",
 	[MAP_CONTROL] = ".bss",
 };
 
@@ -133,17 +134,20 @@ static uint32_t table_rows(uint32_t max_processes)
 
 /* -------- a set in the kernel -------- */
 
-static void set_init(struct kernel_set *set)
+void set_init(struct kernel_set *set)
 {
 	memset(set->maps, -1, sizeof(set->maps));
 	memset(set->links, -1, sizeof(set->links));
 	set->control = NULL;
+	set->counters = NULL;
 }
 
-static void set_close(struct kernel_set *set)
+void set_close(struct kernel_set *set)
 {
 	if (set->control)
 		munmap(set->control, sizeof(*set->control));
+	if (set->counters)
+		munmap(set->counters, KW_SLOTS * sizeof(*set->counters));
 	for (int i = 0; i < MAPS; i++)
 		if (set->maps[i] >= 0)
 			close(set->maps[i]);
@@ -153,15 +157,18 @@ static void set_close(struct kernel_set *set)
 	set_init(set);
 }
 
-static int set_map_control(struct kernel_set *set)
+static void *map_cells(int map_fd, size_t size)
 {
-	void *control =
-	    mmap(NULL, sizeof(*set->control), PROT_READ | PROT_WRITE, MAP_SHARED, set->maps[MAP_CONTROL], 0);
+	void *cells = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, map_fd, 0);
 
-	if (control == MAP_FAILED)
-		return -errno;
-	set->control = control;
-	return 0;
+	return cells == MAP_FAILED ? NULL : cells;
+}
+
+static int set_map_cells(struct kernel_set *set)
+{
+	set->control = map_cells(set->maps[MAP_CONTROL], sizeof(*set->control));
+	set->counters = map_cells(set->maps[MAP_COUNTERS], KW_SLOTS * sizeof(*set->counters));
+	return set->control && set->counters ? 0 : -errno;
 }
 
 /* Open everything pinned at `pins`. -ENOENT: nothing there; another error: something, but not one whole set of ours. */
@@ -184,7 +191,7 @@ static int set_open_pins(struct kernel_set *set, const char *pins)
 		if (set->links[i] < 0)
 			goto broken;
 	}
-	error = set_map_control(set);
+	error = set_map_cells(set);
 	if (!error)
 		return 0;
 broken:
@@ -291,7 +298,7 @@ static int set_load(struct kw_loader *loader, const struct kw_loader_config *con
 			bpf_map__set_max_entries(map, config->ring_bytes);
 		else if (i == MAP_TAGS || i == MAP_ROWS)
 			bpf_map__set_max_entries(map, table_rows(config->max_processes));
-		else if (i == MAP_OVERFLOW)
+		else if (i == MAP_OVERFLOW || i == MAP_SEED)
 			bpf_map__set_max_entries(map, config->max_processes);
 	}
 	error = bpf_object__load(loader->object);
@@ -304,9 +311,10 @@ static int set_load(struct kw_loader *loader, const struct kw_loader_config *con
 		if (set->maps[i] < 0)
 			return loader_fail(loader, -errno, "out of file descriptors");
 	}
-	error = set_map_control(set);
+	error = set_map_cells(set);
 	if (error)
 		return loader_fail(loader, error, "cannot map the control cells: %s", strerror(-error));
+	set->control->layout = KW_LAYOUT;
 	set->control->snapshot_reader = -1;
 	set->control->urgent_ns = 1000000;
 	set->control->wake_bytes = config->ring_bytes / 2;
@@ -348,6 +356,7 @@ static int set_attach(struct kw_loader *loader)
 int kw_loader_open(const struct kw_loader_config *config, struct kw_loader **result)
 {
 	struct kw_loader *loader = calloc(1, sizeof(*loader));
+	struct kernel_set old;
 	int error;
 
 	*result = loader;
@@ -358,22 +367,32 @@ int kw_loader_open(const struct kw_loader_config *config, struct kw_loader **res
 	if (strlen(config->pins) + 8 >= sizeof(loader->pins))
 		return loader_fail(loader, -ENAMETOOLONG, "the pin directory's name is too long: %s", config->pins);
 	strcpy(loader->pins, config->pins);
+	set_init(&old);
 	if (loader->pins[0]) {
-		error = set_open_pins(&loader->set, loader->pins);
-		if (!error && loader->set.control->object_hash == file_hash(config->object)) {
+		error = set_open_pins(&old, loader->pins);
+		if (!error && old.control->layout == KW_LAYOUT && old.control->object_hash == file_hash(config->object)) {
+			loader->set = old;
 			loader->origin = KW_ORIGIN_TAKEN_OVER;
 			return drain_open(loader);
 		}
-		loader->origin = error == -ENOENT ? KW_ORIGIN_NEW : KW_ORIGIN_SWAPPED;
-		set_close(&loader->set);
+		if (!error && old.control->layout == KW_LAYOUT)
+			loader->origin = KW_ORIGIN_SWAPPED;
+		else
+			set_close(&old); /* another layout: our hooks go live before its are removed, but nothing is handed over */
 	}
 	error = set_load(loader, config);
+	if (!error && loader->origin == KW_ORIGIN_SWAPPED)
+		error = swap_copy_tables(loader, &old);
 	if (!error)
 		error = set_attach(loader);
-	if (!error && loader->pins[0])
-		error = set_pin(loader);
 	if (!error)
 		error = drain_open(loader);
+	if (!error && loader->pins[0])
+		error = set_pin(loader); /* the old set's pins go here; ours are in place */
+	if (!error && loader->origin == KW_ORIGIN_SWAPPED)
+		error = swap_hand_over(loader, &old);
+	else
+		set_close(&old);
 	return error;
 }
 
@@ -383,6 +402,7 @@ void kw_loader_free(struct kw_loader *loader, int keep)
 
 	if (!loader)
 		return;
+	swap_free(loader);
 	drain_close(loader);
 	for (int i = 0; i < LINKS; i++)
 		bpf_link__destroy(loader->owned[i]); /* a pinned link lives on */

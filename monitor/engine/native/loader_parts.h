@@ -29,6 +29,7 @@ enum map_index {
 	MAP_CGROUPS,
 	MAP_CGROUP_PATHS,
 	MAP_EDGES,
+	MAP_SEED,
 	MAP_CONTROL,
 	MAPS
 };
@@ -53,8 +54,11 @@ enum { STAGING_BYTES = 256 * 1024, BATCH_BYTES = 1024 * 1024 };
 struct kernel_set {
 	int maps[MAPS];
 	int links[LINKS];
-	struct kw_control *control; /* mapped */
+	struct kw_control *control;	   /* mapped */
+	struct kw_counters_row *counters; /* mapped, KW_SLOTS rows */
 };
+
+struct overlap; /* swap.c */
 
 struct kw_loader {
 	struct kernel_set set;
@@ -62,6 +66,7 @@ struct kw_loader {
 	struct bpf_link *owned[LINKS];
 	char pins[256]; /* "" = unpinned */
 	uint32_t origin;
+	struct overlap *overlap; /* while records of two sets are merged */
 	char error[1024];
 
 	/* drain */
@@ -85,7 +90,24 @@ struct kw_loader {
 };
 
 int loader_fail(struct kw_loader *loader, int error, const char *format, ...) __attribute__((format(printf, 3, 4)));
+void set_init(struct kernel_set *set);
+void set_close(struct kernel_set *set);
 int drain_open(struct kw_loader *loader);
+void stage(struct kw_loader *loader, const void *record, uint64_t size);
+void staging_flush(struct kw_loader *loader);
+/* Run an iterator that counts what it changed in control->adopted until a run changes nothing. Returns the sum. */
+int64_t run_to_fixed_point(struct kw_loader *loader, enum link_index link);
+void edges_empty(struct kw_loader *loader);
+
+/* swap.c. Tables and rows of the old set into ours, before and after our hooks are live; then, once theirs are gone, the
+ * merge of what both saw. */
+int swap_copy_tables(struct kw_loader *loader, const struct kernel_set *old);
+int swap_hand_over(struct kw_loader *loader, struct kernel_set *old);
+int swap_finish(struct kw_loader *loader);
+/* True: the old set has told this record already. */
+int swap_is_told(struct kw_loader *loader, const struct kw_header *header);
+void swap_free(struct kw_loader *loader);
+
 void drain_close(struct kw_loader *loader);
 /* Read all of an iterator; returns bytes read. `each` may be NULL. */
 int64_t iterator_run(int link_fd, int (*each)(void *context, const uint8_t *bytes, uint64_t length), void *context);

@@ -172,7 +172,7 @@ int kw_loader_limit(struct kw_loader *loader, uint32_t slot, int64_t limit)
 	return 0;
 }
 
-static void edges_empty(struct kw_loader *loader)
+void edges_empty(struct kw_loader *loader)
 {
 	int fd = loader->set.maps[MAP_EDGES];
 	uint32_t pid;
@@ -182,8 +182,7 @@ static void edges_empty(struct kw_loader *loader)
 			break;
 }
 
-/* Run an iterator that counts what it changed in control->adopted until a run changes nothing. */
-static int64_t run_to_fixed_point(struct kw_loader *loader, enum link_index link)
+int64_t run_to_fixed_point(struct kw_loader *loader, enum link_index link)
 {
 	struct kw_control *control = loader->set.control;
 	int64_t total = 0;

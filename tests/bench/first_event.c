@@ -1,0 +1,108 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * How long from fork() to the line that tells of it, after a time of quiet. stdin is the event log, a pipe of JSON Lines;
+ * the program is the watched application too, so that one clock sees both ends. Prints one latency in ns a line, or ends
+ * with 1 when a line does not come. Knows the keys "event" and "pid" of a line.
+ */
+#include <errno.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { QUIET_MS = 20, PATIENCE_MS = 5000, LOG_BYTES = 1 << 16 };
+
+static char heard[LOG_BYTES + 1];
+static size_t heard_bytes;
+
+static long long now_ns(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return now.tv_sec * 1000000000LL + now.tv_nsec;
+}
+
+/* More of the log, within timeout_ms. False: nothing came. */
+static int hear(int timeout_ms)
+{
+	struct pollfd log = {.fd = STDIN_FILENO, .events = POLLIN};
+	ssize_t bytes;
+
+	if (poll(&log, 1, timeout_ms) <= 0 || heard_bytes == LOG_BYTES)
+		return 0;
+	bytes = read(STDIN_FILENO, heard + heard_bytes, LOG_BYTES - heard_bytes);
+	if (bytes <= 0)
+		return 0;
+	heard_bytes += (size_t)bytes;
+	heard[heard_bytes] = '\0';
+	return 1;
+}
+
+/* Is the whole line of this child's fork there? */
+static int told(pid_t pid)
+{
+	char key[32];
+	char *line = heard;
+
+	snprintf(key, sizeof(key), "\"pid\":%d,", pid);
+	for (char *end; (end = strchr(line, '\n')); line = end + 1) {
+		*end = '\0';
+		int found = strstr(line, "\"event\":\"fork\"") && strstr(line, key);
+		*end = '\n';
+		if (found)
+			return 1;
+	}
+	return 0;
+}
+
+/* Wait until nothing has come for QUIET_MS, and forget what came. */
+static void be_quiet(void)
+{
+	do
+		heard_bytes = 0;
+	while (hear(QUIET_MS));
+	heard_bytes = 0;
+	heard[0] = '\0';
+}
+
+static long long sample(void)
+{
+	long long start_ns = now_ns(), spent_ns;
+	pid_t pid = fork();
+
+	if (pid == 0)
+		_exit(0);
+	if (pid < 0)
+		return -1;
+	while (!told(pid))
+		if (!hear(PATIENCE_MS))
+			return -1;
+	spent_ns = now_ns() - start_ns;
+	return waitpid(pid, NULL, 0) == pid ? spent_ns : -1;
+}
+
+int main(int argc, char **argv)
+{
+	long samples = argc > 1 ? strtol(argv[1], NULL, 10) : 0;
+
+	if (samples <= 0) {
+		fprintf(stderr, "usage: %s SAMPLES <EVENT-LOG\n", argv[0]);
+		return 2;
+	}
+	for (long i = 0; i < samples; i++) {
+		long long spent_ns;
+
+		be_quiet();
+		spent_ns = sample();
+		if (spent_ns < 0) {
+			fprintf(stderr, "first_event: sample %ld: no line within %d ms\n", i, PATIENCE_MS);
+			return 1;
+		}
+		printf("%lld\n", spent_ns);
+	}
+	return 0;
+}

@@ -1,0 +1,130 @@
+"""The storm under several watchers, in pairs with an unwatched one. Owns the order of rounds; refuses to know the watchers.
+
+The machine is shared and nothing is pinned to a CPU, so nothing is compared but neighbours: each watched storm with an
+unwatched one right before or right after it, in turns.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol, Self
+
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+SETTLE_S = 0.3
+"""Between a watcher's start and the storm, so that its start is not measured."""
+
+
+class Storm(msgspec.Struct, frozen=True):
+    """What the storm said of itself."""
+
+    children: int
+    elapsed_ns: int
+    cpu_us: int
+    """Its own and its children's."""
+
+
+class Watcher(Protocol):
+    """A context that watches while the storm runs."""
+
+    def __enter__(self) -> Self: ...  # noqa: D105
+    def __exit__(self, *exception: object) -> None: ...  # noqa: D105
+
+    def storm_is(self, pid: int) -> None:
+        """The storm's pid, before it has ended."""
+
+    def drained(self) -> int:
+        """CPU time spent since the storm began, ns, once everything is seen that will be."""
+
+    def saw(self) -> dict[str, int]:
+        """After the end: what was counted, by name."""
+
+
+class Condition(Protocol):
+    """Makes a fresh watcher for every round."""
+
+    name: str
+
+    def watcher(self) -> Watcher: ...  # noqa: D102
+
+
+@dataclass
+class Result:
+    """All rounds of one condition."""
+
+    name: str
+    children: int
+    elapsed: list[tuple[float, float]] = field(default_factory=list)
+    """Pairs of wall time, ns: unwatched, watched."""
+    cpu: list[tuple[float, float]] = field(default_factory=list)
+    """Pairs of the storm's own CPU time, us: unwatched, watched."""
+    watcher_cpu: list[float] = field(default_factory=list)
+    """CPU time of the watcher per wall time of the storm."""
+    saw: list[dict[str, int]] = field(default_factory=list)
+    failed: str = ""
+    """Why there is nothing."""
+
+    def worst(self, what: str) -> int:
+        """The fewest that any round saw."""
+        return min(seen[what] for seen in self.saw)
+
+
+def run_storm(program: Path, children: int, watcher: Watcher | None = None, *more: str) -> Storm:
+    """One storm. Raises CalledProcessError when it failed."""
+    process = subprocess.Popen([program, str(children), *more], stdout=subprocess.PIPE)
+    try:
+        if watcher is not None:
+            watcher.storm_is(process.pid)
+        output, _ = process.communicate()
+    finally:
+        process.kill()
+        process.wait()
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, str(program))
+    return msgspec.json.decode(output, type=Storm)
+
+
+def _watched(program: Path, children: int, condition: Condition, result: Result) -> Storm:
+    with condition.watcher() as watcher:
+        time.sleep(SETTLE_S)
+        storm = run_storm(program, children, watcher)
+        result.watcher_cpu.append(watcher.drained() / storm.elapsed_ns)
+    result.saw.append(watcher.saw())
+    return storm
+
+
+def run_rounds(
+    program: Path, children: int, rounds: int, conditions: Sequence[Condition], failures: tuple[type[Exception], ...]
+) -> Iterator[tuple[str, dict[str, Result]]]:
+    """Run every condition once a round; yields after each step what is done, and everything so far.
+
+    A condition that raises one of `failures` is left out from then on, with the reason in its result.
+    """
+    results = {condition.name: Result(condition.name, children) for condition in conditions}
+    for number in range(rounds):
+        for condition in conditions:
+            result = results[condition.name]
+            if result.failed:
+                continue
+            try:
+                if number % 2:
+                    watched = _watched(program, children, condition, result)
+                    time.sleep(SETTLE_S)
+                    alone = run_storm(program, children)
+                else:
+                    time.sleep(SETTLE_S)
+                    alone = run_storm(program, children)
+                    watched = _watched(program, children, condition, result)
+            except failures as error:
+                result.failed = str(error)
+                continue
+            result.elapsed.append((alone.elapsed_ns, watched.elapsed_ns))
+            result.cpu.append((alone.cpu_us, watched.cpu_us))
+            yield f"round {number + 1} of {rounds}: {condition.name}", results
+    yield "rounds are done", results

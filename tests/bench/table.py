@@ -1,0 +1,82 @@
+"""What was measured, as Markdown. Owns the form of rows and the judgement against a goal; refuses to know how to measure."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured thing beside its goal. `met` is None where nothing was measured or nothing was promised."""
+
+    what: str
+    measured: str
+    goal: str = ""
+    met: bool | None = None
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Several measurements of one thing: the one in the middle, and the middle half."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """Of at least one value; the quartiles are inclusive, so they are values that may occur."""
+        if len(values) == 1:
+            return cls(values[0], values[0], values[0])
+        low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+        return cls(median, low, high)
+
+    def percent_more(self) -> str:
+        """Of ratios: how much more than 1, for people."""
+        low, high = 100 * (self.low - 1), 100 * (self.high - 1)
+        return f"{100 * (self.median - 1):+.1f} % (middle half {low:+.1f} to {high:+.1f})"
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """The smallest value that `percent` of all do not exceed (nearest rank: a value that was measured)."""
+    ordered = sorted(values)
+    rank = -(-len(ordered) * percent // 100)
+    return ordered[max(0, int(rank) - 1)]
+
+
+def ratios(pairs: Sequence[tuple[float, float]]) -> list[float]:
+    """Of pairs (without, with), each measured one right after the other."""
+    return [watched / alone for alone, watched in pairs]
+
+
+def at_most(what: str, measured: float | None, goal: float, unit: str, *, digits: int = 0, more: str = "") -> Row:
+    """A row whose goal is an upper bound. None: could not be measured, `more` says why."""
+    bound = f"<= {goal:g} {unit}"
+    if measured is None:
+        return Row(what, f"not measured: {more}", bound)
+    text = f"{measured:.{digits}f} {unit}"
+    return Row(what, f"{text} ({more})" if more else text, bound, measured <= goal)
+
+
+def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table; columns are padded so that it reads well unrendered too."""
+    lines = [list(heads), *(list(row) for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
+    padded = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
+    ]
+    padded.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(padded) + "\n"
+
+
+def goals(rows: Sequence[Row]) -> str:
+    """The table of measurements beside their goals."""
+    words = {None: "", True: "yes", False: "NO"}
+    return markdown(
+        ("what", "measured", "goal", "met"), [(row.what, row.measured, row.goal, words[row.met]) for row in rows]
+    )

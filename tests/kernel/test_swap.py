@@ -1,0 +1,155 @@
+"""Another version's programs take over from the first one's while the application forks: nothing is missed, nothing counted
+twice, and the moment between is watched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from monitor.capture.core import CoreCapture, unpin
+from monitor.engine import Engine
+from monitor.engine.lines import decode
+from monitor.schema import Capture as CaptureTable
+from monitor.watch import Expect, Watch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PINS = "/sys/fs/bpf/kinwatch_swap_test"
+OBJECT = Path(__file__).parents[2] / "monitor" / "capture" / "kinwatch.bpf.o"
+NAME = "kwswapped"
+PROGRAM = """
+#include <stdio.h>
+#include <sys/select.h>
+#include <sys/wait.h>
+#include <unistd.h>
+/* A child that stays, a daemon that nobody's ppid leads to, then short children until a line comes on stdin. */
+int main(void)
+{
+	unsigned long children = 3;
+	char byte;
+	int gate[2];
+
+	if (pipe(gate))
+		return 1;
+	if (fork() == 0) {
+		close(gate[1]);
+		return read(gate[0], &byte, 1) != 0;
+	}
+	if (fork() == 0) {
+		setsid();
+		if (fork() == 0) {
+			close(gate[1]);
+			return read(gate[0], &byte, 1) != 0;
+		}
+		return 0;
+	}
+	wait(NULL);
+	puts("ready");
+	fflush(stdout);
+	for (;;) {
+		struct timeval now = {0, 0};
+		fd_set set;
+
+		FD_ZERO(&set);
+		FD_SET(0, &set);
+		if (select(1, &set, NULL, NULL, &now) > 0)
+			break;
+		if (fork() == 0)
+			_exit(0);
+		wait(NULL);
+		children++;
+	}
+	close(gate[1]);
+	while (wait(NULL) > 0)
+		;
+	printf("%lu\\n", children);
+	return 0;
+}
+"""
+
+
+@contextlib.contextmanager
+def _running(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """The forking application, past its first three children."""
+    source = tmp_path / "program.c"
+    source.write_text(PROGRAM)
+    program = tmp_path / NAME
+    subprocess.run(["gcc", "-O1", "-Wall", "-Werror", "-o", program, source], check=True)  # noqa: S607
+    with subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            yield process
+        finally:
+            with contextlib.suppress(OSError):
+                process.kill()
+
+
+@pytest.fixture
+def pins() -> Iterator[str]:
+    """A pin directory of the test's own, empty before and after."""
+    unpin(PINS)
+    try:
+        yield PINS
+    finally:
+        unpin(PINS)
+
+
+def _capture(engine: Engine, pins: str, programs: Path, watches: tuple[Watch, ...]) -> CoreCapture:
+    return CoreCapture(engine, watches, CaptureTable(ring_bytes=1 << 24), pins=pins, programs=programs)
+
+
+def test_the_next_version_takes_over_without_missing_or_doubling_a_child(pins: str, tmp_path: Path) -> None:
+    """Four versions in a row; every fork and exit is told once, and the counters equal the application's own count."""
+    watches = (Watch(name=NAME, kind="process", value=NAME, expect=Expect()),)
+    lines: list[bytes] = []
+    with Engine() as engine, contextlib.ExitStack() as stack:
+        capture = _capture(engine, pins, OBJECT, watches)
+        capture.start()
+        application = stack.enter_context(_running(tmp_path))
+        assert application.stdin is not None
+        assert application.stdout is not None
+        capture.close(keep=True)  # what it did not drain is for the next one
+        for version in (1, 2, 3):
+            programs = tmp_path / f"version{version}.o"
+            programs.write_bytes(OBJECT.read_bytes() + b"\0" * version)
+            with Engine() as next_engine:
+                capture = _capture(next_engine, pins, programs, watches)
+                assert capture.origin == "swapped"
+                capture.start()
+                reader = threading.Thread(target=_poll, args=(capture, next_engine, lines))
+                reader.start()
+                if version == 3:
+                    application.stdin.write("\n")
+                    application.stdin.close()
+                    children = int(application.stdout.read())
+                    application.wait()
+                capture.stop()
+                reader.join()
+                capture.drain()
+                lines += next_engine.take().lines.splitlines()
+                after = capture.snapshot(None, 0)
+                capture.close(keep=True)
+
+    told = [decode(line) for line in lines]
+    row = after.watches[0]
+    assert after.lost == dict.fromkeys(after.lost, 0)
+    assert (row.spawned, row.exits, row.adopted, row.alive) == (children, children, 0, 0)
+    assert (row.root_starts, row.root_exits, row.roots) == (1, 1, 0)
+    forks = [line.process_id for line in told if line.event == "fork"]
+    exits = [line.process_id for line in told if line.event == "exit"]
+    assert len(set(forks)) == len(forks) == children
+    assert len(set(exits)) == len(exits) == children + 1
+    assert [line.event for line in told if line.event not in ("fork", "exit")] == ["root"]
+
+
+def _poll(capture: CoreCapture, engine: Engine, lines: list[bytes]) -> None:
+    while capture.poll():
+        lines += engine.take().lines.splitlines()
