@@ -46,15 +46,14 @@ def c_files() -> list[str]:
 
 
 def programs() -> list[str]:
-    """The tests' small C programs."""
-    return [name for name in c_files() if name.startswith("tests/programs/") and name.endswith(".c")]
+    """The C programs of tests, benches and fuzzing, each a whole program."""
+    return [name for name in c_files() if name.startswith("tests/") and name.endswith(".c")]
 
 
 def commands() -> dict[str, list[str]]:
     """The checks by name."""
     sources = [str(path.relative_to(ROOT)) for path in native.sources()]
     user_space = [*native.LANGUAGE, *native.WARNINGS, *native.INCLUDES, "-fsyntax-only"]
-    small = ["-std=gnu11", "-D_GNU_SOURCE=", "-pthread", *native.WARNINGS, "-fsyntax-only"]
     checks = {
         "ruff": [str(TOOLS / "ruff"), "check", "."],
         "ruff format": [str(TOOLS / "ruff"), "format", "--check", "."],
@@ -65,7 +64,7 @@ def commands() -> dict[str, list[str]]:
     }
     for compiler in ("gcc", "clang"):
         checks[f"{compiler} native"] = [compiler, *user_space, *sources]
-        checks[f"{compiler} programs"] = [compiler, *small, *programs()]
+        checks[f"{compiler} programs"] = [compiler, *user_space, *programs()]
     checks["cppcheck"] = [
         *("cppcheck", "--quiet", "--std=c11", "--enable=warning,performance,portability", "--error-exitcode=1"),
         # A macro of libbpf's headers, which it does not read.

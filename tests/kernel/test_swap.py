@@ -14,7 +14,7 @@ import pytest
 
 from monitor.capture.core import CoreCapture, unpin
 from monitor.engine import Engine
-from monitor.engine.lines import decode
+from monitor.engine.lines import Exit, Fork, Root, decode
 from monitor.schema import Capture as CaptureTable
 from monitor.watch import Expect, Watch
 
@@ -143,11 +143,11 @@ def test_the_next_version_takes_over_without_missing_or_doubling_a_child(pins: s
     assert after.lost == dict.fromkeys(after.lost, 0)
     assert (row.spawned, row.exits, row.adopted, row.alive) == (children, children, 0, 0)
     assert (row.root_starts, row.root_exits, row.roots) == (1, 1, 0)
-    forks = [line.process_id for line in told if line.event == "fork"]
-    exits = [line.process_id for line in told if line.event == "exit"]
+    forks = [line.process_id for line in told if isinstance(line, Fork)]
+    exits = [line.process_id for line in told if isinstance(line, Exit)]
     assert len(set(forks)) == len(forks) == children
     assert len(set(exits)) == len(exits) == children + 1
-    assert [line.event for line in told if line.event not in ("fork", "exit")] == ["root"]
+    assert [type(line) for line in told if not isinstance(line, Fork | Exit)] == [Root]
 
 
 def _poll(capture: CoreCapture, engine: Engine, lines: list[bytes]) -> None:
