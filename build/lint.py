@@ -64,7 +64,7 @@ def commands() -> dict[str, list[str]]:
     }
     for compiler in ("gcc", "clang"):
         checks[f"{compiler} native"] = [compiler, *user_space, *sources]
-        checks[f"{compiler} programs"] = [compiler, *user_space, *programs()]
+        checks[f"{compiler} programs"] = [compiler, *user_space, "-Itests/programs", *programs()]
     checks["cppcheck"] = [
         *("cppcheck", "--quiet", "--std=c11", "--enable=warning,performance,portability", "--error-exitcode=1"),
         # A macro of libbpf's headers, which it does not read.

@@ -45,7 +45,8 @@ enum kw_flag {
 	KW_MEMFD = 512,		/* the image lives in memory only */
 	KW_DELETED = 1024,	/* the image's file has no name any more */
 	KW_INFERRED = 2048,	/* adopted though the chain of parents is broken: the session leader is kin */
-	KW_APPROXIMATE = 4096	/* time_ns is when the poller saw it, not when it happened */
+	KW_APPROXIMATE = 4096,	/* time_ns is when the poller saw it, not when it happened */
+	KW_UNDECIDED = 8192	/* from the hooks to the loader alone: a command line decides, root is the process that has it */
 };
 
 enum kw_cause {
@@ -187,4 +188,7 @@ struct kw_kin {
 	uint32_t root_pid;
 	uint32_t depth;
 	uint32_t flags; /* enum kw_flag: KW_HAS_PARENT, KW_INFERRED */
+	uint64_t undecided_start_ns; /* the process whose command line decides about this one too */
+	uint32_t undecided_pid;	     /* 0: nothing is undecided */
+	uint32_t undecided_depth;    /* from that process */
 };

@@ -128,7 +128,8 @@ static __always_inline void comm_copy(uint8_t *comm, const struct task_struct *t
 static __always_inline void image_fill(struct kw_image *image, uint32_t size, uint16_t kind, uint16_t cause,
 				       const struct task_struct *task, const struct kw_kin *row, uint64_t fresh)
 {
-	uint16_t flags = KW_HAS_ROOT | KW_HAS_CREDENTIALS | KW_HAS_PPID | (row->flags & (KW_HAS_PARENT | KW_INFERRED));
+	uint16_t flags = KW_HAS_ROOT | KW_HAS_CREDENTIALS | KW_HAS_PPID |
+			 (row->flags & (KW_HAS_PARENT | KW_INFERRED | KW_UNDECIDED));
 
 	header_fill(&image->header, size, kind, flags, bpf_ktime_get_boot_ns(), row);
 	image->fresh = fresh;

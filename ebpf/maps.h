@@ -145,6 +145,15 @@ struct {
 	__type(value, struct kw_edge);
 } edges SEC(".maps");
 
+/* Verdicts on command lines. User space writes, hooks read. LRU: an evicted verdict is asked for again, in vain, and a
+ * process that nobody remembers is a stranger. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 8192);
+	__type(key, struct kw_id);
+	__type(value, struct kw_verdict);
+} decided SEC(".maps");
+
 /* Rows that an earlier version's programs handed over, for the task walk to put in place; empty but for that moment. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);

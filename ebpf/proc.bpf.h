@@ -21,6 +21,50 @@ __noinline int edge_keep(uint32_t pid, uint64_t start_ns, uint32_t parent_pid, u
 	return 0;
 }
 
+static __always_inline const struct kw_verdict *verdict_on(const struct kw_kin *row)
+{
+	struct kw_id id;
+
+	id_fill(&id, row->undecided_pid, row->undecided_start_ns);
+	return bpf_map_lookup_elem(&decided, &id);
+}
+
+/* The child of a process that a command line still decides about: provisional as its parent is, or what the verdict says. */
+static __noinline int fork_undecided(const struct kw_kin *above, struct kw_kin *row)
+{
+	const struct kw_verdict *verdict = verdict_on(above);
+
+	if (verdict) {
+		row->watches |= verdict->watches;
+		return 0;
+	}
+	row->undecided_pid = above->undecided_pid;
+	row->undecided_start_ns = above->undecided_start_ns;
+	row->undecided_depth = above->undecided_depth + 1;
+	return 0;
+}
+
+static __noinline int fork_tell_undecided(struct task_struct *child, const struct kw_kin *row)
+{
+	struct kw_fork *record = bpf_ringbuf_reserve(&events, sizeof(*record), 0);
+
+	if (!record) {
+		lose(KW_RING_FULL);
+		return 0;
+	}
+	header_fill(&record->header, sizeof(*record), KW_FORK,
+		    KW_HAS_PARENT | KW_HAS_ROOT | KW_HAS_CREDENTIALS | KW_UNDECIDED, row->start_ns, row);
+	record->header.watches = 0;
+	id_fill(&record->process, BPF_CORE_READ(child, tgid), row->start_ns);
+	id_fill(&record->parent, row->parent_pid, row->parent_start_ns);
+	id_fill(&record->root, row->undecided_pid, row->undecided_start_ns);
+	record->depth = row->undecided_depth;
+	record->uid = BPF_CORE_READ(child, cred, uid.val);
+	comm_fill(record->comm, child);
+	submit(record, row->start_ns, false, 0);
+	return 0;
+}
+
 /*
  * Fork. The tracepoint fires after copy_process() has succeeded and before the child is woken, so the row exists before the
  * child's first instruction. Its first argument is the forker, whatever CLONE_PARENT did to real_parent. Threads pass
@@ -60,8 +104,20 @@ int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
 	row.root_pid = above->root_pid;
 	row.depth = above->depth + 1;
 	row.flags = KW_HAS_PARENT;
-	if (!row.watches || !kin_add(pid, &row)) /* no watches: its watch is being removed this moment */
+	row.undecided_start_ns = 0;
+	row.undecided_pid = 0;
+	row.undecided_depth = 0;
+	if (above->undecided_pid)
+		fork_undecided(above, &row);
+	/* Neither: a command line did not match, or its watch is being removed this moment. */
+	if ((!row.watches && !row.undecided_pid) || !kin_add(pid, &row))
 		return 0;
+	if (row.undecided_pid)
+		fork_tell_undecided(child, &row);
+	if (!row.watches) {
+		__sync_fetch_and_add(&control.activity, 1);
+		return 0;
+	}
 
 	record = bpf_ringbuf_reserve(&events, sizeof(*record), 0);
 	breach = count_children(row.watches, CHILD_FORKED);
@@ -92,10 +148,17 @@ static __noinline bool root_add(struct task_struct *task, uint64_t fresh, struct
 	struct kw_kin *known = kin_of(pid, start_ns);
 
 	if (known) {
-		fresh &= ~__sync_fetch_and_or(&known->watches, fresh); /* less what another hook was quicker with */
+		uint64_t before = __sync_fetch_and_or(&known->watches, fresh);
+
+		fresh &= ~before; /* less what another hook was quicker with */
 		if (!fresh)
 			return false;
 		__sync_fetch_and_or(&known->roots, fresh);
+		if (!before) { /* it was provisional */
+			known->root_pid = pid;
+			known->root_start_ns = start_ns;
+			known->depth = 0;
+		}
 		*row = *known;
 	} else {
 		__builtin_memset(row, 0, sizeof(*row));
@@ -113,10 +176,49 @@ static __noinline bool root_add(struct task_struct *task, uint64_t fresh, struct
 			return false;
 		}
 	}
-	if (!bpf_map_delete_elem(&pids, &pid)) /* a pid names one process, and this was it */
+	if (fresh && !bpf_map_delete_elem(&pids, &pid)) /* a pid names one process, and this was it */
 		__sync_fetch_and_add(&control.rules, -1);
 	count(fresh, CELL_ROOTS, (1 << KW_PACKED_BITS) + 1);
 	return true;
+}
+
+/*
+ * An image whose command line user space has to look at: the process is provisional until then, and so is whom it forks. The
+ * record goes out with KW_UNDECIDED, after the one for the watches that are decided.
+ */
+static __noinline int exec_undecided(struct task_struct *task, const char *script)
+{
+	uint32_t pid = BPF_CORE_READ(task, tgid);
+	uint64_t start_ns = BPF_CORE_READ(task, group_leader, start_boottime);
+	struct kw_kin *known = kin_of(pid, start_ns);
+	uint64_t pending = control.cmdline;
+	struct kw_kin row;
+
+	if (known) {
+		pending &= ~known->watches;
+		if (!pending)
+			return 0;
+		known->undecided_start_ns = start_ns;
+		known->undecided_depth = 0;
+		__sync_lock_test_and_set(&known->undecided_pid, pid);
+		row = *known;
+	} else {
+		__builtin_memset(&row, 0, sizeof(row));
+		row.start_ns = row.undecided_start_ns = row.root_start_ns = start_ns;
+		row.undecided_pid = row.root_pid = pid;
+		row.parent_pid = BPF_CORE_READ(task, real_parent, tgid);
+		row.parent_start_ns = BPF_CORE_READ(task, real_parent, group_leader, start_boottime);
+		row.flags = KW_HAS_PARENT;
+		__sync_fetch_and_add(&control.activity, 1);
+		if (!kin_add(pid, &row)) {
+			__sync_fetch_and_add(&control.activity, -1);
+			return 0;
+		}
+	}
+	row.flags |= KW_UNDECIDED;
+	row.watches = row.roots = 0;
+	exec_emit(task, &row, pending, script);
+	return 0;
 }
 
 /*
@@ -126,11 +228,11 @@ static __noinline bool root_add(struct task_struct *task, uint64_t fresh, struct
 SEC("tp_btf/sched_process_exec")
 int BPF_PROG(on_exec, struct task_struct *task, int old_pid, struct linux_binprm *bprm)
 {
+	const char *filename, *script;
 	struct kw_kin *known, row;
 	uint64_t fresh = 0;
-	const char *filename;
 
-	if (!kin_alive() && !control.rules)
+	if (!kin_alive() && !control.rules && !control.cmdline)
 		return 0;
 	known = kin_of(task->tgid, task->group_leader->start_boottime);
 	filename = BPF_CORE_READ(bprm, filename);
@@ -139,17 +241,50 @@ int BPF_PROG(on_exec, struct task_struct *task, int old_pid, struct linux_binprm
 		if (known)
 			fresh &= ~known->watches; /* kinship beats matching */
 	}
-	if (!known && !fresh)
-		return 0;
+	/* where an interpreter runs it, filename is the script */
+	script = BPF_CORE_READ(bprm, interp) != filename ? filename : NULL;
 	if (fresh) {
 		if (!root_add(task, fresh, &row))
 			return 0;
-	} else {
+	} else if (known) {
 		row = *known;
+	} else {
+		row.watches = 0;
 	}
+	if (!row.watches)
+		goto undecided;
 	count(row.watches & ~row.roots, CELL_EXECS, 1);
-	/* where an interpreter runs it, filename is the script */
-	exec_emit(task, &row, fresh, BPF_CORE_READ(bprm, interp) != filename ? filename : NULL);
+	exec_emit(task, &row, fresh, script);
+undecided:
+	if (control.cmdline)
+		exec_undecided(task, script);
+	return 0;
+}
+
+/* A provisional process is gone before it was decided about. It was not counted: the verdict will. */
+static __noinline int exit_tell_undecided(struct task_struct *task, const struct kw_kin *row, uint32_t pid)
+{
+	const struct kw_verdict *verdict = verdict_on(row);
+	struct kw_exit *record;
+
+	if (verdict && !verdict->watches)
+		return 0;
+	record = bpf_ringbuf_reserve(&events, sizeof(*record), 0);
+	if (!record) {
+		lose(KW_RING_FULL);
+		return 0;
+	}
+	header_fill(&record->header, sizeof(*record), KW_EXIT,
+		    KW_HAS_ROOT | KW_HAS_STATUS | KW_HAS_CREDENTIALS | KW_UNDECIDED, bpf_ktime_get_boot_ns(), row);
+	record->header.watches = record->header.roots = 0;
+	id_fill(&record->process, pid, row->start_ns);
+	id_fill(&record->root, row->undecided_pid, row->undecided_start_ns);
+	record->depth = row->undecided_depth;
+	record->status = group_status(task);
+	record->uid = BPF_CORE_READ(task, cred, uid.val);
+	record->reserved = 0;
+	comm_fill(record->comm, BPF_CORE_READ(task, group_leader));
+	submit(record, record->header.time_ns, false, 0);
 	return 0;
 }
 
@@ -183,8 +318,7 @@ static __always_inline void exit_emit(const struct task_struct *task, const stru
 SEC("tp_btf/sched_process_exit")
 int BPF_PROG(on_exit, struct task_struct *task)
 {
-	const struct kw_kin *known;
-	struct kw_kin row;
+	struct kw_kin *known, row;
 	uint32_t pid;
 
 	if (!kin_alive() && !control.bootstrapping)
@@ -201,9 +335,22 @@ int BPF_PROG(on_exit, struct task_struct *task)
 				  task->group_leader->real_parent->group_leader->start_boottime, BPF_NOEXIST);
 		return 0;
 	}
-	row = *known;
-	if (kin_remove(pid))
+	if (known->undecided_pid) {
+		uint32_t undecided = __sync_lock_test_and_set(&known->undecided_pid, 0); /* or the verdict was quicker */
+
+		row = *known;
+		row.undecided_pid = undecided;
+	} else {
+		row = *known;
+	}
+	if (!kin_remove(pid))
+		return 0;
+	if (row.undecided_pid)
+		exit_tell_undecided(task, &row, pid);
+	if (row.watches)
 		exit_emit(task, &row, pid);
+	else
+		__sync_fetch_and_add(&control.activity, -1);
 	return 0;
 }
 

@@ -21,6 +21,7 @@ struct kw_control {
 	uint32_t cgroup_rules;	 /* of those, rows about cgroups */
 	uint32_t urgent_ns;	 /* least time between two wake-ups out of a nap */
 	uint64_t wake_bytes;	 /* wake a napping reader when the ring holds more */
+	uint64_t cmdline;	 /* watches that a command line decides about */
 	uint64_t adopt_watches;	 /* watches whose running processes the task walk takes in */
 	uint64_t limited;	 /* watches with a limit of children, whose breach is urgent */
 	uint64_t limits[32];	 /* that limit, by slot (KW_SLOTS) */
@@ -33,7 +34,7 @@ struct kw_control {
 	uint32_t row_mask;	 /* rows of the lineage table less one: a power of two less one */
 	uint32_t max_kin;	 /* most kin at once */
 
-	uint64_t pad_to_line[6]; /* keep what hooks write off the lines above */
+	uint64_t pad_to_line[5]; /* keep what hooks write off the lines above */
 	uint64_t activity;	 /* records submitted << 24 | kin alive: one atomic add moves both */
 	uint64_t overflowed;	 /* kin whose row was taken by another */
 	uint64_t woken;		 /* wake-ups asked for */
@@ -77,6 +78,12 @@ struct kw_place_key {
 /* key of `cgroup_paths`: path below the cgroup2 root, zero padded */
 struct kw_cgroup_path {
 	uint8_t path[256];
+};
+
+/* row of `decided`, by the kw_id of a process: what its command line made of it; its descendants get watches alone */
+struct kw_verdict {
+	uint64_t watches;
+	uint64_t roots; /* subset: slots it is a root of */
 };
 
 /* row of `edges`: who made a process that was not kin, while the task walk runs */

@@ -152,6 +152,48 @@ int walk(struct bpf_iter__task *context)
 	return 0;
 }
 
+/* Put verdicts on command lines into the rows they are about. */
+SEC("iter/task")
+int settle(struct bpf_iter__task *context)
+{
+	struct task_struct *task = context->task;
+	const struct kw_verdict *verdict;
+	uint64_t watches, roots = 0, fresh;
+	struct kw_kin *row;
+	uint32_t pid, undecided;
+
+	if (!task || task->pid != task->tgid)
+		return 0;
+	pid = task->tgid;
+	row = kin_of(pid, task->start_boottime);
+	if (!row)
+		return 0;
+	undecided = row->undecided_pid;
+	if (!undecided)
+		return 0;
+	verdict = verdict_on(row);
+	if (!verdict || !verdict->watches)
+		return 0;
+	watches = verdict->watches;
+	if (pid == undecided)
+		roots = verdict->roots;
+	fresh = __sync_fetch_and_or(&row->watches, watches);
+	if (!fresh && pid != undecided) {
+		row->root_pid = undecided;
+		row->root_start_ns = row->undecided_start_ns;
+		row->depth = row->undecided_depth;
+	}
+	fresh = watches & ~fresh;
+	__sync_fetch_and_or(&row->roots, roots & fresh);
+	/* Whoever takes the mark away, this or the exit hook, speaks for the process. */
+	if (__sync_val_compare_and_swap(&row->undecided_pid, undecided, 0) != undecided)
+		return 0;
+	count_children(fresh & ~roots, CHILD_FORKED);
+	count(fresh & roots, CELL_ROOTS, (1 << KW_PACKED_BITS) + 1);
+	__sync_fetch_and_add(&control.adopted, 1);
+	return 0;
+}
+
 /* Take memberships away: a watch was removed. Run until a run finds none, because children inherit meanwhile. */
 SEC("iter/task")
 int forget(struct bpf_iter__task *context)

@@ -87,9 +87,9 @@ class Window:
 
     def report(self, now_s: int, names: Names = "long", encoding: Format = "json") -> Report:
         """Write the report of the window so far. The window goes on until `accept`."""
+        reading = self._read_device()
         mark = self._engine.mark()
         snapshot = self._with_peaks(self._capture.snapshot(self._reader, self._mark))
-        reading = self._read_device()
         metrics = tuple(window_metrics(self._kept.baseline, snapshot))
         report_id = next_report_id(self._kept.last_report_id, now_s)
         fitted = fit(document(report_id, metrics, blocks(self._kept.reading, reading), names), encoding)

@@ -14,6 +14,7 @@ import time
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from monitor.capture import SlotWatch
+from monitor.capture.cmdline import Judge
 from monitor.capture.rules import rules
 from monitor.detect.snapshot import Snapshot, WatchSnapshot
 from monitor.engine import STAGES
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 
 PINS: Final = "/sys/fs/bpf/kinwatch"
 """Where the daemon pins its links and maps."""
+
+VERDICTS_A_POLL: Final = 256
+"""Command lines that are read before lines go out: what a provisional process did is counted when it is told."""
 
 ORIGINS: Final = {0: "new", 1: "taken over", 2: "swapped"}
 
@@ -59,6 +63,7 @@ class CoreCapture:
         self._engine = engine
         self._wanted = tuple(watches)
         self._slots: dict[str, SlotWatch] = {}
+        self._judge = Judge({})
         self._stopped = False
         self._pids: set[str] = set()
         self._loader: CData | None = None
@@ -143,7 +148,7 @@ class CoreCapture:
                 self._engine.watch(slot, text, None)  # the limit comes with apply(), after the past is told
         if stale:
             self._check(lib.kw_loader_forget(self._handle, stale))
-        self._check(lib.kw_loader_drain(self._handle, self._engine.handle))
+        self.drain()
         self._check(lib.kw_loader_sync(self._handle, self._engine.handle))
 
     def apply(self, watches: Sequence[Watch]) -> None:
@@ -157,7 +162,7 @@ class CoreCapture:
                 del self._slots[name]
         if gone:
             self._check(lib.kw_loader_forget(self._handle, gone))
-            self._check(lib.kw_loader_drain(self._handle, self._engine.handle))
+            self.drain()
             for slot in range(lib.KW_WATCHES):
                 if gone >> slot & 1:
                     self._engine.unwatch(slot)
@@ -173,8 +178,20 @@ class CoreCapture:
                 self._check(lib.kw_loader_set_watch(self._handle, slot, watch.name.encode(), _identity(watch)))
                 fresh |= 1 << slot
             self._match(slot, watch)
+        self._read_command_lines(fresh)
         if fresh:
             self._check(lib.kw_loader_adopt(self._handle, fresh))
+
+    def _read_command_lines(self, fresh: int) -> None:
+        """Let the hooks ask about every image from now on; what runs already is looked at once."""
+        expressions = {held.slot: held.watch.value for held in self._slots.values() if held.watch.kind == "cmdline"}
+        self._judge = Judge(expressions)
+        self._check(lib.kw_loader_cmdline(self._handle, self._judge.slots))
+        if fresh & self._judge.slots:
+            for pid, mask in self._judge.running():
+                for slot in expressions:
+                    if mask & fresh & 1 << slot and pid != os.getpid():
+                        self._check(lib.kw_loader_match_pid(self._handle, slot, pid))
 
     def refresh(self) -> None:
         """Look again at what the watches' paths name: a file may have been replaced, a directory too."""
@@ -210,7 +227,23 @@ class CoreCapture:
     def poll(self) -> bool:
         """Block until records came and went through the engine's door, or interrupt(); False after stop()."""
         self._check(lib.kw_loader_poll(self._handle, self._engine.handle))
+        for _ in range(VERDICTS_A_POLL):
+            if not self._decide():
+                break
+            self._check(lib.kw_loader_drain(self._handle, self._engine.handle))
+        else:
+            self._decide()
         return not self._stopped
+
+    def _decide(self) -> bool:
+        """Give the verdict about the record at which draining stopped. False: it had not."""
+        header = lib.kw_loader_undecided(self._handle)
+        if header == ffi.NULL:
+            return False
+        record = self._judge.judge(self._handle, header)
+        if record:
+            self._engine.ingest(record)
+        return True
 
     def interrupt(self) -> None:
         """Make poll() return once, from any thread."""
@@ -218,7 +251,10 @@ class CoreCapture:
 
     def drain(self) -> None:
         """Push everything that is there through the engine's door, without waiting. Not while poll() runs."""
-        self._check(lib.kw_loader_drain(self._handle, self._engine.handle))
+        while True:
+            self._check(lib.kw_loader_drain(self._handle, self._engine.handle))
+            if not self._decide():
+                return
 
     def stop(self) -> None:
         """Make poll() return False, from any thread."""

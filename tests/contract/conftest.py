@@ -164,7 +164,7 @@ class Programs:
 class Watcher:
     """A running `kinwatch run`, its lines and its reports."""
 
-    def __init__(self, capture: str, directory: Path, *arguments: str) -> None:
+    def __init__(self, capture: str, directory: Path, *arguments: str, watches: str = "") -> None:
         self.capture = capture
         self._directory = directory
         self._log = directory / "events.jsonl"
@@ -172,7 +172,7 @@ class Watcher:
         self._record = directory / "run.rec"
         self.socket = directory / "control.sock"
         config = directory / "config.toml"
-        config.write_text(f'[daemon]\nsocket = "{self.socket}"\nstate_dir = "{directory}"\n')
+        config.write_text(f'[daemon]\nsocket = "{self.socket}"\nstate_dir = "{directory}"\n{watches}')
         live = "core" if capture == "replay" else capture
         command = [str(KINWATCH), "run", "-c", str(config), "--capture", live, "--log", str(self._log)]
         command += ["--format", "json", "--report-to", str(self._reports), "--interval-s", "3600", "--fresh"]
@@ -325,11 +325,11 @@ def capture(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def watch(capture: str, tmp_path: Path) -> Iterator[Callable[..., Watcher]]:
-    """Starts kinwatch with further arguments; when the test has ended so has kinwatch, and no pin is left."""
+    """Starts kinwatch with further arguments (`watches`: more configuration); when the test has ended so has kinwatch, and no pin is left."""
     running: list[Watcher] = []
 
-    def start(*arguments: str) -> Watcher:
-        watcher = Watcher(capture, tmp_path, *arguments)
+    def start(*arguments: str, watches: str = "") -> Watcher:
+        watcher = Watcher(capture, tmp_path, *arguments, watches=watches)
         running.append(watcher)
         return watcher
 

@@ -29,24 +29,26 @@ static uint64_t wall_ns(void)
 static void take_turn(struct turn *turn)
 {
 	int gate[2];
+	pid_t child;
 	char byte;
 
 	if (pipe(gate))
 		fail("pipe");
 	turn->wall_ns = wall_ns();
-	turn->child = fork_or_fail();
-	if (turn->child == 0) {
+	child = fork_or_fail();
+	if (child == 0) {
 		pid_t grandchild = fork();
 
 		if (grandchild > 0)
 			turn->grandchild = grandchild;
 		_exit(grandchild < 0);
 	}
+	turn->child = child;
 	close(gate[1]);
 	while (read(gate[0], &byte, 1) < 0 && errno == EINTR)
 		;
 	close(gate[0]);
-	if (waitpid(turn->child, NULL, 0) != turn->child)
+	if (waitpid(child, NULL, 0) != child)
 		fail("waitpid");
 }
 

@@ -22,7 +22,7 @@ OBJECT = ROOT / "monitor" / "capture" / "kinwatch.bpf.o"
 EVENT_H = ROOT / "ebpf" / "event.h"
 
 # What the object's maps hold.
-IN_MAPS = {"kw_counters", "kw_kin"}
+IN_MAPS = {"kw_kin"}
 
 # Bytes that follow a type's 12 fixed ones, by BTF kind: a constant, and so many per member.
 EXTRA = {1: (4, 0), 3: (12, 0), 4: (0, 12), 5: (0, 12), 6: (0, 8), 13: (0, 8), 14: (4, 0), 15: (0, 12), 17: (4, 0)}

@@ -187,6 +187,11 @@ static int on_record(void *context, void *data, size_t size)
 
 	if (loader->overlap && swap_is_told(loader, header))
 		return 0;
+	if (header->flags & KW_UNDECIDED && size <= STAGING_BYTES) {
+		memcpy(loader->undecided, data, size);
+		loader->undecided_bytes = size;
+		return -EAGAIN;
+	}
 	if (size >= sizeof(struct kw_image) && header->kind == KW_ADOPT)
 		stage_adopted(loader, data);
 	else
@@ -239,6 +244,7 @@ int64_t kw_loader_drain(struct kw_loader *loader, struct kw_engine *engine)
 {
 	int64_t total = 0, records;
 
+	loader->undecided_bytes = 0;
 	if (loader->overlap) {
 		loader->engine = engine;
 		stage_clock(loader);
@@ -248,6 +254,8 @@ int64_t kw_loader_drain(struct kw_loader *loader, struct kw_engine *engine)
 	do {
 		records = drain_once(loader, engine);
 		total += records;
+		if (loader->undecided_bytes)
+			return total + 1;
 	} while (records);
 	if (loader->sync_due)
 		kw_loader_sync(loader, engine);
@@ -290,7 +298,10 @@ int64_t kw_loader_poll(struct kw_loader *loader, struct kw_engine *engine)
 			loader->nap_ms = loader->nap_ms > 1 ? loader->nap_ms / 2 : 1;
 		else if (napped && used > 0 && used < loader->ring_bytes / 16 && loader->nap_ms < NAP_LONGEST_MS)
 			loader->nap_ms *= 2;
+		loader->undecided_bytes = 0;
 		records = drain_once(loader, engine);
+		if (loader->undecided_bytes)
+			return records + 1;
 		if (loader->sync_due &&
 		    (!records || clock_ns(CLOCK_BOOTTIME) - loader->last_sync_ns > SYNC_SPACING_NS) &&
 		    !ring_used(loader)) {
@@ -318,6 +329,11 @@ static void knock(struct kw_loader *loader)
 
 	if (loader->stop_fd >= 0 && write(loader->stop_fd, &one, sizeof(one)) < 0)
 		return; /* the counter is full: 2^64 knocks */
+}
+
+const struct kw_header *kw_loader_undecided(struct kw_loader *loader)
+{
+	return loader->undecided_bytes ? (const struct kw_header *)loader->undecided : NULL;
 }
 
 void kw_loader_stop(struct kw_loader *loader)
@@ -350,7 +366,8 @@ int drain_open(struct kw_loader *loader)
 	void *pages;
 
 	loader->staging = malloc(STAGING_BYTES);
-	if (!loader->staging || bpf_obj_get_info_by_fd(ring_fd, &info, &size))
+	loader->undecided = malloc(STAGING_BYTES);
+	if (!loader->staging || !loader->undecided || bpf_obj_get_info_by_fd(ring_fd, &info, &size))
 		return loader_fail(loader, -ENOMEM, "cannot look at the ring");
 	loader->ring_bytes = info.max_entries;
 	loader->nap_ms = NAP_FIRST_MS;
@@ -389,4 +406,5 @@ void drain_close(struct kw_loader *loader)
 	if (loader->stop_fd >= 0)
 		close(loader->stop_fd);
 	free(loader->staging);
+	free(loader->undecided);
 }

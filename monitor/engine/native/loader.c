@@ -40,6 +40,7 @@ static const char *const map_names[MAPS] = {
 	[MAP_CGROUP_PATHS] = "cgroup_paths",
 	[MAP_EDGES] = "edges",
 	[MAP_SEED] = "seed",
+	[MAP_DECIDED] = "decided",
 	[MAP_CONTROL] = ".bss",
 };
 
@@ -50,8 +51,17 @@ static const char *map_pin(enum map_index map)
 }
 
 static const char *const program_names[LINKS] = {
-    "on_fork", "on_exec", "on_exit", "on_cgroup_attach", "on_cgroup_mkdir", "on_cgroup_rmdir",
-    "walk",    "forget",  "dump",    "snapshot",
+	[LINK_FORK] = "on_fork",
+	[LINK_EXEC] = "on_exec",
+	[LINK_EXIT] = "on_exit",
+	[LINK_CGROUP_ATTACH] = "on_cgroup_attach",
+	[LINK_CGROUP_MKDIR] = "on_cgroup_mkdir",
+	[LINK_CGROUP_RMDIR] = "on_cgroup_rmdir",
+	[LINK_WALK] = "walk",
+	[LINK_FORGET] = "forget",
+	[LINK_SETTLE] = "settle",
+	[LINK_DUMP] = "dump",
+	[LINK_SNAPSHOT] = "snapshot",
 };
 
 int loader_fail(struct kw_loader *loader, int error, const char *format, ...)
@@ -330,9 +340,9 @@ static int set_load(struct kw_loader *loader, const struct kw_loader_config *con
 static int set_attach(struct kw_loader *loader)
 {
 	/* Hooks before iterators; exit before fork, so that no row can be made that no hook would remove. */
-	static const int order[LINKS] = {LINK_EXIT,	    LINK_EXEC,		LINK_FORK, LINK_CGROUP_RMDIR,
-					 LINK_CGROUP_MKDIR, LINK_CGROUP_ATTACH, LINK_WALK, LINK_FORGET,
-					 LINK_DUMP,	    LINK_SNAPSHOT};
+	static const int order[LINKS] = {LINK_EXIT,	    LINK_EXEC, LINK_FORK,   LINK_CGROUP_RMDIR, LINK_CGROUP_MKDIR,
+					 LINK_CGROUP_ATTACH, LINK_WALK, LINK_FORGET, LINK_SETTLE,	LINK_DUMP,
+					 LINK_SNAPSHOT};
 
 	for (int n = 0; n < LINKS; n++) {
 		int i = order[n];

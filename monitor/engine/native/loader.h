@@ -62,6 +62,23 @@ int kw_loader_unmatch(struct kw_loader *loader, uint32_t slot);
 /* Most children alive before the hooks wake the reader at once, -1: no limit. */
 int kw_loader_limit(struct kw_loader *loader, uint32_t slot, int64_t limit);
 
+/*
+ * Watches by command line: user space decides. The hooks follow every process that executes an image, and its descendants,
+ * provisionally; poll and drain stop at each record about one, and kw_loader_undecided() hands it out (NULL: there is none).
+ * It says KW_UNDECIDED, root is the process whose command line decides. What becomes of it is the caller's: it gives a verdict
+ * where the record is an image, and pushes the record, put right, through the engine's door or drops it.
+ */
+int kw_loader_cmdline(struct kw_loader *loader, uint64_t watches);
+const struct kw_header *kw_loader_undecided(struct kw_loader *loader);
+/* What the command line of a process made of it; its descendants become kin of watches. 0: nothing. */
+int kw_loader_decide(struct kw_loader *loader, uint32_t pid, uint64_t start_ns, uint64_t watches, uint64_t roots);
+/* Count a process that was gone before the verdict came. */
+void kw_loader_count_ended(struct kw_loader *loader, uint64_t watches, uint64_t roots);
+/* Count an image that a provisional descendant ran. */
+void kw_loader_count_exec(struct kw_loader *loader, uint64_t watches);
+/* Watches that a process is kin of now. */
+uint64_t kw_loader_watches_of(struct kw_loader *loader, uint32_t pid, uint64_t start_ns);
+
 /* Take in running processes that match, and their descendants, for the slots in `watches`; to a fixed point. Returns how many. */
 int64_t kw_loader_adopt(struct kw_loader *loader, uint64_t watches);
 /* No process is kin of the slots in `watches` any more; their counters go to zero. */

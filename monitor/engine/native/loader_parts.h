@@ -30,6 +30,7 @@ enum map_index {
 	MAP_CGROUP_PATHS,
 	MAP_EDGES,
 	MAP_SEED,
+	MAP_DECIDED,
 	MAP_CONTROL,
 	MAPS
 };
@@ -43,6 +44,7 @@ enum link_index {
 	LINK_CGROUP_RMDIR,
 	LINK_WALK,
 	LINK_FORGET,
+	LINK_SETTLE,
 	LINK_DUMP,
 	LINK_SNAPSHOT,
 	LINKS
@@ -75,6 +77,8 @@ struct kw_loader {
 	int stop_fd;
 	int stopped;
 	int interrupted;
+	uint8_t *undecided; /* the record at which draining stopped, for somebody who reads command lines */
+	uint64_t undecided_bytes;
 	const uint64_t *producer; /* position pages of the ring, read only */
 	const uint64_t *consumer;
 	uint64_t ring_bytes;

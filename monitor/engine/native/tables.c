@@ -232,3 +232,60 @@ int kw_loader_forget(struct kw_loader *loader, uint64_t watches)
 			bpf_map_update_elem(loader->set.maps[MAP_COUNTERS], &slot, &zero, BPF_ANY);
 	return 0;
 }
+
+/* -------- command lines -------- */
+
+int kw_loader_cmdline(struct kw_loader *loader, uint64_t watches)
+{
+	__atomic_store_n(&loader->set.control->cmdline, watches, __ATOMIC_SEQ_CST);
+	return 0;
+}
+
+int kw_loader_decide(struct kw_loader *loader, uint32_t pid, uint64_t start_ns, uint64_t watches, uint64_t roots)
+{
+	const struct kw_id id = {.start_ns = start_ns, .pid = pid};
+	const struct kw_verdict verdict = {.watches = watches, .roots = roots};
+	int64_t settled;
+
+	if (bpf_map_update_elem(loader->set.maps[MAP_DECIDED], &id, &verdict, BPF_ANY))
+		return loader_fail(loader, -errno, "cannot write a verdict: %s", strerror(errno));
+	if (!watches)
+		return 0;
+	settled = run_to_fixed_point(loader, LINK_SETTLE);
+	return settled < 0 ? settled : 0;
+}
+
+void kw_loader_count_ended(struct kw_loader *loader, uint64_t watches, uint64_t roots)
+{
+	static const uint64_t begun = 1ULL << KW_PACKED_BITS;
+
+	for (uint32_t slot = 0; slot < KW_SLOTS; slot++) {
+		struct kw_counters_row *row = &loader->set.counters[slot];
+
+		if (roots >> slot & 1)
+			__sync_fetch_and_add(&row->roots, begun);
+		else if (watches >> slot & 1)
+			__sync_fetch_and_add(&row->children, begun);
+	}
+}
+
+void kw_loader_count_exec(struct kw_loader *loader, uint64_t watches)
+{
+	for (uint32_t slot = 0; slot < KW_SLOTS; slot++)
+		if (watches >> slot & 1)
+			__sync_fetch_and_add(&loader->set.counters[slot].execs, 1);
+}
+
+uint64_t kw_loader_watches_of(struct kw_loader *loader, uint32_t pid, uint64_t start_ns)
+{
+	uint32_t index = pid & loader->set.control->row_mask;
+	struct kw_kin row;
+	uint64_t tag;
+
+	if (bpf_map_lookup_elem(loader->set.maps[MAP_TAGS], &index, &tag))
+		return 0;
+	if (tag == pid ? bpf_map_lookup_elem(loader->set.maps[MAP_ROWS], &index, &row) :
+			 bpf_map_lookup_elem(loader->set.maps[MAP_OVERFLOW], &pid, &row))
+		return 0;
+	return row.start_ns == start_ns ? row.watches : 0;
+}

@@ -1,0 +1,134 @@
+"""Watches by command line: the process and its children are followed before anybody has read what it is called."""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+from typing import TYPE_CHECKING
+
+from monitor.capture.core import CoreCapture
+from monitor.engine import Engine
+from monitor.engine.lines import Exec, Exit, Fork, Root, decode
+from monitor.schema import Capture as CaptureTable
+from monitor.watch import Watch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from monitor.detect.snapshot import WatchSnapshot
+    from monitor.engine.lines import Line
+
+RUNS = 40
+SCRIPT = """
+/bin/true
+(/bin/true; (/bin/true &) )
+wait
+"""
+
+
+def _watch(watches: Sequence[Watch], act: Callable[[], object]) -> tuple[list[Line], WatchSnapshot]:
+    """Everything told and counted of the first watch while `act()` runs."""
+    lines: list[bytes] = []
+    with Engine() as engine:
+        capture = CoreCapture(engine, watches, CaptureTable())
+        try:
+            capture.start()
+            thread = threading.Thread(target=_poll, args=(capture, engine, lines))
+            thread.start()
+            try:
+                act()
+            finally:
+                capture.stop()
+                thread.join()
+            capture.drain()
+            lines += engine.take().lines.splitlines()
+            snapshot = capture.snapshot(None, 0)
+            assert snapshot.lost == dict.fromkeys(snapshot.lost, 0)
+            return [decode(line) for line in lines], snapshot.watches[0]
+        finally:
+            capture.close(keep=False)
+
+
+def _poll(capture: CoreCapture, engine: Engine, lines: list[bytes]) -> None:
+    while capture.poll():
+        lines += engine.take().lines.splitlines()
+
+
+def _script(tmp_path: Path, name: str) -> Path:
+    path = tmp_path / name
+    path.write_text(SCRIPT)
+    return path
+
+
+def test_children_forked_before_the_verdict_are_kin(tmp_path: Path) -> None:
+    """Each run makes 4 children, 3 of which run an image; all are told and counted, others' children are not."""
+    wanted, other = _script(tmp_path, "wanted.sh"), _script(tmp_path, "other.sh")
+
+    def act() -> None:
+        for _ in range(RUNS):
+            subprocess.run(["/bin/sh", wanted], check=True)
+            subprocess.run(["/bin/sh", other], check=True)
+        subprocess.run(["sleep", "0.2"], check=True)  # noqa: S607 - the last grandchild is nobody's to wait for
+
+    told, row = _watch([Watch(name="app", kind="cmdline", value=r"^/bin/sh \S*wanted\.sh$")], act)
+    assert [type(line) for line in told].count(Root) == RUNS
+    assert sum(isinstance(line, Fork) for line in told) == 4 * RUNS
+    assert sum(isinstance(line, Exec) for line in told) == 3 * RUNS
+    assert sum(isinstance(line, Exit) for line in told) == 5 * RUNS
+    assert (row.root_starts, row.roots, row.spawned, row.execs, row.exits, row.alive) == (
+        RUNS, 0, 4 * RUNS, 3 * RUNS, 4 * RUNS, 0,
+    )  # fmt: skip
+    assert {line.depth for line in told if isinstance(line, Fork)} == {1, 2}
+
+
+def test_a_match_below_a_match_is_a_descendant(tmp_path: Path) -> None:
+    """Kinship beats matching by command line too."""
+    inner = _script(tmp_path, "wanted.sh")
+    outer = tmp_path / "wanted-outer.sh"
+    outer.write_text(f"/bin/sh {inner}\n/bin/true\n")
+
+    def act() -> None:
+        subprocess.run(["/bin/sh", outer], check=True)
+        subprocess.run(["sleep", "0.2"], check=True)  # noqa: S607
+
+    told, row = _watch([Watch(name="app", kind="cmdline", value="wanted")], act)
+    assert [line.pid for line in told if isinstance(line, Root)] == [told[0].pid]
+    assert (row.root_starts, row.spawned, row.alive) == (1, 6, 0)
+
+
+def test_a_process_may_be_kin_by_name_and_by_command_line(tmp_path: Path) -> None:
+    """A watch by name sees it at once, the one by command line after its verdict; both count the same children."""
+    wanted = _script(tmp_path, "wanted.sh")
+
+    def act() -> None:
+        subprocess.run(["/bin/sh", wanted], check=True)
+        subprocess.run(["sleep", "0.2"], check=True)  # noqa: S607
+
+    watches = [Watch(name="app", kind="cmdline", value="wanted"), Watch(name="shell", kind="exe", value="/bin/sh")]
+    told, row = _watch(watches, act)
+    forks = [(line.watch, line.pid) for line in told if isinstance(line, Fork)]
+    assert sorted(pid for watch, pid in forks if watch == "app") == sorted(pid for watch, pid in forks if watch == "shell")
+    assert row.spawned == 4
+
+
+def test_what_runs_already_is_adopted_with_its_children(tmp_path: Path) -> None:
+    """At start the running processes' command lines are read."""
+    script = tmp_path / "wanted.sh"
+    script.write_text("sleep 60 &\nread line\nkill $!\nwait\n")
+    with subprocess.Popen(["/bin/sh", script], stdin=subprocess.PIPE) as process:
+        try:
+            _wait_for_child(process.pid)
+            told, row = _watch(
+                [Watch(name="app", kind="cmdline", value=r"wanted\.sh")], lambda: process.communicate(b"\n")
+            )
+        finally:
+            process.kill()
+    roots = [line for line in told if isinstance(line, Root)]
+    assert [(line.pid, line.cause) for line in roots] == [(process.pid, "running")]
+    assert (row.root_starts, row.adopted, row.exits, row.alive) == (1, 1, 1, 0)
+
+
+def _wait_for_child(pid: int) -> None:
+    while not subprocess.run(["pgrep", "-P", str(pid), "-x", "sleep"], capture_output=True, check=False).stdout:  # noqa: S607
+        pass
