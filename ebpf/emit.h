@@ -2,10 +2,10 @@
 /*
  * The only file that touches the ring: reserve, submit, count what is lost, decide who wakes the reader.
  *
- * A wake-up costs 8-25 us, a record without one well under 1 us, so the reader is woken only when it sleeps. Nothing can be
- * overlooked: the reader says "sleeping", then looks at the producer position once more, and goes to sleep only if nothing
- * is reserved; a hook reserves, then looks whether the reader sleeps. Both sides have a full barrier between the two steps
- * (here: the atomic add to `activity`), so at least one of them sees the other.
+ * A wake-up costs 8-25 us, a record without one well under 1 us, so the reader is woken only when it sleeps. Nothing
+ * can be overlooked: the reader says "sleeping", then looks at the producer position once more, and goes to sleep only
+ * if nothing is reserved; a hook reserves, then looks whether the reader sleeps. Both sides have a full barrier between
+ * the two steps (here: the atomic add to `activity`), so at least one of them sees the other.
  */
 #ifndef KINWATCH_EMIT_H
 #define KINWATCH_EMIT_H
@@ -28,9 +28,8 @@ static __always_inline uint64_t wake_flags(uint64_t now_ns, bool urgent, int64_t
 	barrier_var(before); /* an add whose result is used is a full barrier on every machine */
 	reader = *(volatile uint32_t *)&control.reader;
 	if (reader == KW_READER_SLEEPING ||
-	    (reader == KW_READER_NAPPING &&
-	     ((urgent && now_ns - control.last_wake_ns >= control.urgent_ns) ||
-	      bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA) > control.wake_bytes))) {
+	    (reader == KW_READER_NAPPING && ((urgent && now_ns - control.last_wake_ns >= control.urgent_ns) ||
+					     bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA) > control.wake_bytes))) {
 		control.reader = KW_READER_AWAKE; /* one wake-up is enough */
 		control.last_wake_ns = now_ns;
 		__sync_fetch_and_add(&control.woken, 1);
@@ -40,8 +39,8 @@ static __always_inline uint64_t wake_flags(uint64_t now_ns, bool urgent, int64_t
 }
 
 /*
- * A record whose size is not constant. bpf_ringbuf_output() reserves and submits in one step, so the question whether the
- * reader sleeps is asked before it and, because the answer may have changed, once more after it.
+ * A record whose size is not constant. bpf_ringbuf_output() reserves and submits in one step, so the question whether
+ * the reader sleeps is asked before it and, because the answer may have changed, once more after it.
  */
 static __always_inline void output(void *record, uint32_t size, uint64_t now_ns)
 {

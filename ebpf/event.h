@@ -6,7 +6,8 @@
  * holds enums and structs only, no preprocessor line, fixed-width types that the including file has defined, padding
  * spelled out, no pointer, no bit-field, no packed. Every change here raises KW_LAYOUT.
  *
- * One record = struct kw_header, a body, perhaps a tail of bytes. Records stand back to back, each a multiple of 8 bytes.
+ * One record = struct kw_header, a body, perhaps a tail of bytes. Records stand back to back, each a multiple of 8
+ * bytes.
  */
 
 enum kw_limit {
@@ -22,14 +23,15 @@ enum kw_limit {
 };
 
 enum kw_kind {
-	KW_FORK = 1,   /* struct kw_fork: a child of kin was made; it has not run yet */
-	KW_EXEC = 2,   /* struct kw_image: kin runs a new image, or a process became a root by its image */
-	KW_EXIT = 3,   /* struct kw_exit: the last thread of kin is gone */
-	KW_ADOPT = 4,  /* struct kw_image: a process that was already running became kin */
-	KW_FORGET = 5, /* struct kw_forget: no longer kin of some watches, though alive (a watch was removed or rejected) */
-	KW_SYNC = 6,   /* struct kw_sync: one row of the kernel's lineage map, after a loss or a takeover; no line */
-	KW_LOST = 7,   /* struct kw_lost: records that will never come */
-	KW_CLOCK = 8   /* struct kw_clock: boot-to-wall offset from here on */
+	KW_FORK = 1,  /* struct kw_fork: a child of kin was made; it has not run yet */
+	KW_EXEC = 2,  /* struct kw_image: kin runs a new image, or a process became a root by its image */
+	KW_EXIT = 3,  /* struct kw_exit: the last thread of kin is gone */
+	KW_ADOPT = 4, /* struct kw_image: a process that was already running became kin */
+	KW_FORGET =
+	    5, /* struct kw_forget: no longer kin of some watches, though alive (a watch was removed or rejected) */
+	KW_SYNC = 6, /* struct kw_sync: one row of the kernel's lineage map, after a loss or a takeover; no line */
+	KW_LOST = 7, /* struct kw_lost: records that will never come */
+	KW_CLOCK = 8 /* struct kw_clock: boot-to-wall offset from here on */
 };
 
 /* Header flags: which optional groups are known (a clear bit means unknown, and the line omits the key), then facts. */
@@ -46,7 +48,8 @@ enum kw_flag {
 	KW_DELETED = 1024,	/* the image's file has no name any more */
 	KW_INFERRED = 2048,	/* adopted though the chain of parents is broken: the session leader is kin */
 	KW_APPROXIMATE = 4096,	/* time_ns is when the poller saw it, not when it happened */
-	KW_UNDECIDED = 8192	/* from the hooks to the loader alone: a command line decides, root is the process that has it */
+	KW_UNDECIDED =
+	    8192 /* from the hooks to the loader alone: a command line decides, root is the process that has it */
 };
 
 enum kw_cause {
@@ -57,12 +60,12 @@ enum kw_cause {
 
 /* Where details are lost. Counts of processes stay exact in all of them but table_full. */
 enum kw_stage {
-	KW_RING_FULL = 0,    /* the reader was too slow for the ring */
-	KW_TABLE_FULL = 1,   /* more kin at once than max_processes */
-	KW_BAD_RECORD = 2,   /* the door refused bytes */
-	KW_SINK_FULL = 3,    /* a sink was slower than the events */
-	KW_SPOOL_FULL = 4,   /* the spool had to drop */
-	KW_HOOK_MISSED = 5,  /* the kernel skipped a hook (recursion) */
+	KW_RING_FULL = 0,   /* the reader was too slow for the ring */
+	KW_TABLE_FULL = 1,  /* more kin at once than max_processes */
+	KW_BAD_RECORD = 2,  /* the door refused bytes */
+	KW_SINK_FULL = 3,   /* a sink was slower than the events */
+	KW_SPOOL_FULL = 4,  /* the spool had to drop */
+	KW_HOOK_MISSED = 5, /* the kernel skipped a hook (recursion) */
 	KW_STAGES = 6
 };
 
@@ -116,10 +119,10 @@ struct kw_image {
 	struct kw_id process;
 	struct kw_id parent; /* the creator, where known; for a root the parent at that moment */
 	struct kw_id root;
-	uint64_t inode;	   /* of the mapped file */
-	uint32_t device;   /* kernel dev_t: major << 20 | minor */
+	uint64_t inode;	 /* of the mapped file */
+	uint32_t device; /* kernel dev_t: major << 20 | minor */
 	uint32_t depth;
-	uint32_t ppid;	   /* real parent now */
+	uint32_t ppid; /* real parent now */
 	uint32_t uid;
 	uint32_t gid;
 	uint32_t cause;	     /* enum kw_cause, for the slots in fresh */
@@ -165,13 +168,13 @@ struct kw_clock {
 
 /* Per watch; monotonic but for roots and alive. "Descendants" never includes roots. */
 struct kw_counters {
-	uint64_t roots;	     /* roots alive */
-	uint64_t alive;	     /* descendants alive */
-	uint64_t peak;	     /* most descendants alive at once, ever */
-	uint64_t spawned;    /* descendants forked */
-	uint64_t adopted;    /* descendants taken in while running */
-	uint64_t execs;	     /* images executed by descendants */
-	uint64_t exits;	     /* descendants ended */
+	uint64_t roots;	  /* roots alive */
+	uint64_t alive;	  /* descendants alive */
+	uint64_t peak;	  /* most descendants alive at once, ever */
+	uint64_t spawned; /* descendants forked */
+	uint64_t adopted; /* descendants taken in while running */
+	uint64_t execs;	  /* images executed by descendants */
+	uint64_t exits;	  /* descendants ended */
 	uint64_t root_starts;
 	uint64_t root_exits;
 	uint64_t window_peak[4]; /* KW_READERS: as peak, since that reader began its window */
@@ -187,7 +190,7 @@ struct kw_kin {
 	uint32_t parent_pid;
 	uint32_t root_pid;
 	uint32_t depth;
-	uint32_t flags; /* enum kw_flag: KW_HAS_PARENT, KW_INFERRED */
+	uint32_t flags;		     /* enum kw_flag: KW_HAS_PARENT, KW_INFERRED */
 	uint64_t undecided_start_ns; /* the process whose command line decides about this one too */
 	uint32_t undecided_pid;	     /* 0: nothing is undecided */
 	uint32_t undecided_depth;    /* from that process */

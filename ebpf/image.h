@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
- * The image record: what a process runs. Put together in a scratch room, then copied to the ring with its true size. While
- * it grows, image.reserved holds the bytes of tail used so far.
+ * The image record: what a process runs. Put together in a scratch room, then copied to the ring with its true size.
+ * While it grows, image.reserved holds the bytes of tail used so far.
  */
 #ifndef KINWATCH_IMAGE_H
 #define KINWATCH_IMAGE_H
@@ -48,8 +48,8 @@ static __always_inline bool name_put(struct kw_scratch *room, const struct dentr
  * A path as its mount namespace sees it: name by name from the leaf up, written into the scratch from the end down
  * (bpf_d_path is not allowed in these hooks). Returns where it starts, with PATH_WHOLE if all of it fitted.
  *
- * The position lives in memory on purpose: the verifier knows nothing about a number it loads from there, so that all turns
- * of the loop look alike to it and are checked once.
+ * The position lives in memory on purpose: the verifier knows nothing about a number it loads from there, so that all
+ * turns of the loop look alike to it and are checked once.
  */
 __noinline uint32_t path_put(uint64_t path_address, uint32_t index)
 {
@@ -181,7 +181,8 @@ static __always_inline void exe_keep(struct kw_scratch *room, const struct file 
 		return;
 	room->image.header.flags |= KW_DELETED;
 	bpf_probe_read_kernel(begin, sizeof(begin), BPF_CORE_READ(exe, f_path.dentry, d_name.name));
-	if (begin[0] == 'm' && begin[1] == 'e' && begin[2] == 'm' && begin[3] == 'f' && begin[4] == 'd' && begin[5] == ':')
+	if (begin[0] == 'm' && begin[1] == 'e' && begin[2] == 'm' && begin[3] == 'f' && begin[4] == 'd' &&
+	    begin[5] == ':')
 		room->image.header.flags |= KW_MEMFD;
 }
 

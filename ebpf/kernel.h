@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
- * The part of the kernel we believe in: the structs and fields the hooks read, and no more. Field order and padding mean
- * nothing: libbpf relocates every access against the running kernel's BTF (preserve_access_index). What moved or was
- * renamed between kernels stands in quirk.h.
+ * The part of the kernel we believe in: the structs and fields the hooks read, and no more. Field order and padding
+ * mean nothing: libbpf relocates every access against the running kernel's BTF (preserve_access_index). What moved or
+ * was renamed between kernels stands in quirk.h.
  */
 #ifndef KINWATCH_KERNEL_H
 #define KINWATCH_KERNEL_H
@@ -65,9 +65,9 @@ enum {
 };
 
 enum {
-	PF_KTHREAD = 0x00200000,       /* include/linux/sched.h */
+	PF_KTHREAD = 0x00200000,	/* include/linux/sched.h */
 	SIGNAL_GROUP_EXIT = 0x00000004, /* include/linux/sched/signal.h */
-	KERNEL_PIDTYPE_SID = 3,	       /* enum pid_type, include/linux/pid_types.h */
+	KERNEL_PIDTYPE_SID = 3,		/* enum pid_type, include/linux/pid_types.h */
 };
 
 struct bpf_spin_lock {

@@ -53,8 +53,8 @@ static __always_inline void raise(uint64_t *peak, uint64_t value)
 }
 
 /*
- * Functions that are not static are verified once, not once per caller and state; those here and in match.h are made so for
- * the time it takes to load.
+ * Functions that are not static are verified once, not once per caller and state; those here and in match.h are made so
+ * for the time it takes to load.
  */
 __noinline int raise_peaks(uint32_t slot, uint64_t alive)
 {

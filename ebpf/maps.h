@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
- * Every map, with who writes it and why it has its size. Sizes marked "set at load" are placeholders the loader replaces.
+ * Every map, with who writes it and why it has its size. Sizes marked "set at load" are placeholders the loader
+ * replaces.
  */
 #ifndef KINWATCH_MAPS_H
 #define KINWATCH_MAPS_H
@@ -17,14 +18,14 @@ struct {
 } events SEC(".maps");
 
 /*
- * The lineage table: who is kin. Keyed by pid (thread group id), because a task_struct does not survive an exec from a thread
- * that is not the leader. Rows are made at fork, before the child runs, and removed with the last thread.
+ * The lineage table: who is kin. Keyed by pid (thread group id), because a task_struct does not survive an exec from a
+ * thread that is not the leader. Rows are made at fork, before the child runs, and removed with the last thread.
  *
- * Two arrays, direct-mapped by the low bits of the pid: `tags` holds the pid that has the row (0: free), `rows` what is known
- * of it. Pids are handed out in sequence, so a claim is one compare-and-swap on a line that is hot, and everybody else's
- * fork and exit is one load from it; a hash map cost three times as much. When the row is taken by another pid with the same
- * low bits, the row goes to `overflow`: nothing is evicted, an eviction would be a silent escape.
- * Set at load: the power of two that holds pid_max or twice max_processes, whichever is less; overflow max_processes.
+ * Two arrays, direct-mapped by the low bits of the pid: `tags` holds the pid that has the row (0: free), `rows` what is
+ * known of it. Pids are handed out in sequence, so a claim is one compare-and-swap on a line that is hot, and everybody
+ * else's fork and exit is one load from it; a hash map cost three times as much. When the row is taken by another pid
+ * with the same low bits, the row goes to `overflow`: nothing is evicted, an eviction would be a silent escape. Set at
+ * load: the power of two that holds pid_max or twice max_processes, whichever is less; overflow max_processes.
  */
 enum { TAG_BUSY = 1U << 31 }; /* claimed, the row is not written yet */
 
@@ -116,7 +117,8 @@ struct {
 
 /*
  * Where an exec's record is put together before it is copied to the ring with its true size (a reservation would need a
- * constant one). Two per CPU, taken with an atomic flag: tracing programs may be preempted since PREEMPT_LAZY (in v6.13).
+ * constant one). Two per CPU, taken with an atomic flag: tracing programs may be preempted since PREEMPT_LAZY (in
+ * v6.13).
  */
 struct kw_scratch {
 	uint32_t busy;
@@ -135,8 +137,8 @@ struct {
 	__type(value, struct kw_scratch);
 } scratch SEC(".maps");
 
-/* Who made whom among strangers, only while the task walk runs; the loader empties it afterwards. Not preallocated: it is
- * empty for all but the first milliseconds. */
+/* Who made whom among strangers, only while the task walk runs; the loader empties it afterwards. Not preallocated: it
+ * is empty for all but the first milliseconds. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);

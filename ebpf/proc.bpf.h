@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
- * The hooks of a process's life: fork, exec, exit, and cgroups that come and go. Each starts with the question that lets
- * everybody else go at once.
+ * The hooks of a process's life: fork, exec, exit, and cgroups that come and go. Each starts with the question that
+ * lets everybody else go at once.
  */
 #ifndef KINWATCH_PROC_BPF_H
 #define KINWATCH_PROC_BPF_H
@@ -29,7 +29,8 @@ static __always_inline const struct kw_verdict *verdict_on(const struct kw_kin *
 	return bpf_map_lookup_elem(&decided, &id);
 }
 
-/* The child of a process that a command line still decides about: provisional as its parent is, or what the verdict says. */
+/* The child of a process that a command line still decides about: provisional as its parent is, or what the verdict
+ * says. */
 static __noinline int fork_undecided(const struct kw_kin *above, struct kw_kin *row)
 {
 	const struct kw_verdict *verdict = verdict_on(above);
@@ -66,9 +67,10 @@ static __noinline int fork_tell_undecided(struct task_struct *child, const struc
 }
 
 /*
- * Fork. The tracepoint fires after copy_process() has succeeded and before the child is woken, so the row exists before the
- * child's first instruction. Its first argument is the forker, whatever CLONE_PARENT did to real_parent. Threads pass
- * through too; io_uring workers do not (create_io_thread() bypasses kernel_clone()), and need not: they are threads.
+ * Fork. The tracepoint fires after copy_process() has succeeded and before the child is woken, so the row exists before
+ * the child's first instruction. Its first argument is the forker, whatever CLONE_PARENT did to real_parent. Threads
+ * pass through too; io_uring workers do not (create_io_thread() bypasses kernel_clone()), and need not: they are
+ * threads.
  */
 SEC("tp_btf/sched_process_fork")
 int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
@@ -183,8 +185,8 @@ static __noinline bool root_add(struct task_struct *task, uint64_t fresh, struct
 }
 
 /*
- * An image whose command line user space has to look at: the process is provisional until then, and so is whom it forks. The
- * record goes out with KW_UNDECIDED, after the one for the watches that are decided.
+ * An image whose command line user space has to look at: the process is provisional until then, and so is whom it
+ * forks. The record goes out with KW_UNDECIDED, after the one for the watches that are decided.
  */
 static __noinline int exec_undecided(struct task_struct *task, const char *script)
 {
@@ -222,8 +224,8 @@ static __noinline int exec_undecided(struct task_struct *task, const char *scrip
 }
 
 /*
- * Exec. Fires only on success, with the new image in place and all other threads gone, before its first instruction. The
- * survivor of an exec from another thread has the leader's pid and start time, so its row is found as before.
+ * Exec. Fires only on success, with the new image in place and all other threads gone, before its first instruction.
+ * The survivor of an exec from another thread has the leader's pid and start time, so its row is found as before.
  */
 SEC("tp_btf/sched_process_exec")
 int BPF_PROG(on_exec, struct task_struct *task, int old_pid, struct linux_binprm *bprm)
@@ -300,7 +302,8 @@ static __always_inline void exit_emit(const struct task_struct *task, const stru
 		return;
 	}
 	now_ns = bpf_ktime_get_boot_ns();
-	header_fill(&record->header, sizeof(*record), KW_EXIT, KW_HAS_ROOT | KW_HAS_STATUS | KW_HAS_CREDENTIALS, now_ns, row);
+	header_fill(&record->header, sizeof(*record), KW_EXIT, KW_HAS_ROOT | KW_HAS_STATUS | KW_HAS_CREDENTIALS, now_ns,
+		    row);
 	id_fill(&record->process, pid, row->start_ns);
 	id_fill(&record->root, row->root_pid, row->root_start_ns);
 	record->depth = row->depth;
@@ -312,8 +315,8 @@ static __always_inline void exit_emit(const struct task_struct *task, const stru
 }
 
 /*
- * Exit. Fires per thread in the dying task; a process ends with its last thread, not with its leader (which may be a zombie
- * for long). Two threads may both find the group dead: the one that removes the row speaks for it.
+ * Exit. Fires per thread in the dying task; a process ends with its last thread, not with its leader (which may be a
+ * zombie for long). Two threads may both find the group dead: the one that removes the row speaks for it.
  */
 SEC("tp_btf/sched_process_exit")
 int BPF_PROG(on_exit, struct task_struct *task)
@@ -330,13 +333,15 @@ int BPF_PROG(on_exit, struct task_struct *task)
 	if (!group_is_dead(task))
 		return 0;
 	if (!known || known->start_ns != task->group_leader->start_boottime) {
-		if (control.bootstrapping) /* a fork's edge is better: it knows the creator, this only the parent of now */
+		if (control
+			.bootstrapping) /* a fork's edge is better: it knows the creator, this only the parent of now */
 			edge_keep(pid, task->group_leader->start_boottime, task->group_leader->real_parent->tgid,
 				  task->group_leader->real_parent->group_leader->start_boottime, BPF_NOEXIST);
 		return 0;
 	}
 	if (known->undecided_pid) {
-		uint32_t undecided = __sync_lock_test_and_set(&known->undecided_pid, 0); /* or the verdict was quicker */
+		uint32_t undecided =
+		    __sync_lock_test_and_set(&known->undecided_pid, 0); /* or the verdict was quicker */
 
 		row = *known;
 		row.undecided_pid = undecided;
@@ -384,8 +389,8 @@ int BPF_PROG(on_cgroup_attach, struct cgroup *cgroup, const char *path, struct t
 	return 0;
 }
 
-/* A watched cgroup is made, perhaps for the tenth time (a unit starts anew): its new id joins the table before a process can
- * enter it. */
+/* A watched cgroup is made, perhaps for the tenth time (a unit starts anew): its new id joins the table before a
+ * process can enter it. */
 SEC("tp_btf/cgroup_mkdir")
 int BPF_PROG(on_cgroup_mkdir, struct cgroup *cgroup, const char *path)
 {

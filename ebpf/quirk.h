@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
- * One getter per difference between kernels, asked of BTF, never of a version number. Each says the commit, its subject,
- * the release in brackets, what is true since and what was true before.
+ * One getter per difference between kernels, asked of BTF, never of a version number. Each says the commit, its
+ * subject, the release in brackets, what is true since and what was true before.
  */
 #ifndef KINWATCH_QUIRK_H
 #define KINWATCH_QUIRK_H
@@ -15,7 +15,8 @@
  * sched_process_exit fires once per thread. Its second argument `group_dead` (commit "exit: move and extend
  * sched_process_exit() tracepoint" (in v6.16)) would say it directly, but older kernels have no such argument.
  * signal->live is decremented before the tracepoint on all of them, so zero means that every thread has come to
- * do_exit(). Two threads on two CPUs may both read zero: the caller removes the lineage row, and who removes it is the last.
+ * do_exit(). Two threads on two CPUs may both read zero: the caller removes the lineage row, and who removes it is the
+ * last.
  */
 static __always_inline bool group_is_dead(const struct task_struct *task)
 {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
- * What loader and hooks share beyond the wire: the control cells and the keys of the match tables. Same rules as event.h:
- * enums and structs only. A change here raises KW_LAYOUT too.
+ * What loader and hooks share beyond the wire: the control cells and the keys of the match tables. Same rules as
+ * event.h: enums and structs only. A change here raises KW_LAYOUT too.
  */
 
 enum kw_reader_state {
@@ -44,7 +44,8 @@ struct kw_control {
 };
 
 enum {
-	KW_PACKED_BITS = 24, /* of the lower number in a packed cell; more processes than PID_MAX_LIMIT cannot be alive */
+	KW_PACKED_BITS =
+	    24, /* of the lower number in a packed cell; more processes than PID_MAX_LIMIT cannot be alive */
 	KW_PACKED_MASK = 16777215,
 };
 
@@ -96,6 +97,6 @@ struct kw_edge {
 
 /* row of `watches`, by slot; user space alone reads and writes it: how a new daemon knows whose slot is whose */
 struct kw_watch_row {
-	uint8_t name[72]; /* the watch's name, zero padded; empty: the slot is free */
+	uint8_t name[72];  /* the watch's name, zero padded; empty: the slot is free */
 	uint64_t identity; /* hash of what the watch matches */
 };

@@ -11,8 +11,8 @@
 enum { EDGE_CHAIN = 32 };
 
 /*
- * The nearest creator that is kin, along the edges kept since the hooks went live; 0: none. A creator that is alive needs no
- * chain: it is walked itself, and if it becomes kin this process is found in the next run.
+ * The nearest creator that is kin, along the edges kept since the hooks went live; 0: none. A creator that is alive
+ * needs no chain: it is walked itself, and if it becomes kin this process is found in the next run.
  */
 __noinline uint32_t kin_along_edges(uint32_t pid, uint64_t start_ns)
 {
@@ -40,8 +40,8 @@ static __always_inline uint32_t kin_above(struct task_struct *task, uint32_t pid
 	above = kin_along_edges(pid, start_ns);
 	if (above)
 		return above;
-	/* A session id is its first process's pid and is inherited by fork alone: whose session leader is kin was made by
-	 * kin, even if all between them have gone. */
+	/* A session id is its first process's pid and is inherited by fork alone: whose session leader is kin was made
+	 * by kin, even if all between them have gone. */
 	*inferred = true;
 	above = BPF_CORE_READ(task, signal, pids[KERNEL_PIDTYPE_SID], numbers[0].nr);
 	return above != pid ? above : 0;
@@ -112,8 +112,8 @@ static __noinline bool seed_add(struct task_struct *task, uint32_t pid, uint64_t
 }
 
 /*
- * The task walk, run by user space until a run takes in nobody. Hooks are live all the while, so a process forked by kin is
- * kin already; one forked by a process that becomes kin during this run is found in the next.
+ * The task walk, run by user space until a run takes in nobody. Hooks are live all the while, so a process forked by
+ * kin is kin already; one forked by a process that becomes kin during this run is found in the next.
  */
 SEC("iter/task")
 int walk(struct bpf_iter__task *context)
@@ -248,7 +248,8 @@ int dump(struct bpf_iter__task *context)
 	if (!row)
 		return 0;
 	header_fill(&record.header, sizeof(record), KW_SYNC,
-		    KW_HAS_ROOT | KW_HAS_CREDENTIALS | (row->flags & (KW_HAS_PARENT | KW_INFERRED)), bpf_ktime_get_boot_ns(), row);
+		    KW_HAS_ROOT | KW_HAS_CREDENTIALS | (row->flags & (KW_HAS_PARENT | KW_INFERRED)),
+		    bpf_ktime_get_boot_ns(), row);
 	id_fill(&record.process, pid, row->start_ns);
 	id_fill(&record.parent, row->parent_pid, row->parent_start_ns);
 	id_fill(&record.root, row->root_pid, row->root_start_ns);
@@ -261,8 +262,8 @@ int dump(struct bpf_iter__task *context)
 }
 
 /*
- * The counters, and the begin of the window of control.snapshot_reader. An iterator over maps is only the vehicle (one over
- * map elements would be apt, but some kernels refuse to load it): all is written at its first element.
+ * The counters, and the begin of the window of control.snapshot_reader. An iterator over maps is only the vehicle (one
+ * over map elements would be apt, but some kernels refuse to load it): all is written at its first element.
  */
 SEC("iter/bpf_map")
 int snapshot(struct bpf_iter__bpf_map *context)

@@ -1,8 +1,8 @@
 """The composition root: builds the parts, runs the main path, owns the order of shutdown.
 
-The main path, from the kernel to the log and the report, is `_pump` and `_report`; everything else here is begin and end. Threads
-where bytes flow: one blocks in the capture, one writes to the sinks. asyncio where things wait: signals, the window, the
-control socket, the watchdog.
+The main path, from the kernel to the log and the report, is `_pump` and `_report`; everything else here is begin and
+end. Threads where bytes flow: one blocks in the capture, one writes to the sinks. asyncio where things wait: signals,
+the window, the control socket, the watchdog.
 """
 
 from __future__ import annotations
@@ -57,10 +57,10 @@ SPACING_S: Final = 1.0
 class Watching(Protocol):
     """What the agent asks of a live capture."""
 
-    kind: str
-
     @property
-    def watches(self) -> tuple[SlotWatch, ...]: ...  # noqa: D102 - as in monitor.capture
+    def kind(self) -> str: ...  # noqa: D102 - as in monitor.capture
+    @property
+    def watches(self) -> tuple[SlotWatch, ...]: ...  # noqa: D102
     def start(self) -> None: ...  # noqa: D102
     def apply(self, watches: Sequence[Watch]) -> None: ...  # noqa: D102
     def poll(self) -> bool: ...  # noqa: D102
@@ -136,7 +136,7 @@ def _open(choice: Choice, engine: Engine, config: Config, *, pins: str, fresh: b
 class Agent:
     """One run: its parts and their order."""
 
-    def __init__(  # noqa: PLR0913 - the parts
+    def __init__(  # noqa: PLR0913, PLR0917 - the parts
         self,
         config: Config,
         options: RunOptions,
@@ -312,9 +312,7 @@ class Agent:
 
     def _open_sinks(self) -> Fanout:
         several = len(self._config.watches) > 1
-        log = log_sink(
-            self._options.log, self._options.format, os.environ, watch_column=several, stdout=self._stdout
-        )
+        log = log_sink(self._options.log, self._options.format, os.environ, watch_column=several, stdout=self._stdout)
         target = self._options.report_to
         self._reports: StreamSink | None = None
         if target is not None:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from monitor import __version__, config as configuration
+from monitor import __version__
+from monitor import config as configuration
 from monitor.capture.choose import choose, obstacles, probe
 from monitor.capture.core import PINS
 from monitor.capture.poll import LOWER_BOUNDS
@@ -88,7 +89,8 @@ def _lines(found: dict[str, Any]) -> list[str]:
     if found["core_obstacles"]:
         lines += ["", "core cannot be used"] + [f"  {text}" for text in found["core_obstacles"]]
     if found.get("lower_bounds"):
-        lines += ["", "metrics that are lower bounds with this capture"] + [f"  {name}" for name in found["lower_bounds"]]
+        lines += ["", "metrics that are lower bounds with this capture"]
+        lines += [f"  {name}" for name in found["lower_bounds"]]
     if found["behaviors"]:
         lines += ["", "expectations, as behaviors of a security profile"]
         lines += [f"  {msgspec.json.encode(behavior).decode()}" for behavior in found["behaviors"]]

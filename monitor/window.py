@@ -1,26 +1,27 @@
 """One reader's window: from its last accepted report to now.
 
-Owns the baseline, the report ids and their file in the state directory, so that both survive a restart. Refuses to know when a
-report is due and where it goes: whoever takes it says whether it was accepted, and only then does the window end.
+Owns the baseline, the report ids and their file in the state directory, so that both survive a restart. Refuses to know
+when a report is due and where it goes: whoever takes it says whether it was accepted, and only then does the window
+end.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from monitor.defender.report import document, fit, next_report_id
 from monitor.detect.device import DeviceReading, blocks
 from monitor.detect.metrics import window_metrics
-from monitor.detect.snapshot import Snapshot
-from monitor.defender.report import document, fit, next_report_id
+from monitor.detect.snapshot import Snapshot  # noqa: TC001 - msgspec reads the fields' types
 from monitor.errors import ConfigInvalid
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from monitor.capture import Capture
     from monitor.defender.report import Format, Names
@@ -151,7 +152,7 @@ class Window:
         """All or nothing: a new file, on the disk before it takes the old one's name."""
         fresh = file.with_name(f".{file.name}.new")
         fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        with open(fd, "wb") as stream:
+        with os.fdopen(fd, "wb") as stream:
             stream.write(msgspec.json.encode(self._kept))
             stream.flush()
             os.fsync(stream.fileno())

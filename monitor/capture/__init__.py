@@ -1,7 +1,7 @@
 """Where records come from: what every capture promises; knows none of them.
 
-A capture feeds an engine through its one door. It owns the counters' truth: `snapshot` says what it counted, and marks what it
-cannot know.
+A capture feeds an engine through its one door. It owns the counters' truth: `snapshot` says what it counted, and marks
+what it cannot know.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ def obstacles(facts: Facts) -> list[str]:
     if not facts.btf:
         found.append("the kernel has no BTF, /sys/kernel/btf/vmlinux (name a BTF file in [capture] btf)")
     elif not facts.tracing:
-        found.append("the kernel lacks the tracepoints or iterators of the programs (it is older than 5.8, or tracing is off)")
+        found.append("the kernel lacks tracepoints or iterators that the programs need (they came with 5.8)")
     if facts.capable and not facts.ring_buffer:
         found.append("the kernel has no ring buffer (it came with 5.8)")
     if facts.lockdown_confidentiality:

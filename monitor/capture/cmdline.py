@@ -1,12 +1,11 @@
 """Watches by command line: reads the arguments of provisional processes and gives the verdict.
 
-Owns the expressions and the verdicts of processes whose descendants may still be told about. Refuses to know rings and lines.
-Records come in the order of the events, so when a descendant's record comes its ancestor's verdict is known.
+Owns the expressions and the verdicts of processes whose descendants may still be told about. Refuses to know rings and
+lines. Records come in the order of the events, so when a descendant's record comes its ancestor's verdict is known.
 """
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -57,22 +56,22 @@ class Judge:
 
     def running(self) -> Iterator[tuple[int, int]]:
         """(pid, mask) of processes that match now; kernel threads have no command line."""
-        for name in os.listdir("/proc"):
-            if name.isdigit():
+        for process in Path("/proc").iterdir():
+            if process.name.isdigit():
                 try:
-                    arguments = Path("/proc", name, "cmdline").read_bytes()
+                    arguments = (process / "cmdline").read_bytes()
                 except OSError:
                     continue
                 mask = self.matches(arguments) if arguments else 0
                 if mask:
-                    yield int(name), mask
+                    yield int(process.name), mask
 
     def judge(self, loader: CData, header: CData) -> bytes:
         """Decide about one provisional record; return it as the engine should see it, or nothing."""
         size = header.size
         copy = bytearray(ffi.buffer(header, size))
         if header.kind == lib.KW_FORK:
-            record = ffi.cast("struct kw_fork *", ffi.from_buffer(copy))
+            record = ffi.cast("struct kw_fork *", ffi.from_buffer("uint8_t[]", copy))
             membership = self._of(record.root)
             if membership.watches:
                 self._keep(record.process, Membership(membership.watches, 0))
@@ -80,13 +79,13 @@ class Judge:
                 lib.kw_loader_decide(loader, record.root.pid, record.root.start_ns, *membership)
             return self._told(copy, Membership(membership.watches, 0))
         if header.kind == lib.KW_EXIT:
-            record = ffi.cast("struct kw_exit *", ffi.from_buffer(copy))
+            record = ffi.cast("struct kw_exit *", ffi.from_buffer("uint8_t[]", copy))
             own = self._known.pop(_key(record.process), None)
             above = self._of(record.root)
             membership = own or (above if _key(record.root) == _key(record.process) else Membership(above.watches, 0))
             lib.kw_loader_count_ended(loader, membership.watches, membership.roots)
             return self._told(copy, membership)
-        image = ffi.cast("struct kw_image *", ffi.from_buffer(copy))
+        image = ffi.cast("struct kw_image *", ffi.from_buffer("uint8_t[]", copy))
         inherited = self._of(image.process).watches
         inherited |= lib.kw_loader_watches_of(loader, image.process.pid, image.process.start_ns) & self.slots
         arguments = bytes(copy[image.argv.offset : image.argv.offset + image.argv.length])
@@ -104,7 +103,7 @@ class Judge:
         """The record with its masks; nothing where it is nobody's kin."""
         if not membership.watches:
             return b""
-        header = ffi.cast("struct kw_header *", ffi.from_buffer(copy))
+        header = ffi.cast("struct kw_header *", ffi.from_buffer("uint8_t[]", copy))
         header.watches, header.roots = membership
         header.flags &= ~lib.KW_UNDECIDED
         return bytes(copy)

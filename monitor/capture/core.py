@@ -1,7 +1,7 @@
 """The core capture: CO-RE programs in the kernel through the native loader.
 
-Owns which watch has which slot, and what changes when the watches do (at a takeover, at a reload). Refuses to know records
-and lines: the loader pushes them through the engine's door.
+Owns which watch has which slot, and what changes when the watches do (at a takeover, at a reload). Refuses to know
+records and lines: the loader pushes them through the engine's door.
 """
 
 from __future__ import annotations
@@ -57,8 +57,10 @@ class CoreCapture:
         fresh: bool = False,
         programs: Path | None = None,
     ) -> None:
-        """`pins`: directory to pin into and to take over from, "" for neither. `fresh`: nothing is taken over.
-        `programs`: an object file in place of the package's own.
+        """Load, or take over.
+
+        `pins`: directory to pin into and to take over from, "" for neither. `fresh`: nothing is taken over. `programs`:
+        an object file in place of the package's own.
         """
         self._engine = engine
         self._wanted = tuple(watches)
@@ -152,7 +154,7 @@ class CoreCapture:
         self._check(lib.kw_loader_sync(self._handle, self._engine.handle))
 
     def apply(self, watches: Sequence[Watch]) -> None:
-        """Make these the watches: those that stay keep slot, kin and counters; others go, new ones take in what runs."""
+        """Make these the watches: who stays keeps slot, kin and counters, who goes is forgotten, who comes adopts."""
         wanted = {watch.name: watch for watch in watches}
         gone = 0
         for name, held in list(self._slots.items()):
@@ -168,13 +170,13 @@ class CoreCapture:
                     self._engine.unwatch(slot)
         fresh = 0
         for watch in watches:
-            held = self._slots.get(watch.name)
-            slot = held.slot if held else self._free_slot()
+            known = self._slots.get(watch.name)
+            slot = self._free_slot() if known is None else known.slot
             self._slots[watch.name] = SlotWatch(slot, watch)
             self._engine.watch(slot, watch.name, watch.child_limit)
             limit = -1 if watch.child_limit is None else watch.child_limit
             self._check(lib.kw_loader_limit(self._handle, slot, limit))
-            if held is None:
+            if known is None:
                 self._check(lib.kw_loader_set_watch(self._handle, slot, watch.name.encode(), _identity(watch)))
                 fresh |= 1 << slot
             self._match(slot, watch)
@@ -353,7 +355,7 @@ def _mount_bpffs() -> None:
     if facts.bpffs:
         return
     try:
-        subprocess.run(["mount", "-t", "bpf", "bpf", "/sys/fs/bpf"], check=True, capture_output=True, text=True)  # noqa: S607
+        subprocess.run(["mount", "-t", "bpf", "bpf", "/sys/fs/bpf"], check=True, capture_output=True, text=True)
     except (OSError, subprocess.CalledProcessError) as error:
         detail = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else str(error)
         msg = f"no bpffs at /sys/fs/bpf, and it cannot be mounted ({detail}); mount one, or use --capture poll"

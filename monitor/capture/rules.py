@@ -1,7 +1,7 @@
 """What each kind of watch means to the kernel: names, files, places, pids, cgroups.
 
-Owns the looks at the file system and at systemd that turn a watch into rows of the match tables. Refuses to know the loader's
-state: it calls what it is given.
+Owns the looks at the file system and at systemd that turn a watch into rows of the match tables. Refuses to know the
+loader and its state.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from monitor.engine._native import lib
+
 if TYPE_CHECKING:
     from monitor.watch import Watch
 
-_CGROUP2_MOUNTS: Final = "/proc/self/mounts"
+_MOUNTS: Final = Path("/proc/self/mounts")
 _SYSTEMCTL_S: Final = 5
 
 
@@ -50,13 +52,13 @@ def _of_executable(path: str) -> list[Rule]:
     found = []
     real = os.path.realpath(path)
     with contextlib.suppress(OSError):
-        status = os.stat(real)
+        status = Path(real).stat()
         found.append(Rule("file", (os.major(status.st_dev), os.minor(status.st_dev), status.st_ino)))
     for spelled in dict.fromkeys((real, path)):
         directory, _, name = spelled.rpartition("/")
         with contextlib.suppress(OSError):
-            status = os.stat(directory or "/")
-            if len(name.encode()) < 64:  # KW_NAME_BYTES: a longer name is matched by its inode alone
+            status = Path(directory or "/").stat()
+            if len(name.encode()) < lib.KW_NAME_BYTES:  # a longer name is matched by its inode alone
                 place = (os.major(status.st_dev), os.minor(status.st_dev), status.st_ino, name.encode())
                 found.append(Rule("place", place))
     return found
@@ -64,11 +66,10 @@ def _of_executable(path: str) -> list[Rule]:
 
 def cgroup2_mount() -> Path | None:
     """Where the cgroup2 hierarchy is mounted; None: nowhere."""
-    with open(_CGROUP2_MOUNTS, encoding="utf-8", errors="replace") as mounts:
-        for line in mounts:
-            _, where, kind, *_ = line.split(" ")
-            if kind == "cgroup2":
-                return Path(where.replace("\\040", " "))
+    for line in _MOUNTS.read_text(encoding="utf-8", errors="replace").splitlines():
+        _, where, kind, *_ = line.split(" ")
+        if kind == "cgroup2":
+            return Path(where.replace("\\040", " "))
     return None
 
 

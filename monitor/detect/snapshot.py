@@ -1,7 +1,7 @@
 """What all counters were at one moment, as plain data; knows neither where they came from nor the clock.
 
-A capture builds a Snapshot, `metrics` turns two of them into the metrics of a window. None means unknown here (absent is not
-zero): the poller cannot count what lived between two of its looks.
+A capture builds a Snapshot, `metrics` turns two of them into the metrics of a window. What a capture cannot know it
+names: absent is not zero, and the poller cannot count what lived between two of its looks.
 """
 
 from __future__ import annotations

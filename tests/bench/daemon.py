@@ -1,4 +1,4 @@
-"""What a daemon costs while nothing happens, and how soon it is there. Owns starts, idle time, memory, the first event."""
+"""What a daemon costs while nothing happens, and how soon it tells. Owns starts, idle time, memory, the first event."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What each hook costs in the kernel, by the kernel's own clock. Owns kernel.bpf_stats_enabled for as long as it measures.
+"""What each hook costs in the kernel, by the kernel's own clock. Owns kernel.bpf_stats_enabled while it measures.
 
-The kernel's measuring has a cost that it counts in: two readings of its clock. Programs that do nothing are attached beside
-the hooks and measured in the same storm; a hook's net cost is what it costs more than those.
+The kernel's measuring has a cost that it counts in: two readings of its clock. Programs that do nothing are attached
+beside the hooks and measured in the same storm; a hook's net cost is what it costs more than those.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The worst an application can do: N times a child that ends at once, by vfork(), the cheapest way there is. With "exec"
- * the child first executes this program again. Prints one line, its own time and CPU time. Knows nothing of who watches.
+ * The worst an application can do: N times a child that ends at once, by vfork(), the cheapest way there is. With
+ * "exec" the child first executes this program again. Prints one line, its own time and CPU time. Knows nothing of who
+ * watches.
  */
 #include <errno.h>
 #include <stdio.h>

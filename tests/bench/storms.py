@@ -1,4 +1,4 @@
-"""The storm under several watchers, in pairs with an unwatched one. Owns the order of rounds; refuses to know the watchers.
+"""The storm under several watchers, in pairs with an unwatched one. Owns the order of rounds; knows no watcher.
 
 The machine is shared and nothing is pinned to a CPU, so nothing is compared but neighbours: each watched storm with an
 unwatched one right before or right after it, in turns.
@@ -49,8 +49,8 @@ class Watcher(Protocol):
 class Condition(Protocol):
     """Makes a fresh watcher for every round."""
 
-    name: str
-
+    @property
+    def name(self) -> str: ...  # noqa: D102
     def watcher(self) -> Watcher: ...  # noqa: D102
 
 
@@ -67,12 +67,12 @@ class Result:
     watcher_cpu: list[float] = field(default_factory=list)
     """CPU time of the watcher per wall time of the storm."""
     saw: list[dict[str, int]] = field(default_factory=list)
-    failed: str = ""
-    """Why there is nothing."""
+    failures: list[str] = field(default_factory=list)
+    """Why a round has no result."""
 
-    def worst(self, what: str) -> int:
-        """The fewest that any round saw."""
-        return min(seen[what] for seen in self.saw)
+    def seen(self, what: str) -> list[int]:
+        """What each round saw."""
+        return [seen[what] for seen in self.saw]
 
 
 def run_storm(program: Path, children: int, watcher: Watcher | None = None, *more: str) -> Storm:
@@ -94,8 +94,9 @@ def _watched(program: Path, children: int, condition: Condition, result: Result)
     with condition.watcher() as watcher:
         time.sleep(SETTLE_S)
         storm = run_storm(program, children, watcher)
-        result.watcher_cpu.append(watcher.drained() / storm.elapsed_ns)
+        spent = watcher.drained() / storm.elapsed_ns
     result.saw.append(watcher.saw())
+    result.watcher_cpu.append(spent)
     return storm
 
 
@@ -104,14 +105,12 @@ def run_rounds(
 ) -> Iterator[tuple[str, dict[str, Result]]]:
     """Run every condition once a round; yields after each step what is done, and everything so far.
 
-    A condition that raises one of `failures` is left out from then on, with the reason in its result.
+    What raises one of `failures` leaves its reason in the result, and has another chance in the next round.
     """
     results = {condition.name: Result(condition.name, children) for condition in conditions}
     for number in range(rounds):
         for condition in conditions:
             result = results[condition.name]
-            if result.failed:
-                continue
             try:
                 if number % 2:
                     watched = _watched(program, children, condition, result)
@@ -122,7 +121,8 @@ def run_rounds(
                     alone = run_storm(program, children)
                     watched = _watched(program, children, condition, result)
             except failures as error:
-                result.failed = str(error)
+                result.failures.append(str(error))
+                yield f"round {number + 1} of {rounds}: {condition.name}: {error}", results
                 continue
             result.elapsed.append((alone.elapsed_ns, watched.elapsed_ns))
             result.cpu.append((alone.cpu_us, watched.cpu_us))

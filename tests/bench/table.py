@@ -1,4 +1,4 @@
-"""What was measured, as Markdown. Owns the form of rows and the judgement against a goal; refuses to know how to measure."""
+"""What was measured, as Markdown. Owns the form of rows, the judgement against a goal; refuses to know how to measure."""
 
 from __future__ import annotations
 
@@ -54,13 +54,14 @@ def ratios(pairs: Sequence[tuple[float, float]]) -> list[float]:
     return [watched / alone for alone, watched in pairs]
 
 
-def at_most(what: str, measured: float | None, goal: float, unit: str, *, digits: int = 0, more: str = "") -> Row:
-    """A row whose goal is an upper bound. None: could not be measured, `more` says why."""
-    bound = f"<= {goal:g} {unit}"
-    if measured is None:
-        return Row(what, f"not measured: {more}", bound)
+def at_most(what: str, measured: float | str, goal: tuple[float, str], *, digits: int = 0, more: str = "") -> Row:
+    """A row whose goal is an upper bound in a unit. A text instead of a number says why nothing was measured."""
+    most, unit = goal
+    bound = f"<= {most:g} {unit}"
+    if isinstance(measured, str):
+        return Row(what, f"not measured: {measured}", bound)
     text = f"{measured:.{digits}f} {unit}"
-    return Row(what, f"{text} ({more})" if more else text, bound, measured <= goal)
+    return Row(what, f"{text} ({more})" if more else text, bound, measured <= most)
 
 
 def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

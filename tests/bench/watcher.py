@@ -128,14 +128,10 @@ class Kinwatch:
                 return None
         end(process)
         stream.close()
-        return " ".join(said.split())
+        return said.strip().rpartition("\n")[2] or f"it ended with {process.returncode}"
 
     def __exit__(self, *exception: object) -> None:
-        """Stop it: it drains, writes its report, unloads."""
-        self.stop()
-
-    def stop(self) -> None:
-        """End it, once. What it says last is read, so that it cannot block."""
+        """Stop it: it drains, writes its report, unloads. What it says last is read, so that it cannot block."""
         process, self._process = self._process, None
         if process is None:
             return

@@ -1,4 +1,7 @@
-"""The watchers that a storm meets: nobody, kinwatch, psutil in a loop, forkstat. Owns how each is started and asked what it saw."""
+"""The watchers that a storm meets: nobody, kinwatch, psutil in a loop, forkstat.
+
+Owns how each is started and asked what it saw. Refuses to know what is compared.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +12,16 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from tests.bench.watcher import STOP_S, Kinwatch, Sleeper, Unmeasured, cpu_ns, end
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from dataclasses import dataclass
+    from collections.abc import Callable, Iterable
 
     from tests.bench.storms import Watcher
-else:
-    from dataclasses import dataclass
 
 POLL_MS: Final = 10
 POLLING: Final = Path(__file__).resolve().parent / "polling.py"
@@ -80,7 +81,7 @@ class ByKinwatch:
         """It drains, reports and unloads."""
         self._stack.close()
 
-    def storm_is(self, pid: int) -> None:
+    def storm_is(self, pid: int) -> None:  # noqa: ARG002 - it is found by its name
         """What was spent before does not count."""
         self._before_ns = cpu_ns(self._kinwatch.pid)
 
@@ -153,7 +154,7 @@ class ByForkstat(_Process):
             return children_told(stream, self.storm)
 
 
-def children_told(lines: Any, parent: int) -> dict[str, int]:  # noqa: ANN401 - any iterable of byte lines
+def children_told(lines: Iterable[bytes], parent: int) -> dict[str, int]:
     """Read forkstat's output: a fork is two lines, the parent's and then the child's; pids come back within a storm."""
     forked = exited = 0
     ours = False
@@ -176,7 +177,7 @@ def settle(path: Path) -> None:
     """Wait until a file has not grown for half a second."""
     deadline = time.monotonic() + STOP_S
     size, since = -1, time.monotonic()
-    while time.monotonic() - since < 0.5 and time.monotonic() < deadline:  # noqa: PLR2004 - as promised
+    while time.monotonic() - since < 0.5 and time.monotonic() < deadline:
         now = path.stat().st_size if path.exists() else 0
         if now != size:
             size, since = now, time.monotonic()

@@ -325,7 +325,10 @@ def capture(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def watch(capture: str, tmp_path: Path) -> Iterator[Callable[..., Watcher]]:
-    """Starts kinwatch with further arguments (`watches`: more configuration); when the test has ended so has kinwatch, and no pin is left."""
+    """Starts kinwatch with further arguments (`watches`: more configuration).
+
+    When the test has ended so has kinwatch, and no pin is left.
+    """
     running: list[Watcher] = []
 
     def start(*arguments: str, watches: str = "") -> Watcher:
@@ -337,4 +340,5 @@ def watch(capture: str, tmp_path: Path) -> Iterator[Callable[..., Watcher]]:
     for watcher in running:
         watcher.close()
     if capture != "poll":
-        subprocess.run([KINWATCH, "unload"], check=True, capture_output=True, timeout=DEADLINE_S)
+        unload = subprocess.run([KINWATCH, "unload"], check=False, capture_output=True, timeout=DEADLINE_S)
+        assert unload.returncode == 0, unload.stderr.decode()

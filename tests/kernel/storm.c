@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * storm: without end, a child that forks a grandchild and ends, and a grandchild that ends at once; both are told. A byte
- * on stdin pauses it, when no descendant is alive, another lets it go on. At the end of stdin it ends.
+ * storm: without end, a child that forks a grandchild and ends, and a grandchild that ends at once; both are told. A
+ * byte on stdin pauses it, when no descendant is alive, another lets it go on. At the end of stdin it ends.
  */
 #include "facts.h"
 #include <poll.h>

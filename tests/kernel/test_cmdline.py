@@ -69,7 +69,7 @@ def test_children_forked_before_the_verdict_are_kin(tmp_path: Path) -> None:
         for _ in range(RUNS):
             subprocess.run(["/bin/sh", wanted], check=True)
             subprocess.run(["/bin/sh", other], check=True)
-        subprocess.run(["sleep", "0.2"], check=True)  # noqa: S607 - the last grandchild is nobody's to wait for
+        subprocess.run(["sleep", "0.2"], check=True)
 
     told, row = _watch([Watch(name="app", kind="cmdline", value=r"^/bin/sh \S*wanted\.sh$")], act)
     assert [type(line) for line in told].count(Root) == RUNS
@@ -90,7 +90,7 @@ def test_a_match_below_a_match_is_a_descendant(tmp_path: Path) -> None:
 
     def act() -> None:
         subprocess.run(["/bin/sh", outer], check=True)
-        subprocess.run(["sleep", "0.2"], check=True)  # noqa: S607
+        subprocess.run(["sleep", "0.2"], check=True)
 
     told, row = _watch([Watch(name="app", kind="cmdline", value="wanted")], act)
     assert [line.pid for line in told if isinstance(line, Root)] == [told[0].pid]
@@ -103,12 +103,14 @@ def test_a_process_may_be_kin_by_name_and_by_command_line(tmp_path: Path) -> Non
 
     def act() -> None:
         subprocess.run(["/bin/sh", wanted], check=True)
-        subprocess.run(["sleep", "0.2"], check=True)  # noqa: S607
+        subprocess.run(["sleep", "0.2"], check=True)
 
     watches = [Watch(name="app", kind="cmdline", value="wanted"), Watch(name="shell", kind="exe", value="/bin/sh")]
     told, row = _watch(watches, act)
     forks = [(line.watch, line.pid) for line in told if isinstance(line, Fork)]
-    assert sorted(pid for watch, pid in forks if watch == "app") == sorted(pid for watch, pid in forks if watch == "shell")
+    assert sorted(pid for watch, pid in forks if watch == "app") == sorted(
+        pid for watch, pid in forks if watch == "shell"
+    )
     assert row.spawned == 4
 
 
@@ -130,5 +132,5 @@ def test_what_runs_already_is_adopted_with_its_children(tmp_path: Path) -> None:
 
 
 def _wait_for_child(pid: int) -> None:
-    while not subprocess.run(["pgrep", "-P", str(pid), "-x", "sleep"], capture_output=True, check=False).stdout:  # noqa: S607
+    while not subprocess.run(["pgrep", "-P", str(pid), "-x", "sleep"], capture_output=True, check=False).stdout:
         pass

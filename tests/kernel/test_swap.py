@@ -1,6 +1,4 @@
-"""Another version's programs take over from the first one's while the application forks: nothing is missed, nothing counted
-twice, and the moment between is watched.
-"""
+"""Another version's programs take over while the application forks: nothing is missed, nothing counted twice."""
 
 from __future__ import annotations
 
@@ -81,7 +79,7 @@ def _running(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     source = tmp_path / "program.c"
     source.write_text(PROGRAM)
     program = tmp_path / NAME
-    subprocess.run(["gcc", "-O1", "-Wall", "-Werror", "-o", program, source], check=True)  # noqa: S607
+    subprocess.run(["gcc", "-O1", "-Wall", "-Werror", "-o", program, source], check=True)
     with subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None

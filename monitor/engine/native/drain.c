@@ -161,8 +161,8 @@ static void argv_keep(struct adopted *full, uint32_t *used)
 }
 
 /*
- * An adopted process runs elsewhere, so the kernel side read neither its paths nor its arguments: /proc can. The process may
- * have ended or changed since; then the record goes on without them.
+ * An adopted process runs elsewhere, so the kernel side read neither its paths nor its arguments: /proc can. The
+ * process may have ended or changed since; then the record goes on without them.
  */
 static void stage_adopted(struct kw_loader *loader, const struct kw_image *image)
 {
@@ -276,7 +276,8 @@ static void wait_for_hooks(struct kw_loader *loader, uint32_t state, int timeout
 
 	__atomic_store_n(&control->reader, state, __ATOMIC_SEQ_CST);
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
-	if ((state == KW_READER_NAPPING || !ring_used(loader)) && !__atomic_load_n(&loader->stopped, __ATOMIC_ACQUIRE)) {
+	if ((state == KW_READER_NAPPING || !ring_used(loader)) &&
+	    !__atomic_load_n(&loader->stopped, __ATOMIC_ACQUIRE)) {
 		epoll_wait(loader->poll_fd, &event, 1, timeout_ms);
 		loader->polls++;
 	}

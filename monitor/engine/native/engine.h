@@ -12,21 +12,21 @@ struct kw_engine;
 
 /* What one take hands out. The pointers stay valid until the next take; the caller copies. */
 struct kw_batch {
-	const char *lines;	/* JSON lines, each ended by \n, valid UTF-8 */
+	const char *lines; /* JSON lines, each ended by \n, valid UTF-8 */
 	uint64_t lines_bytes;
 	uint64_t lines_count;
 	const uint8_t *records; /* accepted records, raw; only while recording */
 	uint64_t records_bytes;
-	uint64_t alarms;	/* alarm lines among them */
-	uint64_t clears;	/* clear lines among them */
+	uint64_t alarms; /* alarm lines among them */
+	uint64_t clears; /* clear lines among them */
 };
 
 /* An engine for at most max_processes live kin. NULL: out of memory. */
 struct kw_engine *kw_engine_new(uint32_t max_processes);
 void kw_engine_free(struct kw_engine *engine);
 
-/* Define slot's watch (or rename it, or change its limit). child_limit: most descendants alive before an alarm, -1: none.
- * -EINVAL: slot out of range, name empty or too long. */
+/* Define slot's watch (or rename it, or change its limit). child_limit: most descendants alive before an alarm, -1:
+ * none. -EINVAL: slot out of range, name empty or too long. */
 int kw_engine_watch(struct kw_engine *engine, uint32_t slot, const char *name, int64_t child_limit);
 /* Forget slot's watch, its memberships and counters. */
 int kw_engine_unwatch(struct kw_engine *engine, uint32_t slot);
@@ -47,9 +47,10 @@ void kw_engine_losses(struct kw_engine *engine, uint64_t *losses);
 
 /* A mark for kw_engine_exes: executables noted after it are newer. */
 uint64_t kw_engine_mark(struct kw_engine *engine);
-/* Distinct executables run by descendants of slot after mark: paths, each ended by a zero byte, into out. Returns the bytes
- * needed (> capacity: nothing was written); *missed: distinct executables beyond the bounded set. */
-int64_t kw_engine_exes(struct kw_engine *engine, uint32_t slot, uint64_t mark, char *out, uint64_t capacity, uint64_t *missed);
+/* Distinct executables run by descendants of slot after mark: paths, each ended by a zero byte, into out. Returns the
+ * bytes needed (> capacity: nothing was written); *missed: distinct executables beyond the bounded set. */
+int64_t kw_engine_exes(struct kw_engine *engine, uint32_t slot, uint64_t mark, char *out, uint64_t capacity,
+		       uint64_t *missed);
 
 /* Live kin, one JSON object a line, parents before children: for tree and status. Returns the bytes needed
  * (> capacity: nothing was written). */

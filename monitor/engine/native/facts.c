@@ -21,8 +21,8 @@ enum { CAPABILITY_SYS_ADMIN = 21, CAPABILITY_PERFMON = 38, CAPABILITY_BPF = 39 }
 
 /* What ebpf/proc.bpf.h and walk.bpf.h attach to. */
 static const char *const tracepoints[] = {
-	"btf_trace_sched_process_fork", "btf_trace_sched_process_exec", "btf_trace_sched_process_exit",
-	"btf_trace_cgroup_attach_task", "btf_trace_cgroup_mkdir",	"btf_trace_cgroup_rmdir",
+    "btf_trace_sched_process_fork", "btf_trace_sched_process_exec", "btf_trace_sched_process_exit",
+    "btf_trace_cgroup_attach_task", "btf_trace_cgroup_mkdir",	    "btf_trace_cgroup_rmdir",
 };
 static const char *const iterators[] = {"bpf_iter_task", "bpf_iter_bpf_map"};
 
@@ -82,8 +82,8 @@ void kw_facts_probe(const char *path, struct kw_facts *facts)
 	if (btf) {
 		facts->btf = 1;
 		facts->tracing =
-			knows_all(btf, tracepoints, sizeof(tracepoints) / sizeof(tracepoints[0]), BTF_KIND_TYPEDEF) &&
-			knows_all(btf, iterators, sizeof(iterators) / sizeof(iterators[0]), BTF_KIND_FUNC);
+		    knows_all(btf, tracepoints, sizeof(tracepoints) / sizeof(tracepoints[0]), BTF_KIND_TYPEDEF) &&
+		    knows_all(btf, iterators, sizeof(iterators) / sizeof(iterators[0]), BTF_KIND_FUNC);
 		btf__free(btf);
 	}
 	facts->ring_buffer = libbpf_probe_bpf_map_type(BPF_MAP_TYPE_RINGBUF, NULL) == 1;

@@ -26,22 +26,12 @@
 #include "loader_parts.h"
 
 static const char *const map_names[MAPS] = {
-	[MAP_EVENTS] = "events",
-	[MAP_TAGS] = "tags",
-	[MAP_ROWS] = "rows",
-	[MAP_OVERFLOW] = "overflow",
-	[MAP_COUNTERS] = "counters",
-	[MAP_WATCHES] = "watches",
-	[MAP_NAMES] = "names",
-	[MAP_FILES] = "files",
-	[MAP_PLACES] = "places",
-	[MAP_PIDS] = "pids",
-	[MAP_CGROUPS] = "cgroups",
-	[MAP_CGROUP_PATHS] = "cgroup_paths",
-	[MAP_EDGES] = "edges",
-	[MAP_SEED] = "seed",
-	[MAP_DECIDED] = "decided",
-	[MAP_CONTROL] = ".bss",
+    [MAP_EVENTS] = "events",	 [MAP_TAGS] = "tags",	      [MAP_ROWS] = "rows",
+    [MAP_OVERFLOW] = "overflow", [MAP_COUNTERS] = "counters", [MAP_WATCHES] = "watches",
+    [MAP_NAMES] = "names",	 [MAP_FILES] = "files",	      [MAP_PLACES] = "places",
+    [MAP_PIDS] = "pids",	 [MAP_CGROUPS] = "cgroups",   [MAP_CGROUP_PATHS] = "cgroup_paths",
+    [MAP_EDGES] = "edges",	 [MAP_SEED] = "seed",	      [MAP_DECIDED] = "decided",
+    [MAP_CONTROL] = ".bss",
 };
 
 /* "kinwatch.bss" is libbpf's name for it. */
@@ -51,17 +41,17 @@ static const char *map_pin(enum map_index map)
 }
 
 static const char *const program_names[LINKS] = {
-	[LINK_FORK] = "on_fork",
-	[LINK_EXEC] = "on_exec",
-	[LINK_EXIT] = "on_exit",
-	[LINK_CGROUP_ATTACH] = "on_cgroup_attach",
-	[LINK_CGROUP_MKDIR] = "on_cgroup_mkdir",
-	[LINK_CGROUP_RMDIR] = "on_cgroup_rmdir",
-	[LINK_WALK] = "walk",
-	[LINK_FORGET] = "forget",
-	[LINK_SETTLE] = "settle",
-	[LINK_DUMP] = "dump",
-	[LINK_SNAPSHOT] = "snapshot",
+    [LINK_FORK] = "on_fork",
+    [LINK_EXEC] = "on_exec",
+    [LINK_EXIT] = "on_exit",
+    [LINK_CGROUP_ATTACH] = "on_cgroup_attach",
+    [LINK_CGROUP_MKDIR] = "on_cgroup_mkdir",
+    [LINK_CGROUP_RMDIR] = "on_cgroup_rmdir",
+    [LINK_WALK] = "walk",
+    [LINK_FORGET] = "forget",
+    [LINK_SETTLE] = "settle",
+    [LINK_DUMP] = "dump",
+    [LINK_SNAPSHOT] = "snapshot",
 };
 
 int loader_fail(struct kw_loader *loader, int error, const char *format, ...)
@@ -340,9 +330,9 @@ static int set_load(struct kw_loader *loader, const struct kw_loader_config *con
 static int set_attach(struct kw_loader *loader)
 {
 	/* Hooks before iterators; exit before fork, so that no row can be made that no hook would remove. */
-	static const int order[LINKS] = {LINK_EXIT,	    LINK_EXEC, LINK_FORK,   LINK_CGROUP_RMDIR, LINK_CGROUP_MKDIR,
-					 LINK_CGROUP_ATTACH, LINK_WALK, LINK_FORGET, LINK_SETTLE,	LINK_DUMP,
-					 LINK_SNAPSHOT};
+	static const int order[LINKS] = {LINK_EXIT,	    LINK_EXEC,		LINK_FORK,    LINK_CGROUP_RMDIR,
+					 LINK_CGROUP_MKDIR, LINK_CGROUP_ATTACH, LINK_WALK,    LINK_FORGET,
+					 LINK_SETTLE,	    LINK_DUMP,		LINK_SNAPSHOT};
 
 	for (int n = 0; n < LINKS; n++) {
 		int i = order[n];
@@ -380,7 +370,8 @@ int kw_loader_open(const struct kw_loader_config *config, struct kw_loader **res
 	set_init(&old);
 	if (loader->pins[0]) {
 		error = set_open_pins(&old, loader->pins);
-		if (!error && old.control->layout == KW_LAYOUT && old.control->object_hash == file_hash(config->object)) {
+		if (!error && old.control->layout == KW_LAYOUT &&
+		    old.control->object_hash == file_hash(config->object)) {
 			loader->set = old;
 			loader->origin = KW_ORIGIN_TAKEN_OVER;
 			return drain_open(loader);
@@ -388,7 +379,8 @@ int kw_loader_open(const struct kw_loader_config *config, struct kw_loader **res
 		if (!error && old.control->layout == KW_LAYOUT)
 			loader->origin = KW_ORIGIN_SWAPPED;
 		else
-			set_close(&old); /* another layout: our hooks go live before its are removed, but nothing is handed over */
+			set_close(&old); /* another layout: our hooks go live before its are removed, but nothing is
+					    handed over */
 	}
 	error = set_load(loader, config);
 	if (!error && loader->origin == KW_ORIGIN_SWAPPED)

@@ -1,27 +1,28 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The loader's C API: puts the kernel side in place, drains its ring into the engine, reads its counters. Declarations only:
- * cffi reads this file too. loader.c and facts.c alone know libbpf.
+ * The loader's C API: puts the kernel side in place, drains its ring into the engine, reads its counters. Declarations
+ * only: cffi reads this file too. loader.c and facts.c alone know libbpf.
  *
- * Results >= 0; failures are negative errno with a sentence in kw_loader_error(). One thread may sit in kw_loader_poll();
- * kw_loader_stop(), kw_loader_snapshot() and kw_loader_losses() may be called from others meanwhile, everything else not.
+ * Results >= 0; failures are negative errno with a sentence in kw_loader_error(). One thread may sit in
+ * kw_loader_poll(); kw_loader_stop(), kw_loader_snapshot() and kw_loader_losses() may be called from others meanwhile,
+ * everything else not.
  */
 
 struct kw_loader;
 
 struct kw_loader_config {
-	const char *object;    /* path of kinwatch.bpf.o */
-	const char *btf;       /* BTF file for a kernel without its own, "" for the kernel's */
-	const char *pins;      /* directory in a bpffs to pin into and to take over from, "": no pins */
-	uint32_t ring_bytes;   /* a power of two, at least a page */
+	const char *object;  /* path of kinwatch.bpf.o */
+	const char *btf;     /* BTF file for a kernel without its own, "" for the kernel's */
+	const char *pins;    /* directory in a bpffs to pin into and to take over from, "": no pins */
+	uint32_t ring_bytes; /* a power of two, at least a page */
 	uint32_t max_processes;
 };
 
 /* What kw_loader_open() found under the pins. */
 enum kw_origin {
-	KW_ORIGIN_NEW = 0,	/* nothing: everything was loaded anew */
+	KW_ORIGIN_NEW = 0,	  /* nothing: everything was loaded anew */
 	KW_ORIGIN_TAKEN_OVER = 1, /* the same programs, live: their records, rows and counters go on */
-	KW_ORIGIN_SWAPPED = 2	/* other programs: ours went live before theirs were taken away */
+	KW_ORIGIN_SWAPPED = 2	  /* other programs: ours went live before theirs were taken away */
 };
 
 struct kw_loader_state {
@@ -36,8 +37,8 @@ struct kw_loader_state {
 	uint32_t reserved;
 };
 
-/* Open, load or take over; hooks are live when it returns, rules (if taken over) as they were. On failure *loader is still
- * set when there was memory for it: read kw_loader_error(), then free it. */
+/* Open, load or take over; hooks are live when it returns, rules (if taken over) as they were. On failure *loader is
+ * still set when there was memory for it: read kw_loader_error(), then free it. */
 int kw_loader_open(const struct kw_loader_config *config, struct kw_loader **loader);
 const char *kw_loader_error(const struct kw_loader *loader);
 /* keep: leave the pins (the kernel goes on without us); else everything is unloaded. */
@@ -45,15 +46,16 @@ void kw_loader_free(struct kw_loader *loader, int keep);
 /* Remove what any loader pinned at that directory. Returns 1 if there was something, 0 if not. */
 int kw_loader_unpin(const char *pins, char *error, uint64_t error_capacity);
 
-/* Who has a slot: kept beside the counters, so that the next daemon knows. name "": free. get: name has room for 72 bytes;
- * returns 1 if the slot is taken, 0 if not. */
+/* Who has a slot: kept beside the counters, so that the next daemon knows. name "": free. get: name has room for 72
+ * bytes; returns 1 if the slot is taken, 0 if not. */
 int kw_loader_set_watch(struct kw_loader *loader, uint32_t slot, const char *name, uint64_t identity);
 int kw_loader_get_watch(struct kw_loader *loader, uint32_t slot, char *name, uint64_t *identity);
 
 /* Match rules: what makes a process a root of slot. -E2BIG: the table is full. */
 int kw_loader_match_name(struct kw_loader *loader, uint32_t slot, const char *name);
 int kw_loader_match_file(struct kw_loader *loader, uint32_t slot, uint32_t major, uint32_t minor, uint64_t inode);
-int kw_loader_match_place(struct kw_loader *loader, uint32_t slot, uint32_t major, uint32_t minor, uint64_t inode, const char *name);
+int kw_loader_match_place(struct kw_loader *loader, uint32_t slot, uint32_t major, uint32_t minor, uint64_t inode,
+			  const char *name);
 int kw_loader_match_pid(struct kw_loader *loader, uint32_t slot, uint32_t pid);
 int kw_loader_match_cgroup(struct kw_loader *loader, uint32_t slot, uint64_t id);
 int kw_loader_match_cgroup_path(struct kw_loader *loader, uint32_t slot, const char *path);
@@ -63,10 +65,11 @@ int kw_loader_unmatch(struct kw_loader *loader, uint32_t slot);
 int kw_loader_limit(struct kw_loader *loader, uint32_t slot, int64_t limit);
 
 /*
- * Watches by command line: user space decides. The hooks follow every process that executes an image, and its descendants,
- * provisionally; poll and drain stop at each record about one, and kw_loader_undecided() hands it out (NULL: there is none).
- * It says KW_UNDECIDED, root is the process whose command line decides. What becomes of it is the caller's: it gives a verdict
- * where the record is an image, and pushes the record, put right, through the engine's door or drops it.
+ * Watches by command line: user space decides. The hooks follow every process that executes an image, and its
+ * descendants, provisionally; poll and drain stop at each record about one, and kw_loader_undecided() hands it out
+ * (NULL: there is none). It says KW_UNDECIDED, root is the process whose command line decides. What becomes of it is
+ * the caller's: it gives a verdict where the record is an image, and pushes the record, put right, through the engine's
+ * door or drops it.
  */
 int kw_loader_cmdline(struct kw_loader *loader, uint64_t watches);
 const struct kw_header *kw_loader_undecided(struct kw_loader *loader);
@@ -79,7 +82,8 @@ void kw_loader_count_exec(struct kw_loader *loader, uint64_t watches);
 /* Watches that a process is kin of now. */
 uint64_t kw_loader_watches_of(struct kw_loader *loader, uint32_t pid, uint64_t start_ns);
 
-/* Take in running processes that match, and their descendants, for the slots in `watches`; to a fixed point. Returns how many. */
+/* Take in running processes that match, and their descendants, for the slots in `watches`; to a fixed point. Returns
+ * how many. */
 int64_t kw_loader_adopt(struct kw_loader *loader, uint64_t watches);
 /* No process is kin of the slots in `watches` any more; their counters go to zero. */
 int kw_loader_forget(struct kw_loader *loader, uint64_t watches);
@@ -102,11 +106,11 @@ void kw_loader_read_state(struct kw_loader *loader, struct kw_loader_state *stat
 
 /* What the kernel offers: facts without a decision. 1: yes, 0: no. */
 struct kw_facts {
-	int btf;	 /* type information: /sys/kernel/btf/vmlinux or the named file can be read */
-	int tracing;	 /* it knows the tracepoints and iterators the programs attach to */
-	int ring_buffer; /* ring buffer maps can be made */
-	int capable;	 /* CAP_BPF and CAP_PERFMON, or CAP_SYS_ADMIN */
-	int bpffs;	 /* a bpffs is mounted at /sys/fs/bpf */
+	int btf;		      /* type information: /sys/kernel/btf/vmlinux or the named file can be read */
+	int tracing;		      /* it knows the tracepoints and iterators the programs attach to */
+	int ring_buffer;	      /* ring buffer maps can be made */
+	int capable;		      /* CAP_BPF and CAP_PERFMON, or CAP_SYS_ADMIN */
+	int bpffs;		      /* a bpffs is mounted at /sys/fs/bpf */
 	int lockdown_confidentiality; /* programs may not read kernel memory */
 };
 void kw_facts_probe(const char *btf, struct kw_facts *facts);

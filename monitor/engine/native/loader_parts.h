@@ -56,7 +56,7 @@ enum { STAGING_BYTES = 256 * 1024, BATCH_BYTES = 1024 * 1024 };
 struct kernel_set {
 	int maps[MAPS];
 	int links[LINKS];
-	struct kw_control *control;	   /* mapped */
+	struct kw_control *control;	  /* mapped */
 	struct kw_counters_row *counters; /* mapped, KW_SLOTS rows */
 };
 
@@ -103,8 +103,8 @@ void staging_flush(struct kw_loader *loader);
 int64_t run_to_fixed_point(struct kw_loader *loader, enum link_index link);
 void edges_empty(struct kw_loader *loader);
 
-/* swap.c. Tables and rows of the old set into ours, before and after our hooks are live; then, once theirs are gone, the
- * merge of what both saw. */
+/* swap.c. Tables and rows of the old set into ours, before and after our hooks are live; then, once theirs are gone,
+ * the merge of what both saw. */
 int swap_copy_tables(struct kw_loader *loader, const struct kernel_set *old);
 int swap_hand_over(struct kw_loader *loader, struct kernel_set *old);
 int swap_finish(struct kw_loader *loader);

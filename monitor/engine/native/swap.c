@@ -2,10 +2,11 @@
 /*
  * From one version's programs to the next without an unwatched moment, and without counting anything twice.
  *
- * Both sets of hooks are live for a moment. Ours begins with the old set's match tables, so it sees what begins anew; the old
- * set's lineage rows are handed to our task walk (map `seed`), so it knows whom the old set knew. Then the old hooks are
- * taken away, the old ring is drained to its end, and of our own records those are dropped that the old set has told: the
- * same kind, process and start, as often as there. The old counters, less what both counted, are added to ours.
+ * Both sets of hooks are live for a moment. Ours begins with the old set's match tables, so it sees what begins anew;
+ * the old set's lineage rows are handed to our task walk (map `seed`), so it knows whom the old set knew. Then the old
+ * hooks are taken away, the old ring is drained to its end, and of our own records those are dropped that the old set
+ * has told: the same kind, process and start, as often as there. The old counters, less what both counted, are added to
+ * ours.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -178,7 +179,8 @@ int swap_copy_tables(struct kw_loader *loader, const struct kernel_set *old)
 		int error = bpf_obj_get_info_by_fd(old->maps[tables[i]], &info, &size) ? -errno : 0;
 
 		if (!error)
-			error = map_copy(old->maps[tables[i]], loader->set.maps[tables[i]], info.key_size, info.value_size);
+			error =
+			    map_copy(old->maps[tables[i]], loader->set.maps[tables[i]], info.key_size, info.value_size);
 		if (error)
 			return loader_fail(loader, error, "cannot take over a match table: %s", strerror(-error));
 	}
@@ -190,7 +192,7 @@ int swap_copy_tables(struct kw_loader *loader, const struct kernel_set *old)
 	ours->since_ns = theirs->since_ns;
 	memcpy(ours->told, theirs->told, sizeof(ours->told));
 	memcpy(ours->lost, theirs->told, sizeof(ours->lost)); /* what is not told yet is added at the end */
-	ours->bootstrapping = 1; /* edges are kept from the first fork our hooks see */
+	ours->bootstrapping = 1;			      /* edges are kept from the first fork our hooks see */
 	return 0;
 }
 
@@ -341,8 +343,7 @@ static void raise_to(uint64_t *cell, uint64_t value)
 {
 	uint64_t seen = __atomic_load_n(cell, __ATOMIC_RELAXED);
 
-	while (seen < value &&
-	       !__atomic_compare_exchange_n(cell, &seen, value, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
+	while (seen < value && !__atomic_compare_exchange_n(cell, &seen, value, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
 		;
 }
 
@@ -382,7 +383,8 @@ int swap_finish(struct kw_loader *loader)
 	staging_flush(loader);
 	counters_merge(overlap, loader->set.counters);
 	for (int i = 0; i < KW_STAGES; i++)
-		__sync_fetch_and_add(&loader->set.control->lost[i], overlap->old.control->lost[i] - overlap->old.control->told[i]);
+		__sync_fetch_and_add(&loader->set.control->lost[i],
+				     overlap->old.control->lost[i] - overlap->old.control->told[i]);
 	swap_free(loader);
 	return 0;
 }

@@ -51,7 +51,8 @@ int kw_loader_set_watch(struct kw_loader *loader, uint32_t slot, const char *nam
 	struct kw_watch_row row = {.identity = identity};
 
 	if (strlen(name) >= sizeof(row.name))
-		return loader_fail(loader, -EINVAL, "a watch's name has at most %zu bytes: %s", sizeof(row.name) - 1, name);
+		return loader_fail(loader, -EINVAL, "a watch's name has at most %zu bytes: %s", sizeof(row.name) - 1,
+				   name);
 	memcpy(row.name, name, strlen(name));
 	if (bpf_map_update_elem(loader->set.maps[MAP_WATCHES], &slot, &row, BPF_ANY))
 		return loader_fail(loader, -errno, "cannot write watch %u: %s", slot, strerror(errno));
@@ -284,8 +285,8 @@ uint64_t kw_loader_watches_of(struct kw_loader *loader, uint32_t pid, uint64_t s
 
 	if (bpf_map_lookup_elem(loader->set.maps[MAP_TAGS], &index, &tag))
 		return 0;
-	if (tag == pid ? bpf_map_lookup_elem(loader->set.maps[MAP_ROWS], &index, &row) :
-			 bpf_map_lookup_elem(loader->set.maps[MAP_OVERFLOW], &pid, &row))
+	if (tag == pid ? bpf_map_lookup_elem(loader->set.maps[MAP_ROWS], &index, &row)
+		       : bpf_map_lookup_elem(loader->set.maps[MAP_OVERFLOW], &pid, &row))
 		return 0;
 	return row.start_ns == start_ns ? row.watches : 0;
 }
