@@ -29,6 +29,7 @@ from monitor.capture.poll import PollCapture
 from monitor.capture.recordfile import RecordedWatch, RecordWriter
 from monitor.capture.replay import ReplayCapture
 from monitor.command import Command
+from monitor.config import require_watches
 from monitor.control import ControlServer
 from monitor.detect.behaviors import expected, violated
 from monitor.engine import Engine, records
@@ -201,6 +202,7 @@ class Agent:
     def _drain(self) -> None:
         """The capture thread."""
         try:
+            self._pump()  # what a takeover brought to light: the next record may be long in coming
             while self._capture.poll():
                 self._pump()
                 if self._reloading is not None:
@@ -300,6 +302,7 @@ class Agent:
                 self._reports.reopen()
         try:
             config = settled(self._options.config_path, self._options.overrides)
+            require_watches(config)
             if self._command is None:
                 self._config = config
                 self._reloading = config.watches

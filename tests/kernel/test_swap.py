@@ -19,6 +19,8 @@ from monitor.watch import Expect, Watch
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from monitor.detect.snapshot import Snapshot
+
 PINS = "/sys/fs/bpf/kinwatch_swap_test"
 OBJECT = Path(__file__).parents[2] / "monitor" / "capture" / "kinwatch.bpf.o"
 NAME = "kwswapped"
@@ -108,6 +110,8 @@ def test_the_next_version_takes_over_without_missing_or_doubling_a_child(pins: s
     """Four versions in a row; every fork and exit is told once, and the counters equal the application's own count."""
     watches = (Watch(name=NAME, kind="process", value=NAME, expect=Expect()),)
     lines: list[bytes] = []
+    children = -1
+    snapshots: list[Snapshot] = []
     with Engine() as engine, contextlib.ExitStack() as stack:
         capture = _capture(engine, pins, OBJECT, watches)
         capture.start()
@@ -133,12 +137,12 @@ def test_the_next_version_takes_over_without_missing_or_doubling_a_child(pins: s
                 reader.join()
                 capture.drain()
                 lines += next_engine.take().lines.splitlines()
-                after = capture.snapshot(None, 0)
+                snapshots.append(capture.snapshot(None, 0))
                 capture.close(keep=True)
 
     told = [decode(line) for line in lines]
-    row = after.watches[0]
-    assert after.lost == dict.fromkeys(after.lost, 0)
+    row = snapshots[-1].watches[0]
+    assert snapshots[-1].lost == dict.fromkeys(snapshots[-1].lost, 0)
     assert (row.spawned, row.exits, row.adopted, row.alive) == (children, children, 0, 0)
     assert (row.root_starts, row.root_exits, row.roots) == (1, 1, 0)
     forks = [line.process_id for line in told if isinstance(line, Fork)]
