@@ -11,7 +11,7 @@
 
 enum {
 	NAME_ROOM = 256, /* a path is written from its end; the last name written may start anywhere in it */
-	PATH_DEPTH = 64, /* names and mounts a path may have */
+	PATH_DEPTH = 48, /* names and mounts a path may have */
 	PATH_WHOLE = 1U << 31,
 };
 

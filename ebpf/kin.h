@@ -73,32 +73,45 @@ enum {
 	CHILD_FORKED = (1 << KW_PACKED_BITS) + 1,
 };
 
-/* One more descendant alive. Not 0: that pushed the watch over its limit of children. */
-static __always_inline uint32_t count_child(uint32_t slot, uint64_t what)
+/* One more descendant alive, in each watch of the mask. */
+__noinline int count_children(uint64_t watches, uint32_t what)
 {
-	struct kw_counters_row *row = bpf_map_lookup_elem(&counters, &slot);
-	uint64_t alive, lower;
+	for (uint32_t slot = 0; slot < KW_SLOTS && watches; slot++, watches >>= 1) {
+		uint32_t key = slot;
+		struct kw_counters_row *row;
+		uint64_t alive, lower;
 
-	if (!row)
-		return 0;
-	alive = (__sync_fetch_and_add(&row->children, what) + 1) & KW_PACKED_MASK;
-	lower = row->peak - alive;
-	for (int reader = 0; reader < KW_READERS; reader++)
-		lower |= row->window_peak[reader] - alive;
-	if (lower >> 63) /* one of them is: rare, and one branch for all five */
-		raise_peaks(slot, alive);
-	barrier_var(slot); /* its address was taken: the verifier has forgotten the bound, clang has not */
-	slot &= KW_SLOTS - 1;
-	return (control.limited >> slot) & 1 & is_zero(alive ^ (control.limits[slot] + 1));
+		if (!(watches & 1))
+			continue;
+		row = bpf_map_lookup_elem(&counters, &key);
+		if (!row)
+			return 0;
+		alive = (__sync_fetch_and_add(&row->children, (uint64_t)what) + 1) & KW_PACKED_MASK;
+		lower = row->peak - alive;
+		for (int reader = 0; reader < KW_READERS; reader++)
+			lower |= row->window_peak[reader] - alive;
+		if (lower >> 63) /* one of them is: rare, and one branch for all five */
+			raise_peaks(slot, alive);
+	}
+	return 0;
 }
 
-__noinline uint32_t count_children(uint64_t watches, uint32_t what)
+/* Is a watch of the mask just over its limit of children? The reader should hear of it at once. */
+__noinline uint32_t breaks_limit(uint64_t watches)
 {
-	uint32_t breach = control.nothing;
+	uint64_t breach = control.nothing;
 
-	for (uint32_t slot = 0; slot < KW_SLOTS && watches; slot++, watches >>= 1)
-		if (watches & 1)
-			breach |= count_child(slot, what);
+	for (uint32_t slot = 0; slot < KW_SLOTS && watches; slot++, watches >>= 1) {
+		uint32_t key = slot;
+		const struct kw_counters_row *row;
+
+		if (!(watches & 1))
+			continue;
+		row = bpf_map_lookup_elem(&counters, &key);
+		if (!row)
+			return 0;
+		breach |= is_zero((row->children & KW_PACKED_MASK) ^ (control.limits[slot & (KW_SLOTS - 1)] + 1));
+	}
 	return breach;
 }
 

@@ -79,7 +79,8 @@ int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
 	struct kw_fork *record;
 	struct kw_kin row;
 	uint64_t parent_start_ns;
-	uint32_t pid, parent_pid, breach;
+	uint32_t pid, parent_pid;
+	bool breach;
 
 	if (!kin_alive() && !control.bootstrapping)
 		return 0;
@@ -122,7 +123,8 @@ int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
 	}
 
 	record = bpf_ringbuf_reserve(&events, sizeof(*record), 0);
-	breach = count_children(row.watches, CHILD_FORKED);
+	count_children(row.watches, CHILD_FORKED);
+	breach = (control.limited & row.watches) && breaks_limit(control.limited & row.watches);
 	if (!record) {
 		__sync_fetch_and_add(&control.activity, 1);
 		lose(KW_RING_FULL);

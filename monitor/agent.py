@@ -9,32 +9,29 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import os
 import signal
-import sys
 import threading
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from monitor import __version__
-from monitor.capture import SlotWatch, device
-from monitor.capture.choose import Choice, choose, probe
+from monitor.capture import device
+from monitor.capture.choose import choose, probe
 from monitor.capture.core import PINS, CoreCapture, unpin
-from monitor.capture.poll import PollCapture
 from monitor.capture.recordfile import RecordedWatch, RecordWriter
 from monitor.capture.replay import ReplayCapture
-from monitor.command import Command
 from monitor.config import require_watches
 from monitor.control import ControlServer
 from monitor.detect.behaviors import expected, violated
+from monitor.detect.metrics import lower_bound_metrics
 from monitor.engine import Engine, records
-from monitor.errors import AlreadyRunning, CaptureUnavailable, ConfigInvalid
-from monitor.notify import Notifier
+from monitor.errors import ConfigInvalid
+from monitor.launch import Parts, only_daemon, open_capture, say
 from monitor.options import settled
 from monitor.sinks import Fanout
 from monitor.sinks.stream import StreamSink
@@ -42,114 +39,31 @@ from monitor.sinks.table import log_sink
 from monitor.window import Window
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
+    from monitor.capture import LiveCapture
     from monitor.config import Config, Watch
-    from monitor.options import ReportOptions, RunOptions
+    from monitor.options import ReportOptions
 
-LOCK: Final = Path("/run/kinwatch.lock")
-"""Held by the daemon that owns the pins."""
 READER: Final = 1
 """The reader of `--report-to` among KW_READERS."""
 SPACING_S: Final = 1.0
 """Least time between two immediate reports: alarms within it go into one."""
 
 
-class Watching(Protocol):
-    """What the agent asks of a live capture."""
-
-    @property
-    def kind(self) -> str: ...  # noqa: D102 - as in monitor.capture
-    @property
-    def watches(self) -> tuple[SlotWatch, ...]: ...  # noqa: D102
-    def start(self) -> None: ...  # noqa: D102
-    def apply(self, watches: Sequence[Watch]) -> None: ...  # noqa: D102
-    def poll(self) -> bool: ...  # noqa: D102
-    def interrupt(self) -> None: ...  # noqa: D102
-    def stop(self) -> None: ...  # noqa: D102
-    def drain(self) -> None: ...  # noqa: D102
-    def snapshot(self, reader: int | None, mark: int) -> Any: ...  # noqa: ANN401, D102
-    def close(self, *, keep: bool) -> None: ...  # noqa: D102
-
-
-def say(text: str) -> None:
-    """One line for the user, on stderr."""
-    with contextlib.suppress(OSError):
-        sys.stderr.write(f"kinwatch: {text}\n")
-        sys.stderr.flush()
-
-
-def run(config: Config, options: RunOptions) -> int:
+def run(parts: Parts) -> int:
     """The daemon; with `--once` or `-- COMMAND` a run that ends by itself. Returns the exit code."""
-    if config.daemon.user:
-        msg = f"{config.origin}: daemon.user: running as another user is not in this version; leave it empty"
-        raise ConfigInvalid(msg)
-    notifier = Notifier.from_environment()
-    choice = choose(probe(config.capture.btf), config.capture.kind)
-    alone = options.once or bool(options.command)
-    with contextlib.ExitStack() as stack:
-        if not alone and choice.kind == "core":
-            stack.enter_context(_only_daemon())
-        command = Command(options.command) if options.command else None
-        if command is not None:
-            stack.callback(command.abandon)
-            config = _with_pid(config, command.pid)
-        engine = stack.enter_context(Engine(config.capture.max_processes))
-        capture = _open(choice, engine, config, pins="" if alone else PINS, fresh=options.fresh)
-        agent = Agent(config, options, choice, engine, capture, notifier, command)
-        return agent.run()
-
-
-def _with_pid(config: Config, pid: int) -> Config:
-    """The watch of `-- COMMAND` learns whom it watches."""
-    watches = tuple(
-        msgspec.structs.replace(watch, value=str(pid)) if (watch.kind, watch.value) == ("pid", "0") else watch
-        for watch in config.watches
-    )
-    return msgspec.structs.replace(config, watches=watches)
-
-
-@contextlib.contextmanager
-def _only_daemon() -> Iterator[None]:
-    """Hold the lock of the pins. AlreadyRunning: somebody does."""
-    try:
-        fd = os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    except OSError as error:
-        msg = f"{LOCK}: {error.strerror}; run as root"
-        raise CaptureUnavailable(msg) from error
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            msg = f"another kinwatch daemon is running (it holds {LOCK}); stop it first, or use --once or -- COMMAND"
-            raise AlreadyRunning(msg) from None
-        yield
-    finally:
-        os.close(fd)
-
-
-def _open(choice: Choice, engine: Engine, config: Config, *, pins: str, fresh: bool) -> Watching:
-    if choice.kind == "core":
-        return CoreCapture(engine, config.watches, config.capture, pins=pins, fresh=fresh)
-    return PollCapture(engine, config.watches)
+    return Agent(parts).run()
 
 
 class Agent:
     """One run: its parts and their order."""
 
-    def __init__(  # noqa: PLR0913, PLR0917 - the parts
-        self,
-        config: Config,
-        options: RunOptions,
-        choice: Choice,
-        engine: Engine,
-        capture: Watching,
-        notifier: Notifier,
-        command: Command | None,
-    ) -> None:
-        self._config, self._options, self._choice = config, options, choice
-        self._engine, self._capture, self._notifier, self._command = engine, capture, notifier, command
-        self._daemon = not options.once and command is None
+    def __init__(self, parts: Parts) -> None:
+        self._config, self._options, self._choice = parts.config, parts.options, parts.choice
+        self._engine, self._capture = parts.engine, parts.capture
+        self._notifier, self._command = parts.notifier, parts.command
+        self._daemon = not self._options.once and self._command is None
         self._stdout = StreamSink.stdout()
         self._recorder: RecordWriter | None = None
         self._pumping = threading.Lock()
@@ -208,6 +122,7 @@ class Agent:
                 if self._reloading is not None:
                     watches, self._reloading = self._reloading, None
                     self._capture.apply(watches)
+                    self._pump()
                 if self._command is not None:
                     self._loop.call_soon_threadsafe(self._look_at_command)
         except BaseException as error:  # noqa: BLE001 - it ends the program, in the main thread
@@ -258,6 +173,7 @@ class Agent:
         if self._reports is None and not self._options.once:
             await self._stop.wait()
             return
+        await asyncio.to_thread(self._window.begin)
         interval_s = self._config.report.interval_s
         due = time.monotonic() + interval_s
         if self._window.began_wall_ns:
@@ -341,8 +257,6 @@ class Agent:
         if isinstance(self._capture, CoreCapture):
             self._since_ns -= time.clock_gettime_ns(time.CLOCK_BOOTTIME) - self._capture.since_boot_ns
         window = Window(self._capture, self._engine, READER, device.read, file=file, generation=generation)
-        if self._reports is not None or self._options.once:
-            window.begin()
         return window
 
     def _open_record(self) -> None:
@@ -414,6 +328,7 @@ class Agent:
             "watches": counters,
             "lost": snapshot.lost,
             "lower_bounds": sorted(snapshot.lower_bounds - hidden),
+            "lower_bound_metrics": lower_bound_metrics(snapshot),
             "unknown": sorted(snapshot.unknown - hidden),
         }
         if isinstance(self._capture, CoreCapture):
@@ -437,7 +352,7 @@ def report(config: Config, options: ReportOptions) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
     with Engine(config.capture.max_processes) as engine:
-        capture = _open(choice, engine, config, pins="", fresh=False)
+        capture = open_capture(choice, engine, config, pins="", fresh=False)
         try:
             capture.start()
             window = Window(capture, engine, READER, device.read)
@@ -458,7 +373,7 @@ def report(config: Config, options: ReportOptions) -> int:
     return 1 if violated(behaviors, made.metrics) else 0
 
 
-def _discard(capture: Watching, engine: Engine) -> None:
+def _discard(capture: LiveCapture, engine: Engine) -> None:
     """A report alone needs counters, not lines."""
     while capture.poll():
         engine.take()
@@ -490,6 +405,6 @@ def replay(config: Config | None, path: Path, form: str) -> int:
 
 def unload() -> int:
     """Remove what a daemon left pinned. AlreadyRunning: a daemon is there and needs it."""
-    with _only_daemon():
+    with only_daemon():
         say(f"removed {PINS}" if unpin() else "nothing was pinned")
     return 0

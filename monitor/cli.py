@@ -241,9 +241,12 @@ def _run(options: argparse.Namespace) -> int:
         command=options.command,
         overrides=overrides,
     )
-    from monitor import agent
+    from monitor.launch import launched
 
-    return agent.run(config, run)
+    with launched(config, run, meanwhile="monitor.agent") as parts:
+        from monitor import agent
+
+        return agent.run(parts)
 
 
 def _report(options: argparse.Namespace) -> int:

@@ -89,7 +89,7 @@ def render_status(status: Mapping[str, Any], *, colour: bool = False) -> str:
         ("since", str(status.get("since", "?"))),
         ("lost", ", ".join(f"{count} {stage}" for stage, count in lost.items()) or "nothing"),
     ]
-    drawn = {"capture", "reason", "since", "lost", "watches", "lower_bounds", "unknown"}
+    drawn = {"capture", "reason", "since", "lost", "watches", "lower_bounds", "lower_bound_metrics", "unknown"}
     facts += [(key, _plain(value)) for key, value in status.items() if key not in drawn]
     width = max(columns(safe(name)) for name, _ in facts)
     lines = []

@@ -13,6 +13,8 @@ import msgspec
 from monitor.watch import Watch  # noqa: TC001 - msgspec reads the fields' types
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from monitor.detect.snapshot import Snapshot
 
 
@@ -45,3 +47,20 @@ class Capture(Protocol):
 
     def close(self, *, keep: bool) -> None:
         """Let go. `keep`: what lives in the kernel goes on without us."""
+
+
+class LiveCapture(Capture, Protocol):
+    """A capture of this machine, whose watches may change while it runs."""
+
+    @property
+    def watches(self) -> tuple[SlotWatch, ...]:
+        """Who has which slot."""
+
+    def apply(self, watches: Sequence[Watch]) -> None:
+        """Make these the watches. Not while poll() runs."""
+
+    def interrupt(self) -> None:
+        """Make poll() return once, from any thread."""
+
+    def drain(self) -> None:
+        """Feed everything that is there, without waiting. Not while poll() runs."""

@@ -7,10 +7,9 @@ records and lines: the loader pushes them through the engine's door.
 from __future__ import annotations
 
 import hashlib
-import importlib.resources
 import os
-import subprocess
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from monitor.capture import SlotWatch
@@ -23,7 +22,6 @@ from monitor.errors import CaptureUnavailable, EngineRefused
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from monitor.engine import Engine
     from monitor.engine._native import CData
@@ -32,6 +30,9 @@ if TYPE_CHECKING:
 
 PINS: Final = "/sys/fs/bpf/kinwatch"
 """Where the daemon pins its links and maps."""
+
+PROGRAMS: Final = Path(__file__).with_name("kinwatch.bpf.o")
+"""The object file; wheels are unpacked, so it is a file beside this one."""
 
 VERDICTS_A_POLL: Final = 256
 """Command lines that are read before lines go out: what a provisional process did is counted when it is told."""
@@ -73,9 +74,7 @@ class CoreCapture:
             _mount_bpffs()
             if fresh:
                 unpin(pins)
-        own = importlib.resources.files("monitor.capture") / "kinwatch.bpf.o"
-        with importlib.resources.as_file(own) as path:
-            self._open(os.fsencode(programs or path), settings, pins)
+        self._open(os.fsencode(programs or PROGRAMS), settings, pins)
 
     def _open(self, path: bytes, settings: CaptureTable, pins: str) -> None:
         texts = [ffi.new("char[]", text) for text in (path, settings.btf.encode(), pins.encode())]
@@ -354,6 +353,8 @@ def _mount_bpffs() -> None:
     lib.kw_facts_probe(b"", facts)
     if facts.bpffs:
         return
+    import subprocess  # noqa: PLC0415 - once in a machine's life, and slow to import
+
     try:
         subprocess.run(["mount", "-t", "bpf", "bpf", "/sys/fs/bpf"], check=True, capture_output=True, text=True)
     except (OSError, subprocess.CalledProcessError) as error:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -86,6 +85,8 @@ def _of_cgroup(path: str) -> list[Rule]:
 
 def unit_cgroup(unit: str) -> str:
     """The cgroup of a systemd unit: what systemd says, else where its defaults put it (systemd.slice(5))."""
+    import subprocess  # noqa: PLC0415 - slow to import, and only watches of units need it
+
     systemctl = shutil.which("systemctl")
     if systemctl and Path("/run/systemd/system").is_dir():
         with contextlib.suppress(OSError, subprocess.SubprocessError):

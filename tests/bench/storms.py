@@ -90,41 +90,52 @@ def run_storm(program: Path, children: int, watcher: Watcher | None = None, *mor
     return msgspec.json.decode(output, type=Storm)
 
 
-def _watched(program: Path, children: int, condition: Condition, result: Result) -> Storm:
+def _watched(program: Path, condition: Condition, result: Result) -> Storm:
     with condition.watcher() as watcher:
         time.sleep(SETTLE_S)
-        storm = run_storm(program, children, watcher)
+        storm = run_storm(program, result.children, watcher)
         spent = watcher.drained() / storm.elapsed_ns
     result.saw.append(watcher.saw())
     result.watcher_cpu.append(spent)
     return storm
 
 
+def results_of(conditions: Sequence[Condition], children: int) -> dict[str, Result]:
+    """One empty result a condition."""
+    return {condition.name: Result(condition.name, children) for condition in conditions}
+
+
 def run_rounds(
-    program: Path, children: int, rounds: int, conditions: Sequence[Condition], failures: tuple[type[Exception], ...]
-) -> Iterator[tuple[str, dict[str, Result]]]:
-    """Run every condition once a round; yields after each step what is done, and everything so far.
+    program: Path,
+    rounds: int,
+    conditions: Sequence[Condition],
+    results: dict[str, Result],
+    failures: tuple[type[Exception], ...],
+) -> Iterator[str]:
+    """Run every condition once a round, filling its result; yields what was done after each step.
 
     What raises one of `failures` leaves its reason in the result, and has another chance in the next round.
     """
-    results = {condition.name: Result(condition.name, children) for condition in conditions}
     for number in range(rounds):
         for condition in conditions:
             result = results[condition.name]
+            step = f"round {number + 1} of {rounds}: {condition.name}"
             try:
-                if number % 2:
-                    watched = _watched(program, children, condition, result)
-                    time.sleep(SETTLE_S)
-                    alone = run_storm(program, children)
-                else:
-                    time.sleep(SETTLE_S)
-                    alone = run_storm(program, children)
-                    watched = _watched(program, children, condition, result)
+                pair = _pair(program, condition, result, watched_first=number % 2 == 1)
             except failures as error:
                 result.failures.append(str(error))
-                yield f"round {number + 1} of {rounds}: {condition.name}: {error}", results
+                yield f"{step}: {error}"
                 continue
+            alone, watched = pair
             result.elapsed.append((alone.elapsed_ns, watched.elapsed_ns))
             result.cpu.append((alone.cpu_us, watched.cpu_us))
-            yield f"round {number + 1} of {rounds}: {condition.name}", results
-    yield "rounds are done", results
+            more = 100 * (watched.elapsed_ns / alone.elapsed_ns - 1)
+            yield f"{step}: {alone.elapsed_ns / alone.children / 1000:.1f} us per child alone, {more:+.1f} % watched"
+
+
+def _pair(program: Path, condition: Condition, result: Result, *, watched_first: bool) -> tuple[Storm, Storm]:
+    """One storm alone and one watched, in this order in the answer, not in time."""
+    watched = _watched(program, condition, result) if watched_first else None
+    time.sleep(SETTLE_S)
+    alone = run_storm(program, result.children)
+    return alone, watched or _watched(program, condition, result)

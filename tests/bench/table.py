@@ -1,4 +1,4 @@
-"""What was measured, as Markdown. Owns the form of rows, the judgement against a goal; refuses to know how to measure."""
+"""What was measured, as Markdown. Owns the form of rows, the judgement against a goal; knows no measuring."""
 
 from __future__ import annotations
 

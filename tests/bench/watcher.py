@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any, Final, Self
@@ -121,11 +122,16 @@ class Kinwatch:
         stream = process.stderr
         assert stream is not None
         said = ""
-        for line in iter(stream.readline, b""):
-            said += line.decode(errors="replace")
-            if b"watching (" in line:
-                self.ready_ms = (time.monotonic() - began) * 1000
-                return None
+        patience = threading.Timer(START_S, process.kill)
+        patience.start()
+        try:
+            for line in iter(stream.readline, b""):
+                said += line.decode(errors="replace")
+                if b"watching (" in line:
+                    self.ready_ms = (time.monotonic() - began) * 1000
+                    return None
+        finally:
+            patience.cancel()
         end(process)
         stream.close()
         return said.strip().rpartition("\n")[2] or f"it ended with {process.returncode}"

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from monitor.agent import LOCK
 from monitor.capture.core import PINS
 from monitor.capture.rules import cgroup2_mount
+from monitor.launch import LOCK
 from tests.contract.conftest import (
     DEADLINE_S,
     KINWATCH,

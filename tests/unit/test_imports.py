@@ -24,6 +24,7 @@ LAYERS = (
     {"__main__"},
     {"cli", "demo"},
     {"agent", "doctor", "tree"},
+    {"launch"},
     {"window", "command"},
     {"capture", "defender", "sinks", "control", "notify", "options"},
     {"engine", "detect"},

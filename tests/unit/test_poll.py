@@ -305,11 +305,11 @@ def test_fork_storm_breaks_nothing(start: Callable[..., subprocess.Popen[bytes]]
     storm = start("/bin/sh", "-c", "while :; do /bin/true; done")
     capture = PollCapture(engine, [_watch("pid", str(storm.pid))])
     capture.start()
-    for _ in range(200):
+    deadline = time.monotonic() + 60
+    while (watch := capture.snapshot(None, 0).watches[0]).exits < 50:
+        assert time.monotonic() < deadline, watch
         capture.look()
     assert engine.losses()["bad_record"] == 0
-    (watch,) = capture.snapshot(None, 0).watches
     assert watch.spawned + watch.adopted == watch.exits + watch.alive
-    assert watch.exits > 0
     for line in engine.take().lines.splitlines():
         lines.decode(line)

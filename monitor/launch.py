@@ -1,0 +1,122 @@
+"""The first half of `run`: who may run, which capture, and its programs into the kernel.
+
+Loading takes the kernel longest and lets go of Python's lock, so the rest of the program is imported meanwhile. Owns
+the lock of the pins and the order of opening. Refuses to know what happens once the capture is open: agent.py does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import importlib
+import os
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from monitor.capture.choose import Choice, choose, probe
+from monitor.capture.core import PINS, CoreCapture
+from monitor.command import Command
+from monitor.engine import Engine
+from monitor.errors import AlreadyRunning, CaptureUnavailable, ConfigInvalid
+from monitor.notify import Notifier
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from monitor.capture import LiveCapture
+    from monitor.config import Config
+    from monitor.options import RunOptions
+
+LOCK: Final = Path("/run/kinwatch.lock")
+"""Held by the daemon that owns the pins."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What `run` consists of when the capture is open and nothing flows yet."""
+
+    config: Config
+    options: RunOptions
+    choice: Choice
+    engine: Engine
+    capture: LiveCapture
+    notifier: Notifier
+    command: Command | None
+
+
+def say(text: str) -> None:
+    """One line for the user, on stderr."""
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"kinwatch: {text}\n")
+        sys.stderr.flush()
+
+
+@contextlib.contextmanager
+def launched(config: Config, options: RunOptions, meanwhile: str) -> Iterator[Parts]:
+    """Open everything that `run` needs before something flows. `meanwhile`: a module to import while the kernel loads.
+
+    Raises ConfigInvalid, AlreadyRunning, CaptureUnavailable.
+    """
+    if config.daemon.user:
+        msg = f"{config.origin}: daemon.user: running as another user is not in this version; leave it empty"
+        raise ConfigInvalid(msg)
+    notifier = Notifier.from_environment()
+    choice = choose(probe(config.capture.btf), config.capture.kind)
+    alone = options.once or bool(options.command)
+    with contextlib.ExitStack() as stack:
+        if not alone and choice.kind == "core":
+            stack.enter_context(only_daemon())
+        command = Command(options.command) if options.command else None  # forks: before any thread
+        if command is not None:
+            stack.callback(command.abandon)
+            config = _with_pid(config, command.pid)
+        engine = stack.enter_context(Engine(config.capture.max_processes))
+        importing = threading.Thread(target=importlib.import_module, args=(meanwhile,), name="import")
+        importing.start()
+        try:
+            capture = open_capture(choice, engine, config, pins="" if alone else PINS, fresh=options.fresh)
+        finally:
+            importing.join()
+        yield Parts(config, options, choice, engine, capture, notifier, command)
+
+
+def _with_pid(config: Config, pid: int) -> Config:
+    """The watch of `-- COMMAND` learns whom it watches."""
+    watches = tuple(
+        msgspec.structs.replace(watch, value=str(pid)) if (watch.kind, watch.value) == ("pid", "0") else watch
+        for watch in config.watches
+    )
+    return msgspec.structs.replace(config, watches=watches)
+
+
+@contextlib.contextmanager
+def only_daemon() -> Iterator[None]:
+    """Hold the lock of the pins. AlreadyRunning: somebody does."""
+    try:
+        fd = os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        msg = f"{LOCK}: {error.strerror}; run as root"
+        raise CaptureUnavailable(msg) from error
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            msg = f"another kinwatch daemon is running (it holds {LOCK}); stop it first, or use --once or -- COMMAND"
+            raise AlreadyRunning(msg) from None
+        yield
+    finally:
+        os.close(fd)
+
+
+def open_capture(choice: Choice, engine: Engine, config: Config, *, pins: str, fresh: bool) -> LiveCapture:
+    """Open the capture that was chosen. `pins`: where it is pinned and taken over from, "" for neither."""
+    if choice.kind == "core":
+        return CoreCapture(engine, config.watches, config.capture, pins=pins, fresh=fresh)
+    from monitor.capture.poll import PollCapture  # noqa: PLC0415 - psutil, which core can do without
+
+    return PollCapture(engine, config.watches)

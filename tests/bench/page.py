@@ -1,0 +1,172 @@
+"""The words of the bench's page: from what was measured to rows beside goals. Owns the goals; measures nothing."""
+
+from __future__ import annotations
+
+import statistics
+from typing import TYPE_CHECKING, Final
+
+from tests.bench.hooks import HOOKS
+from tests.bench.table import Row, Spread, at_most, markdown, percentile, ratios
+from tests.bench.watchers import POLL_MS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from tests.bench.daemon import Idle
+    from tests.bench.hooks import Cost
+    from tests.bench.storms import Result
+
+KIN: Final = "of kin"
+OTHERS: Final = "of others, a root lives"
+NO_ROOT: Final = "of others, no root lives"
+
+# The goals.
+SLOWER_PERCENT: Final = {KIN: 5.0, OTHERS: 1.0, NO_ROOT: 1.0}
+HOOKS_NS: Final = {KIN: 800.0, OTHERS: 160.0, NO_ROOT: 20.0}
+ENGINE_NS: Final = 250.0
+READY_MS: Final = 300.0
+MEMORY_MB: Final = 40.0
+FIRST_MS: Final = 2.0
+
+
+def seen_row(result: Result) -> Row:
+    """Whether everything was seen, in every round."""
+    what, goal = "children of the storm that were seen", "all, 0 lost"
+    if not result.saw:
+        return Row(what, not_measured(result), goal)
+    counted, told = min(result.seen("spawned")), min([*result.seen("forks"), *result.seen("exits")])
+    lost = max(result.seen("lost"))
+    text = f"{counted:,} of {result.children:,} counted, {told:,} with both lines, {lost} lost"
+    text += f", in each of {len(result.saw)} rounds"
+    return Row(what, text, goal, set(result.seen("spawned")) == {told} == {result.children} and lost == 0)
+
+
+def slower_row(name: str, result: Result) -> Row:
+    """By the median of paired ratios of wall time; of the storm's own CPU time beside it. No goal: the noise."""
+    most = SLOWER_PERCENT.get(name)
+    what = f"storm slower, {name}" if most is not None else "storm slower, unwatched against unwatched: the noise"
+    goal = "" if most is None else f"<= {most:g} %"
+    if not result.elapsed:
+        return Row(what, not_measured(result), goal)
+    wall, cpu = Spread.of(ratios(result.elapsed)), Spread.of(ratios(result.cpu))
+    text = f"{wall.percent_more()}; its CPU time {cpu.percent_more()}"
+    return Row(what, text, goal, None if most is None else 100 * (wall.median - 1) <= most)
+
+
+def daemon_row(result: Result) -> Row:
+    """What the daemon itself needs for a storm of its kin."""
+    what = "CPU of the daemon while its kin storm"
+    if not result.saw:
+        return Row(what, not_measured(result))
+    share = Spread.of(result.watcher_cpu).median
+    per_child_ns = share * statistics.median(watched for _, watched in result.elapsed) / result.children
+    return Row(what, f"{100 * share:.0f} % of a core, {per_child_ns / 1000:.1f} us per child (two records, two lines)")
+
+
+def hook_rows(costs: Mapping[str, Mapping[str, Cost] | str]) -> list[Row]:
+    """Fork and exit together, net."""
+    rows = []
+    for name, most in HOOKS_NS.items():
+        what, goal, cost = f"kernel, fork + exit {name}", (most, "ns"), costs[name]
+        if isinstance(cost, str):
+            rows.append(at_most(what, cost, goal))
+            continue
+        net = cost["on_fork"].net + cost["on_exit"].net
+        rows.append(at_most(what, net, goal, more=f"net; {cost['on_fork'].raw + cost['on_exit'].raw:.0f} raw"))
+    return rows
+
+
+def hook_table(costs: Mapping[str, Mapping[str, Cost] | str]) -> str:
+    """Each hook, net and raw."""
+    rows = [
+        [
+            hook,
+            *(
+                "not measured" if isinstance(cost, str) else f"{cost[hook].net:.0f} net, {cost[hook].raw:.0f} raw"
+                for cost in costs.values()
+            ),
+        ]
+        for hook in HOOKS
+    ]
+    return markdown(("hook", *costs), rows)
+
+
+def engine_row(engine_ns: float | str) -> Row:
+    """The engine alone."""
+    return at_most("engine, bytes to line, per record", engine_ns, (ENGINE_NS, "ns"))
+
+
+def ready_row(starts_ms: Sequence[float] | str) -> Row:
+    """From the command to the line that says it watches."""
+    what, goal = "start until every hook is live", (READY_MS, "ms")
+    if isinstance(starts_ms, str):
+        return at_most(what, starts_ms, goal)
+    more = f"median of {len(starts_ms)} starts, {min(starts_ms):.0f} to {max(starts_ms):.0f}"
+    return at_most(what, statistics.median(starts_ms), goal, more=more)
+
+
+def idle_rows(idle: Idle | str) -> list[Row]:
+    """Wake-ups and memory of a daemon with nothing to do."""
+    what, storming = "wake-ups per second, idle, a root lives", "wake-ups while another application storms"
+    memory, most = "memory, idle", (MEMORY_MB, "MB")
+    if isinstance(idle, str):
+        return [*(Row(name, f"not measured: {idle}", "0") for name in (what, storming)), at_most(memory, idle, most)]
+    awake = (
+        f"{idle.polls / idle.seconds:g} of the capture thread, {idle.switches / idle.seconds:g} of all threads "
+        f"({idle.seconds:g} s, in which others forked {idle.others} times)"
+    )
+    stormed = f"{idle.storm_polls} for {idle.storm_children:,} children"
+    return [
+        Row(what, awake, "0", idle.polls == idle.woken == idle.switches == 0),
+        Row(storming, stormed, "0", idle.storm_polls == 0),
+        at_most(memory, idle.rss_kb / 1024, most, digits=1, more="VmRSS"),
+    ]
+
+
+def peak_row(peak_kb: float | str) -> Row:
+    """Memory in the worst moment."""
+    measured = peak_kb if isinstance(peak_kb, str) else peak_kb / 1024
+    return at_most("memory at most, while its kin storm", measured, (MEMORY_MB, "MB"), digits=1, more="VmHWM")
+
+
+def first_row(first_ns: Sequence[int] | str) -> Row:
+    """From a fork to its line."""
+    what, goal = "first event after quiet, fork() to line, p99", (FIRST_MS, "ms")
+    if isinstance(first_ns, str):
+        return at_most(what, first_ns, goal)
+    more = f"p50 {percentile(first_ns, 50) / 1e6:.2f} ms, longest {max(first_ns) / 1e6:.2f} ms, {len(first_ns)} samples"
+    return at_most(what, percentile(first_ns, 99) / 1e6, goal, digits=2, more=more)
+
+
+def peers(kinwatch: Result, psutil: Result, forkstat: Result) -> str:
+    """One row per question, one column per watcher."""
+    columns = {
+        "kinwatch": (kinwatch, "spawned", "exits"),
+        f"psutil every {POLL_MS} ms": (psutil, "children", ""),
+        "forkstat": (forkstat, "children", "exits"),
+    }
+    rows = [["children seen"], ["exits seen"], ["storm slower"], ["CPU of the watcher, of a core"]]
+    for result, children, exits in columns.values():
+        if not result.saw or not result.elapsed:
+            cells = [not_measured(result)] * len(rows)
+        else:
+            cells = [
+                between(result.seen(children), result.children),
+                between(result.seen(exits), result.children) if exits else "cannot",
+                Spread.of(ratios(result.elapsed)).percent_more(),
+                f"{100 * Spread.of(result.watcher_cpu).median:.0f} %",
+            ]
+        for row, cell in zip(rows, cells, strict=True):
+            row.append(cell)
+    return markdown(("", *columns), rows)
+
+
+def between(seen: Sequence[int], of: int) -> str:
+    """The fewest and the most that a round saw."""
+    low, high = min(seen), max(seen)
+    return f"{low:,} of {of:,}" if low == high else f"{low:,} to {high:,} of {of:,}"
+
+
+def not_measured(result: Result) -> str:
+    """Why a condition has no result."""
+    return f"not measured: {result.failures[-1] if result.failures else 'no round was run'}"
