@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from monitor.errors import AlreadyRunning, CaptureUnavailable
 from monitor.options import ReportOptions, RunOptions, settled
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 CHECKOUT = Path(cli.__file__).parents[1]
 VERBS = ("run", "report", "status", "tree", "replay", "doctor", "unload")
@@ -37,11 +38,23 @@ class Agent(types.ModuleType):
         if name.startswith("_"):
             raise AttributeError(name)
 
-        def call(*arguments: object) -> int:
-            self.calls.append((name, *arguments))
+        def call(*arguments: Any) -> int:
+            parts = arguments[0] if name == "run" else arguments
+            self.calls.append((name, *parts))
             return self.answer()
 
         return call
+
+
+class Launch(types.ModuleType):
+    """Stands where the launch is: opens nothing, hands on what it was given."""
+
+    @staticmethod
+    @contextlib.contextmanager
+    def launched(*given: object, meanwhile: str) -> Iterator[tuple[object, ...]]:
+        """The configuration and the options, as the parts of the run."""
+        assert meanwhile == "monitor.agent"
+        yield given
 
 
 @pytest.fixture
@@ -51,6 +64,7 @@ def agent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Agent:
     for name in ("agent", "doctor"):
         monkeypatch.setitem(sys.modules, f"monitor.{name}", double)
         monkeypatch.setattr(monitor, name, double, raising=False)
+    monkeypatch.setitem(sys.modules, "monitor.launch", Launch("monitor.launch"))
     monkeypatch.setattr(config, "DEFAULT_PATH", tmp_path / "etc.toml")
     monkeypatch.chdir(tmp_path)
     return double

@@ -152,7 +152,7 @@ def test_exec_is_seen_though_name_and_arguments_stay(
 def test_parents_come_before_their_children_whatever_their_numbers(engine: Engine) -> None:
     code = "import os,sys\nfor _ in range(4):\n  if os.fork(): break\nsys.stdin.read()"
     name = f"kwd{os.getpid()}"
-    with subprocess.Popen(["python3", "-c", code, name], stdin=subprocess.PIPE) as process:
+    with subprocess.Popen([sys.executable, "-c", code, name], stdin=subprocess.PIPE) as process:
         tree = psutil.Process(process.pid)
         while len(tree.children(recursive=True)) < 4:
             time.sleep(0.001)
