@@ -256,8 +256,7 @@ class Agent:
         generation = self._capture.generation if isinstance(self._capture, CoreCapture) else time.time_ns()
         if isinstance(self._capture, CoreCapture):
             self._since_ns -= time.clock_gettime_ns(time.CLOCK_BOOTTIME) - self._capture.since_boot_ns
-        window = Window(self._capture, self._engine, READER, device.read, file=file, generation=generation)
-        return window
+        return Window(self._capture, self._engine, READER, device.read, file=file, generation=generation)
 
     def _open_record(self) -> None:
         if self._options.record is None:

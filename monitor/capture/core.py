@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar, Final
 
 from monitor.capture import SlotWatch
 from monitor.capture.cmdline import Judge
-from monitor.capture.rules import rules
+from monitor.capture.rules import directories, rules
 from monitor.detect.snapshot import Snapshot, WatchSnapshot
 from monitor.engine import STAGES
 from monitor.engine._native import ffi, lib
@@ -23,6 +23,7 @@ from monitor.errors import CaptureUnavailable, EngineRefused
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from monitor.capture.rules import Rule
     from monitor.engine import Engine
     from monitor.engine._native import CData
     from monitor.schema import Capture as CaptureTable
@@ -69,6 +70,7 @@ class CoreCapture:
         self._judge = Judge({})
         self._stopped = False
         self._pids: set[str] = set()
+        self._rules: dict[str, list[Rule]] = {}
         self._loader: CData | None = None
         if pins:
             _mount_bpffs()
@@ -194,10 +196,10 @@ class CoreCapture:
                     if mask & fresh & 1 << slot and pid != os.getpid():
                         self._check(lib.kw_loader_match_pid(self._handle, slot, pid))
 
-    def refresh(self) -> None:
-        """Look again at what the watches' paths name: a file may have been replaced, a directory too."""
+    def _refresh(self) -> None:
+        """Look again at what the watches' paths name: a file may have been replaced, a link turned elsewhere."""
         for held in self._slots.values():
-            if held.watch.kind in ("exe", "unit", "cgroup"):
+            if held.watch.kind == "exe":
                 self._match(held.slot, held.watch)
 
     def watch_pid(self, name: str, pid: int) -> None:
@@ -207,8 +209,15 @@ class CoreCapture:
     def _match(self, slot: int, watch: Watch) -> None:
         if watch.kind == "pid" and (watch.value == "0" or not self._new_pid(watch)):
             return
-        for rule in rules(watch):
+        now = rules(watch)
+        for rule in now:
             self._check(getattr(lib, f"kw_loader_match_{rule.table}")(self._handle, slot, *rule.arguments))
+        for rule in self._rules.get(watch.name, ()):
+            if rule not in now and rule.table in {"file", "place"}:
+                getattr(lib, f"kw_loader_unmatch_{rule.table}")(self._handle, slot, *rule.arguments)
+        self._rules[watch.name] = now
+        for directory in directories(watch):
+            self._check(lib.kw_loader_watch_directory(self._handle, os.fsencode(directory)))
 
     def _new_pid(self, watch: Watch) -> bool:
         """A pid is matched once: when it has been, its rule is gone and must not come back for a successor."""
@@ -228,6 +237,8 @@ class CoreCapture:
     def poll(self) -> bool:
         """Block until records came and went through the engine's door, or interrupt(); False after stop()."""
         self._check(lib.kw_loader_poll(self._handle, self._engine.handle))
+        if lib.kw_loader_paths_changed(self._handle):
+            self._refresh()
         for _ in range(VERDICTS_A_POLL):
             if not self._decide():
                 break

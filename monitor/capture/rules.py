@@ -63,6 +63,17 @@ def _of_executable(path: str) -> list[Rule]:
     return found
 
 
+def directories(watch: Watch) -> list[str]:
+    """Directories whose changes may change what an `exe` watch names: of every name on its way, links resolved."""
+    if watch.kind != "exe":
+        return []
+    found: dict[str, None] = {}
+    for spelled in (watch.value, os.path.realpath(watch.value)):
+        for directory in Path(spelled).parents:
+            found[os.path.realpath(directory)] = None
+    return [directory for directory in found if directory != "/" or len(found) == 1]
+
+
 def cgroup2_mount() -> Path | None:
     """Where the cgroup2 hierarchy is mounted; None: nowhere."""
     for line in _MOUNTS.read_text(encoding="utf-8", errors="replace").splitlines():

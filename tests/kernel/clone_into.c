@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* clone_into DIRECTORY: a child that begins its life in another cgroup and never runs an image; it has a child itself. */
+/* clone_into DIRECTORY: a child that begins its life in another cgroup and never runs an image; it has a child itself.
+ */
 #include "facts.h"
 #include <linux/sched.h>
 

@@ -134,6 +134,10 @@ class Daemon(Watcher):
         """Whether it has not ended."""
         return self._process.poll() is None
 
+    def wait(self) -> int:
+        """Wait until it has ended; its exit code."""
+        return self._process.wait(DEADLINE_S)
+
     def kill(self) -> None:
         """End it as a crash would."""
         self._process.kill()

@@ -16,6 +16,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/inotify.h>
 #include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
@@ -268,6 +269,15 @@ static uint64_t ring_used(const struct kw_loader *loader)
 	       __atomic_load_n(loader->consumer, __ATOMIC_ACQUIRE);
 }
 
+/* Events of directories: what they say does not matter, the paths are looked at anew. */
+static void look_at_inotify(struct kw_loader *loader)
+{
+	char events[4096] __attribute__((aligned(8)));
+
+	while (read(loader->inotify_fd, events, sizeof(events)) > 0)
+		loader->paths_changed = 1;
+}
+
 /* Wait for a wake-up, or for the nap to end. */
 static void wait_for_hooks(struct kw_loader *loader, uint32_t state, int timeout_ms)
 {
@@ -278,7 +288,8 @@ static void wait_for_hooks(struct kw_loader *loader, uint32_t state, int timeout
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
 	if ((state == KW_READER_NAPPING || !ring_used(loader)) &&
 	    !__atomic_load_n(&loader->stopped, __ATOMIC_ACQUIRE)) {
-		epoll_wait(loader->poll_fd, &event, 1, timeout_ms);
+		if (epoll_wait(loader->poll_fd, &event, 1, timeout_ms) == 1 && event.data.fd == loader->inotify_fd)
+			look_at_inotify(loader);
 		loader->polls++;
 	}
 	__atomic_store_n(&control->reader, KW_READER_AWAKE, __ATOMIC_SEQ_CST);
@@ -292,9 +303,8 @@ int64_t kw_loader_poll(struct kw_loader *loader, struct kw_engine *engine)
 		uint64_t used = ring_used(loader);
 		int64_t records;
 
-		if (__atomic_exchange_n(&loader->interrupted, 0, __ATOMIC_ACQ_REL)) {
+		if (__atomic_exchange_n(&loader->interrupted, 0, __ATOMIC_ACQ_REL) || loader->paths_changed)
 			return 0;
-		}
 		if (napped && used > loader->ring_bytes / 4)
 			loader->nap_ms = loader->nap_ms > 1 ? loader->nap_ms / 2 : 1;
 		else if (napped && used > 0 && used < loader->ring_bytes / 16 && loader->nap_ms < NAP_LONGEST_MS)
@@ -332,6 +342,36 @@ static void knock(struct kw_loader *loader)
 		return; /* the counter is full: 2^64 knocks */
 }
 
+static int watch_fd(struct kw_loader *loader, int fd, uint32_t events)
+{
+	struct epoll_event event = {.events = events, .data.fd = fd};
+
+	return epoll_ctl(loader->poll_fd, EPOLL_CTL_ADD, fd, &event) ? -errno : 0;
+}
+
+int kw_loader_watch_directory(struct kw_loader *loader, const char *directory)
+{
+	static const uint32_t changes = IN_CREATE | IN_MOVED_TO | IN_MOVED_FROM | IN_DELETE | IN_ATTRIB |
+					IN_DELETE_SELF | IN_MOVE_SELF | IN_ONLYDIR;
+
+	if (loader->inotify_fd < 0) {
+		loader->inotify_fd = inotify_init1(IN_NONBLOCK | IN_CLOEXEC);
+		if (loader->inotify_fd < 0 || watch_fd(loader, loader->inotify_fd, EPOLLIN | EPOLLET))
+			return loader_fail(loader, -errno, "cannot watch directories: %s", strerror(errno));
+	}
+	if (inotify_add_watch(loader->inotify_fd, directory, changes) < 0 && errno != ENOENT && errno != ENOTDIR)
+		return loader_fail(loader, -errno, "cannot watch %s: %s", directory, strerror(errno));
+	return 0;
+}
+
+int kw_loader_paths_changed(struct kw_loader *loader)
+{
+	int changed = loader->paths_changed;
+
+	loader->paths_changed = 0;
+	return changed;
+}
+
 const struct kw_header *kw_loader_undecided(struct kw_loader *loader)
 {
 	return loader->undecided_bytes ? (const struct kw_header *)loader->undecided : NULL;
@@ -350,13 +390,6 @@ void kw_loader_interrupt(struct kw_loader *loader)
 }
 
 /* -------- opening -------- */
-
-static int watch_fd(struct kw_loader *loader, int fd, uint32_t events)
-{
-	struct epoll_event event = {.events = events, .data.fd = fd};
-
-	return epoll_ctl(loader->poll_fd, EPOLL_CTL_ADD, fd, &event) ? -errno : 0;
-}
 
 int drain_open(struct kw_loader *loader)
 {
@@ -406,6 +439,8 @@ void drain_close(struct kw_loader *loader)
 		close(loader->poll_fd);
 	if (loader->stop_fd >= 0)
 		close(loader->stop_fd);
+	if (loader->inotify_fd >= 0)
+		close(loader->inotify_fd);
 	free(loader->staging);
 	free(loader->undecided);
 }

@@ -363,7 +363,7 @@ int kw_loader_open(const struct kw_loader_config *config, struct kw_loader **res
 	if (!loader)
 		return -ENOMEM;
 	set_init(&loader->set);
-	loader->poll_fd = loader->stop_fd = -1;
+	loader->poll_fd = loader->stop_fd = loader->inotify_fd = -1;
 	if (strlen(config->pins) + 8 >= sizeof(loader->pins))
 		return loader_fail(loader, -ENAMETOOLONG, "the pin directory's name is too long: %s", config->pins);
 	strcpy(loader->pins, config->pins);

@@ -59,8 +59,15 @@ int kw_loader_match_place(struct kw_loader *loader, uint32_t slot, uint32_t majo
 int kw_loader_match_pid(struct kw_loader *loader, uint32_t slot, uint32_t pid);
 int kw_loader_match_cgroup(struct kw_loader *loader, uint32_t slot, uint64_t id);
 int kw_loader_match_cgroup_path(struct kw_loader *loader, uint32_t slot, const char *path);
-/* Take slot's rules away; its kin stay. */
+/* Take slot's rules away, all or one; its kin stay. */
 int kw_loader_unmatch(struct kw_loader *loader, uint32_t slot);
+void kw_loader_unmatch_file(struct kw_loader *loader, uint32_t slot, uint32_t major, uint32_t minor, uint64_t inode);
+void kw_loader_unmatch_place(struct kw_loader *loader, uint32_t slot, uint32_t major, uint32_t minor, uint64_t inode,
+			     const char *name);
+/* Let poll return when something is made, moved, removed or changed in a directory; paths_changed() says once that it
+ * was. */
+int kw_loader_watch_directory(struct kw_loader *loader, const char *directory);
+int kw_loader_paths_changed(struct kw_loader *loader);
 /* Most children alive before the hooks wake the reader at once, -1: no limit. */
 int kw_loader_limit(struct kw_loader *loader, uint32_t slot, int64_t limit);
 

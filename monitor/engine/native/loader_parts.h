@@ -75,6 +75,8 @@ struct kw_loader {
 	struct ring_buffer *ring;
 	int poll_fd;
 	int stop_fd;
+	int inotify_fd;
+	int paths_changed;
 	int stopped;
 	int interrupted;
 	uint8_t *undecided; /* the record at which draining stopped, for somebody who reads command lines */

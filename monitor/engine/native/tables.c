@@ -46,6 +46,25 @@ static int rule_add(struct kw_loader *loader, enum map_index map, const void *ke
 	return 0;
 }
 
+/* Take slot's bit out of a row; a row without bits goes. */
+static void rule_drop(struct kw_loader *loader, enum map_index map, const void *key, uint32_t slot)
+{
+	struct kw_control *control = loader->set.control;
+	int fd = loader->set.maps[map];
+	uint64_t mask = 0;
+
+	if (bpf_map_lookup_elem(fd, key, &mask) || !(mask & slot_bit(slot)))
+		return;
+	mask &= ~slot_bit(slot);
+	if (mask) {
+		bpf_map_update_elem(fd, key, &mask, BPF_ANY);
+	} else if (!bpf_map_delete_elem(fd, key)) {
+		__sync_fetch_and_sub(&control->rules, 1);
+		if (is_cgroup_map(map))
+			__sync_fetch_and_sub(&control->cgroup_rules, 1);
+	}
+}
+
 int kw_loader_set_watch(struct kw_loader *loader, uint32_t slot, const char *name, uint64_t identity)
 {
 	struct kw_watch_row row = {.identity = identity};
@@ -128,7 +147,6 @@ int kw_loader_match_cgroup_path(struct kw_loader *loader, uint32_t slot, const c
 
 int kw_loader_unmatch(struct kw_loader *loader, uint32_t slot)
 {
-	struct kw_control *control = loader->set.control;
 	char key[256], next[256];
 
 	for (int i = 0; i < RULE_MAPS; i++) {
@@ -139,24 +157,28 @@ int kw_loader_unmatch(struct kw_loader *loader, uint32_t slot)
 			uint64_t mask = 0;
 
 			memcpy(key, next, sizeof(key));
-			if (bpf_map_lookup_elem(fd, key, &mask) || !(mask & slot_bit(slot))) {
-				previous = key;
-				continue;
-			}
-			mask &= ~slot_bit(slot);
-			if (mask) {
-				bpf_map_update_elem(fd, key, &mask, BPF_ANY);
-				previous = key;
-			} else {
-				bpf_map_delete_elem(fd, key);
-				__sync_fetch_and_sub(&control->rules, 1);
-				if (is_cgroup_map(rule_maps[i]))
-					__sync_fetch_and_sub(&control->cgroup_rules, 1);
-				previous = NULL; /* the key to go on from is gone */
-			}
+			rule_drop(loader, rule_maps[i], key, slot);
+			/* where the row went, the key to go on from is gone: begin again */
+			previous = bpf_map_lookup_elem(fd, key, &mask) ? NULL : key;
 		}
 	}
 	return 0;
+}
+
+void kw_loader_unmatch_file(struct kw_loader *loader, uint32_t slot, uint32_t major, uint32_t minor, uint64_t inode)
+{
+	struct kw_file_key key = {.inode = inode, .device = kernel_device(major, minor)};
+
+	rule_drop(loader, MAP_FILES, &key, slot);
+}
+
+void kw_loader_unmatch_place(struct kw_loader *loader, uint32_t slot, uint32_t major, uint32_t minor, uint64_t inode,
+			     const char *name)
+{
+	struct kw_place_key key = {.directory_inode = inode, .directory_device = kernel_device(major, minor)};
+
+	strncpy((char *)key.name, name, sizeof(key.name) - 1);
+	rule_drop(loader, MAP_PLACES, &key, slot);
 }
 
 int kw_loader_limit(struct kw_loader *loader, uint32_t slot, int64_t limit)
