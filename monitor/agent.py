@@ -36,6 +36,7 @@ from monitor.options import settled
 from monitor.sinks import Fanout
 from monitor.sinks.stream import StreamSink
 from monitor.sinks.table import log_sink
+from monitor.watch import COMMAND_PID
 from monitor.window import Window
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ class Agent:
         try:
             self._fanout = self._open_sinks()
             self._capture.start()
+            self._match_command()
             self._window = self._open_window()
             self._open_record()
             try:
@@ -228,6 +230,14 @@ class Agent:
         self._notifier.ready()
 
     # -------- begin --------
+
+    def _match_command(self) -> None:
+        """`-- COMMAND` is a root from its exec on, where the capture can see one."""
+        if self._command is None or not isinstance(self._capture, CoreCapture):
+            return
+        for held in self._capture.watches:
+            if (held.watch.kind, held.watch.value) == ("pid", COMMAND_PID):
+                self._capture.watch_pid(held.watch.name, self._command.pid)
 
     def _open_sinks(self) -> Fanout:
         several = len(self._config.watches) > 1

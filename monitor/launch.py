@@ -74,7 +74,8 @@ def launched(config: Config, options: RunOptions, meanwhile: str) -> Iterator[Pa
         command = Command(options.command) if options.command else None  # forks: before any thread
         if command is not None:
             stack.callback(command.abandon)
-            config = _with_pid(config, command.pid)
+            if choice.kind != "core":  # core waits for its exec, so that the root line tells the command
+                config = _with_pid(config, command.pid)
         engine = stack.enter_context(Engine(config.capture.max_processes))
         importing = threading.Thread(target=importlib.import_module, args=(meanwhile,), name="import")
         importing.start()

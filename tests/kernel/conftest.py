@@ -159,7 +159,9 @@ class Daemons:
 
     def configure(self, text: str, keep: str = "crash") -> None:
         """Write the configuration: `text` after the [daemon] table."""
-        daemon = f'[daemon]\nsocket = "{self.directory}/control.sock"\nstate_dir = "{self.directory}"\nkeep = "{keep}"\n'
+        daemon = (
+            f'[daemon]\nsocket = "{self.directory}/control.sock"\nstate_dir = "{self.directory}"\nkeep = "{keep}"\n'
+        )
         self.config.write_text(daemon + text, encoding="utf-8")
 
     def start(self, *arguments: str, fresh: bool = False) -> Daemon:
@@ -192,7 +194,7 @@ def daemons(tmp_path: Path) -> Iterator[Daemons]:
 
 
 @pytest.fixture(scope="session")
-def kernel_programs(compiled: Path) -> Path:  # noqa: F811 - the fixture of that name
+def kernel_programs(compiled: Path) -> Path:
     """The directory of compiled programs, with those of this directory added."""
     for source in sorted(HERE.glob("*.c")):
         flags = ["-O1", "-Wall", "-Wextra", "-Werror", "-static", f"-I{PROGRAMS}"]
@@ -201,7 +203,7 @@ def kernel_programs(compiled: Path) -> Path:  # noqa: F811 - the fixture of that
 
 
 @pytest.fixture
-def built(kernel_programs: Path, programs: Programs) -> Programs:  # noqa: ARG001, F811 - compiled first
+def built(kernel_programs: Path, programs: Programs) -> Programs:  # noqa: ARG001 - compiled first
     """`programs`, those of this directory among them."""
     return programs
 

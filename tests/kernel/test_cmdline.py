@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import subprocess
-import threading
 from typing import TYPE_CHECKING
 
-from monitor.capture.core import CoreCapture
-from monitor.engine import Engine
-from monitor.engine.lines import Exec, Exit, Fork, Root, decode
-from monitor.schema import Capture as CaptureTable
+from monitor.engine.lines import Exec, Exit, Fork, Root
 from monitor.watch import Watch
+from tests.kernel.follow import follow
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
     from pathlib import Path
-
-    from monitor.detect.snapshot import WatchSnapshot
-    from monitor.engine.lines import Line
 
 RUNS = 40
 SCRIPT = """
@@ -25,34 +18,6 @@ SCRIPT = """
 (/bin/true; (/bin/true &) )
 wait
 """
-
-
-def _watch(watches: Sequence[Watch], act: Callable[[], object]) -> tuple[list[Line], WatchSnapshot]:
-    """Everything told and counted of the first watch while `act()` runs."""
-    lines: list[bytes] = []
-    with Engine() as engine:
-        capture = CoreCapture(engine, watches, CaptureTable())
-        try:
-            capture.start()
-            thread = threading.Thread(target=_poll, args=(capture, engine, lines))
-            thread.start()
-            try:
-                act()
-            finally:
-                capture.stop()
-                thread.join()
-            capture.drain()
-            lines += engine.take().lines.splitlines()
-            snapshot = capture.snapshot(None, 0)
-            assert snapshot.lost == dict.fromkeys(snapshot.lost, 0)
-            return [decode(line) for line in lines], snapshot.watches[0]
-        finally:
-            capture.close(keep=False)
-
-
-def _poll(capture: CoreCapture, engine: Engine, lines: list[bytes]) -> None:
-    while capture.poll():
-        lines += engine.take().lines.splitlines()
 
 
 def _script(tmp_path: Path, name: str) -> Path:
@@ -71,7 +36,7 @@ def test_children_forked_before_the_verdict_are_kin(tmp_path: Path) -> None:
             subprocess.run(["/bin/sh", other], check=True)
         subprocess.run(["sleep", "0.2"], check=True)
 
-    told, row = _watch([Watch(name="app", kind="cmdline", value=r"^/bin/sh \S*wanted\.sh$")], act)
+    told, row = follow([Watch(name="app", kind="cmdline", value=r"^/bin/sh \S*wanted\.sh$")], act)
     assert [type(line) for line in told].count(Root) == RUNS
     assert sum(isinstance(line, Fork) for line in told) == 4 * RUNS
     assert sum(isinstance(line, Exec) for line in told) == 3 * RUNS
@@ -92,7 +57,7 @@ def test_a_match_below_a_match_is_a_descendant(tmp_path: Path) -> None:
         subprocess.run(["/bin/sh", outer], check=True)
         subprocess.run(["sleep", "0.2"], check=True)
 
-    told, row = _watch([Watch(name="app", kind="cmdline", value="wanted")], act)
+    told, row = follow([Watch(name="app", kind="cmdline", value="wanted")], act)
     assert [type(line) for line in told].count(Root) == 1
     assert isinstance(told[0], Root)
     assert (row.root_starts, row.spawned, row.alive) == (1, 6, 0)
@@ -107,7 +72,7 @@ def test_a_process_may_be_kin_by_name_and_by_command_line(tmp_path: Path) -> Non
         subprocess.run(["sleep", "0.2"], check=True)
 
     watches = [Watch(name="app", kind="cmdline", value="wanted"), Watch(name="shell", kind="exe", value="/bin/sh")]
-    told, row = _watch(watches, act)
+    told, row = follow(watches, act)
     forks = [line for line in told if isinstance(line, Fork)]
     by_watch = {name: sorted(line.pid for line in forks if line.watch == name) for name in ("app", "shell")}
     assert by_watch["app"] == by_watch["shell"]
@@ -121,7 +86,7 @@ def test_what_runs_already_is_adopted_with_its_children(tmp_path: Path) -> None:
     with subprocess.Popen(["/bin/sh", script], stdin=subprocess.PIPE) as process:
         try:
             _wait_for_child(process.pid)
-            told, row = _watch(
+            told, row = follow(
                 [Watch(name="app", kind="cmdline", value=r"wanted\.sh")], lambda: process.communicate(b"\n")
             )
         finally:

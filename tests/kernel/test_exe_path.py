@@ -8,11 +8,9 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from monitor.capture.core import CoreCapture
-from monitor.engine import Engine
-from monitor.engine.lines import Root, decode
-from monitor.schema import Capture as CaptureTable
+from monitor.engine.lines import Root
 from monitor.watch import Watch
+from tests.kernel.follow import follow
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,28 +18,7 @@ if TYPE_CHECKING:
 
 def _roots(path: Path, act: Callable[[], object]) -> list[tuple[str, ...]]:
     """Arguments of the roots of a watch by `path` while `act()` runs."""
-    lines: list[bytes] = []
-    with Engine() as engine:
-        capture = CoreCapture(engine, [Watch(name="app", kind="exe", value=str(path))], CaptureTable())
-        try:
-            capture.start()
-
-            def poll() -> None:
-                while capture.poll():
-                    lines.extend(engine.take().lines.splitlines())
-
-            thread = threading.Thread(target=poll)
-            thread.start()
-            try:
-                act()
-            finally:
-                capture.stop()
-                thread.join()
-            capture.drain()
-            lines += engine.take().lines.splitlines()
-        finally:
-            capture.close(keep=False)
-    told = [decode(line) for line in lines]
+    told, _ = follow([Watch(name="app", kind="exe", value=str(path))], act)
     return [tuple(line.argv or ()) for line in told if isinstance(line, Root)]
 
 

@@ -153,9 +153,7 @@ def test_once_ends_with_its_periodic_report(name: str, tmp_path: Path) -> None:
     assert report["custom_metrics"][f"num_child_procs_{name}"] == [{"number": 0}]
 
 
-def test_once_beside_a_daemon_disturbs_nobody(
-    daemons: Daemons, programs: Programs, name: str, tmp_path: Path
-) -> None:
+def test_once_beside_a_daemon_disturbs_nobody(daemons: Daemons, programs: Programs, name: str, tmp_path: Path) -> None:
     daemon = daemons.start("--watch", name)
     done = kinwatch("run", "--once", "--watch", name, "--interval-s", "1", *CORE, "--log", tmp_path / "log")
     assert done.returncode == 0, done.stderr
@@ -258,7 +256,9 @@ def test_files_are_for_root_alone(daemons: Daemons, name: str) -> None:
 
 
 def test_log_that_cannot_be_written_is_said_before_anything_starts(name: str, tmp_path: Path) -> None:
-    done = kinwatch("run", "--once", *CORE, "--watch", name, "--log", tmp_path / "nowhere" / "log")
+    (tmp_path / "file").touch()
+    log = tmp_path / "file" / "log"
+    done = kinwatch("run", "--once", *CORE, "--watch", name, "--log", log)
     assert done.returncode == 2
-    assert str(tmp_path / "nowhere") in sentence(done)
+    assert str(log) in sentence(done)
     assert not pinned()

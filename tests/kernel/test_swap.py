@@ -15,6 +15,7 @@ from monitor.engine import Engine
 from monitor.engine.lines import Exit, Fork, Root, decode
 from monitor.schema import Capture as CaptureTable
 from monitor.watch import Expect, Watch
+from tests.kernel.follow import poll
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -126,7 +127,7 @@ def test_the_next_version_takes_over_without_missing_or_doubling_a_child(pins: s
                 capture = _capture(next_engine, pins, programs, watches)
                 assert capture.origin == "swapped"
                 capture.start()
-                reader = threading.Thread(target=_poll, args=(capture, next_engine, lines))
+                reader = threading.Thread(target=poll, args=(capture, next_engine, lines))
                 reader.start()
                 if version == 3:
                     application.stdin.write("\n")
@@ -150,8 +151,3 @@ def test_the_next_version_takes_over_without_missing_or_doubling_a_child(pins: s
     assert len(set(forks)) == len(forks) == children
     assert len(set(exits)) == len(exits) == children + 1
     assert [type(line) for line in told if not isinstance(line, Fork | Exit)] == [Root]
-
-
-def _poll(capture: CoreCapture, engine: Engine, lines: list[bytes]) -> None:
-    while capture.poll():
-        lines += engine.take().lines.splitlines()

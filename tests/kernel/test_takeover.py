@@ -31,9 +31,7 @@ def _storm_on(daemon: Daemon, name: str) -> None:
     eventually(lambda: daemon.counters(name)["spawned"] >= begun + 2 * TURNS, f"{TURNS} turns of the storm")
 
 
-def test_what_happens_while_no_daemon_runs_is_told_by_the_next(
-    daemons: Daemons, built: Programs, name: str
-) -> None:
+def test_what_happens_while_no_daemon_runs_is_told_by_the_next(daemons: Daemons, built: Programs, name: str) -> None:
     daemons.configure(ROOMY)
     first = daemons.start("--watch", name)
     assert first.origin == "new"
