@@ -127,7 +127,7 @@ def ask(path: Path, what: str, timeout_s: float = CLIENT_S) -> dict[str, Any]:
             "or name its socket with --socket"
         )
         raise DaemonUnreachable(msg) from error
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         msg = f"{path}: what answers there is not kinwatch ({error}); name another socket with --socket"
         raise DaemonUnreachable(msg) from error
     if "error" in reply:

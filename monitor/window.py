@@ -131,7 +131,7 @@ class Window:
             kept = msgspec.json.decode(file.read_bytes(), type=_Kept)
         except FileNotFoundError:
             kept = self._kept
-        except (OSError, msgspec.MsgspecError):
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
             kept = self._kept  # torn or foreign: a window that begins with the counters is right, if long
         if kept.generation != generation:
             kept = _Kept(generation=generation, last_report_id=kept.last_report_id)

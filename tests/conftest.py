@@ -1,12 +1,18 @@
-"""What every test shares: how hypothesis searches.
+"""What every test shares: how hypothesis searches, and the table that a run with full numbers leaves in docs/.
 
-Owns hypothesis's profile. Refuses to know fixtures: they stand beside the tests that use them.
+Owns hypothesis's profile and that page. Refuses to know fixtures: they stand beside the tests that use them.
 """
 
 from __future__ import annotations
 
 import os
+import platform
+import subprocess
+from collections import Counter, defaultdict
+from datetime import UTC, datetime
+from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 LONG = bool(os.environ.get("KINWATCH_LONG"))
@@ -22,3 +28,36 @@ settings.register_profile(
     print_blob=True,
 )
 settings.load_profile("kinwatch")
+
+if LONG:
+    PAGE = Path(__file__).resolve().parents[1] / "docs" / "test-long.md"
+
+    def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+        """Write the table of a run with full numbers, one row a file."""
+        rows: dict[str, Counter[str]] = defaultdict(Counter)
+        seconds: Counter[str] = Counter()
+        for outcome in ("passed", "failed", "skipped", "error", "xfailed", "xpassed"):
+            for report in terminalreporter.getreports(outcome):
+                if isinstance(report, pytest.TestReport):
+                    file = report.location[0]
+                    rows[file][outcome] += 1
+                    seconds[file] += round(report.duration * 1000)
+        head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+        where = f"commit {head.stdout.strip() or 'unknown'}, {datetime.now(UTC):%Y-%m-%d}"
+        lines = [
+            "# The suite with full numbers",
+            "",
+            "`make test-long`. Times say what ran, not how fast.",
+            "",
+            f"Linux {platform.release()} {platform.machine()}, Python {platform.python_version()}, {where}.",
+            "",
+            "| file | passed | failed | skipped | seconds |",
+            "|---|---:|---:|---:|---:|",
+            *(
+                f"| {file} | {row['passed']} | {row['failed'] + row['error']} | {row['skipped']} "
+                f"| {seconds[file] / 1000:.1f} |"
+                for file, row in sorted(rows.items())
+            ),
+            "",
+        ]
+        PAGE.write_text("\n".join(lines))

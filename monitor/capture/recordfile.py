@@ -157,7 +157,7 @@ class RecordReader:
         table = self._take(table_bytes, "its watch table")
         try:
             watches = msgspec.json.decode(table, type=tuple[RecordedWatch, ...])
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             self._refuse(f"its watch table is damaged ({error})")
         return wall_ns, watches
 

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 STORM: Final = "kwb-storm"
 FIRST: Final = "kwb-first"
 OTHER: Final = "kwb-other"
+TURN_CHILDREN: Final = 2_000
+"""About 70 ms: long beside the daemon's naps, short beside the moods of a shared machine."""
 NOBODY: Final = "nobody"
 PSUTIL: Final = "psutil"
 FORKSTAT: Final = "forkstat"
@@ -57,6 +59,7 @@ class Size:
 
     children: int
     rounds: int
+    turns: int
     hook_children: int
     hook_rounds: int
     samples: int
@@ -65,8 +68,12 @@ class Size:
     engine_runs: int = 5
 
 
-FULL: Final = Size(children=100_000, rounds=7, hook_children=50_000, hook_rounds=5, samples=1000, starts=9, idle_s=10)
-QUICK: Final = Size(children=20_000, rounds=5, hook_children=20_000, hook_rounds=3, samples=200, starts=5, idle_s=10)
+FULL: Final = Size(
+    children=100_000, rounds=7, turns=300, hook_children=50_000, hook_rounds=5, samples=1000, starts=9, idle_s=10
+)
+QUICK: Final = Size(
+    children=20_000, rounds=5, turns=100, hook_children=20_000, hook_rounds=3, samples=200, starts=5, idle_s=10
+)
 
 
 def say(text: str) -> None:
@@ -91,6 +98,7 @@ class Bench:
         """`scratch`: an empty directory for programs and logs. Raises CalledProcessError when one does not compile."""
         self.scratch, self.size = scratch, size
         self.storm = programs.compiled("storm.c", scratch / STORM)
+        self.plain = programs.compiled("storm.c", scratch / "kwb-plain")
         self.first = programs.compiled("first_event.c", scratch / FIRST)
         self.empty = programs.compiled("empty_hooks.c", scratch / "kwb-empty", *programs.libbpf())
         self.engine = programs.compiled("bench_engine.c", scratch / "kwb-engine", *programs.engine_sources())
@@ -99,9 +107,11 @@ class Bench:
         """All of it, as one page."""
         others = loaded()
         results = self._storms()
+        turns = tried("storms in turns", self._turns)
         costs = self._hooks()
         rows = [
             page.seen_row(results[page.KIN]),
+            page.turns_row(turns, TURN_CHILDREN),
             *(page.slower_row(name, results[name]) for name in (*page.SLOWER_PERCENT, NOBODY)),
             page.daemon_row(results[page.KIN]),
             *page.hook_rows(costs),
@@ -132,6 +142,10 @@ class Bench:
             for step in storms.run_rounds(self.storm, self.size.rounds, conditions, results, FAILURES):
                 say(step)
         return results
+
+    def _turns(self) -> list[tuple[float, float]]:
+        with watchers.ByKinwatch(self.scratch, STORM), hooks.stats(on=False):
+            return storms.in_turns(self.storm, self.plain, TURN_CHILDREN, self.size.turns)
 
     def _hooks(self) -> dict[str, dict[str, hooks.Cost] | str]:
         bench = hooks.Bench(self.scratch, self.storm, self.empty, self.size.hook_children, self.size.hook_rounds)
@@ -171,9 +185,9 @@ Made by `make bench`; every figure is of one run on one machine.
 {model}, {os.cpu_count()} cores, {os.uname().sysname} {os.uname().release}; commit {commit()};
 {datetime.now(UTC):%Y-%m-%d}; load {os.getloadavg()[2]:.1f} over 15 minutes.
 
-The storm: {size.children:,} x vfork() + _exit() + waitpid(). Slowdowns are medians of {size.rounds} ratios, each of
-a watched storm to the unwatched one right before or after it. Nothing is pinned to a CPU, and others may use the
-machine: the row of the noise says what such a ratio is worth here.{foreign}
+The storm: {size.children:,} x vfork() + _exit() + waitpid(). Slowdowns are medians of ratios, each of a watched
+storm to the unwatched one right before or after it, with the margin within which the median is sure (about 95 %);
+where a goal lies within it the answer is "unclear". Nothing is pinned to a CPU, and others may use the machine.{foreign}
 """
 
 

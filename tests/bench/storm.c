@@ -1,14 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The worst an application can do: N times a child that ends at once, by vfork(), the cheapest way there is. With
- * "exec" the child first executes this program again. Prints one line, its own time and CPU time. Knows nothing of who
- * watches.
+ * The worst an application can do: N times a child that ends at once, by vfork(), the cheapest way there is. With "exec"
+ * the child first executes this program again. With "turns" there is a storm for every byte on stdin. Prints one line a
+ * storm, with the time it took. Knows nothing of who watches.
  */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -21,22 +20,6 @@ static long long now_ns(void)
 	return now.tv_sec * 1000000000LL + now.tv_nsec;
 }
 
-/* CPU time of this process and of the children it has waited for. */
-static long long cpu_us(void)
-{
-	static const int whose[] = {RUSAGE_SELF, RUSAGE_CHILDREN};
-	long long total = 0;
-
-	for (int i = 0; i < 2; i++) {
-		struct rusage usage;
-
-		getrusage(whose[i], &usage);
-		total += (usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) * 1000000LL;
-		total += usage.ru_utime.tv_usec + usage.ru_stime.tv_usec;
-	}
-	return total;
-}
-
 static void child(char **argv)
 {
 	if (argv)
@@ -44,33 +27,43 @@ static void child(char **argv)
 	_exit(argv != NULL);
 }
 
-int main(int argc, char **argv)
+static int storm(long children, char **again)
 {
-	char end[] = "end", *again[] = {argv[0], end, NULL};
-	long long start_ns, start_us;
-	long children;
+	long long start_ns = now_ns();
 
-	if (argc == 2 && strcmp(argv[1], "end") == 0)
-		return 0;
-	children = argc > 1 ? strtol(argv[1], NULL, 10) : 0;
-	if (children <= 0) {
-		fprintf(stderr, "usage: %s CHILDREN [exec]\n", argv[0]);
-		return 2;
-	}
-	start_us = cpu_us();
-	start_ns = now_ns();
 	for (long i = 0; i < children; i++) {
 		int status;
 		pid_t pid = vfork();
 
 		if (pid == 0)
-			child(argc > 2 ? again : NULL);
+			child(again);
 		if (pid < 0 || waitpid(pid, &status, 0) != pid || status != 0) {
 			fprintf(stderr, "storm: child %ld: %s\n", i, strerror(errno));
 			return 1;
 		}
 	}
-	printf("{\"children\": %ld, \"elapsed_ns\": %lld, \"cpu_us\": %lld}\n", children, now_ns() - start_ns,
-	       cpu_us() - start_us);
+	printf("{\"children\": %ld, \"elapsed_ns\": %lld}\n", children, now_ns() - start_ns);
+	fflush(stdout);
+	return 0;
+}
+
+int main(int argc, char **argv)
+{
+	char end[] = "end", *again[] = {argv[0], end, NULL};
+	const char *mode = argc > 2 ? argv[2] : "";
+	long children = argc > 1 ? strtol(argv[1], NULL, 10) : 0;
+	char byte;
+
+	if (argc == 2 && strcmp(argv[1], end) == 0)
+		return 0;
+	if (children <= 0) {
+		fprintf(stderr, "usage: %s CHILDREN [exec|turns]\n", argv[0]);
+		return 2;
+	}
+	if (strcmp(mode, "turns") != 0)
+		return storm(children, strcmp(mode, "exec") == 0 ? again : NULL);
+	while (read(STDIN_FILENO, &byte, 1) == 1)
+		if (storm(children, NULL))
+			return 1;
 	return 0;
 }

@@ -1,20 +1,21 @@
 """The storm under several watchers, in pairs with an unwatched one. Owns the order of rounds; knows no watcher.
 
-The machine is shared and nothing is pinned to a CPU, so nothing is compared but neighbours: each watched storm with an
-unwatched one right before or right after it, in turns.
+The machine is shared and nothing is pinned to a CPU, so nothing is compared but neighbours in time: each watched storm
+with an unwatched one right before or right after it.
 """
 
 from __future__ import annotations
 
 import subprocess
 import time
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, Self
 
 import msgspec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
 SETTLE_S = 0.3
@@ -26,8 +27,6 @@ class Storm(msgspec.Struct, frozen=True):
 
     children: int
     elapsed_ns: int
-    cpu_us: int
-    """Its own and its children's."""
 
 
 class Watcher(Protocol):
@@ -62,8 +61,6 @@ class Result:
     children: int
     elapsed: list[tuple[float, float]] = field(default_factory=list)
     """Pairs of wall time, ns: unwatched, watched."""
-    cpu: list[tuple[float, float]] = field(default_factory=list)
-    """Pairs of the storm's own CPU time, us: unwatched, watched."""
     watcher_cpu: list[float] = field(default_factory=list)
     """CPU time of the watcher per wall time of the storm."""
     saw: list[dict[str, int]] = field(default_factory=list)
@@ -128,9 +125,47 @@ def run_rounds(
                 continue
             alone, watched = pair
             result.elapsed.append((alone.elapsed_ns, watched.elapsed_ns))
-            result.cpu.append((alone.cpu_us, watched.cpu_us))
             more = 100 * (watched.elapsed_ns / alone.elapsed_ns - 1)
             yield f"{step}: {alone.elapsed_ns / alone.children / 1000:.1f} us per child alone, {more:+.1f} % watched"
+
+
+def in_turns(watched: Path, plain: Path, children: int, turns: int) -> list[tuple[float, float]]:
+    """Two programs storm in turns, so short that the machine's moods meet both: pairs of times, ns, plain and watched.
+
+    Raises CalledProcessError when one failed.
+    """
+    with ExitStack() as stack:
+        takes = [stack.enter_context(_taking_turns(program, children)) for program in (plain, watched)]
+        pairs = []
+        for number in range(turns):
+            first = number % 2
+            times = {side: takes[side]().elapsed_ns for side in (first, 1 - first)}
+            pairs.append((float(times[0]), float(times[1])))
+        return pairs
+
+
+@contextmanager
+def _taking_turns(program: Path, children: int) -> Iterator[Callable[[], Storm]]:
+    """A storm that waits for its turn; call it to let it."""
+    process = subprocess.Popen([program, str(children), "turns"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    ask, answer = process.stdin, process.stdout
+
+    def take() -> Storm:
+        ask.write(b"t")
+        ask.flush()
+        line = answer.readline()
+        if not line:
+            raise subprocess.CalledProcessError(process.wait(), str(program))
+        return msgspec.json.decode(line, type=Storm)
+
+    try:
+        take()  # warm
+        yield take
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def _pair(program: Path, condition: Condition, result: Result, *, watched_first: bool) -> tuple[Storm, Storm]:

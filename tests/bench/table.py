@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,34 +13,46 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Row:
-    """One measured thing beside its goal. `met` is None where nothing was measured or nothing was promised."""
+    """One measured thing beside its goal. `met` is "" where nothing was measured or nothing was promised."""
 
     what: str
     measured: str
     goal: str = ""
-    met: bool | None = None
+    met: str = ""
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Several measurements of one thing: the one in the middle, and the middle half."""
+    """Several measurements of one thing: the one in the middle, and how sure it is.
+
+    `margin`: 1.57 x the middle half / sqrt(n), about 95 % sure (McGill, Tukey, Larsen: Variations of Box Plots, 1978).
+    """
 
     median: float
-    low: float
-    high: float
+    margin: float
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """Of at least one value; the quartiles are inclusive, so they are values that may occur."""
+        """Of at least one value; of one value nothing is sure."""
         if len(values) == 1:
-            return cls(values[0], values[0], values[0])
+            return cls(values[0], math.inf)
         low, median, high = statistics.quantiles(values, n=4, method="inclusive")
-        return cls(median, low, high)
+        return cls(median, 1.57 * (high - low) / math.sqrt(len(values)))
 
     def percent_more(self) -> str:
         """Of ratios: how much more than 1, for people."""
-        low, high = 100 * (self.low - 1), 100 * (self.high - 1)
-        return f"{100 * (self.median - 1):+.1f} % (middle half {low:+.1f} to {high:+.1f})"
+        return f"{100 * (self.median - 1):+.1f} % ± {100 * self.margin:.1f}"
+
+    def at_most(self, most: float) -> str:
+        """Whether it is: "yes", "NO", or "unclear" where the margin reaches over the bound."""
+        if abs(self.median - most) < self.margin:
+            return "unclear"
+        return verdict(good=self.median <= most)
+
+
+def verdict(*, good: bool) -> str:
+    """A word that is found when it is bad."""
+    return "yes" if good else "NO"
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
@@ -61,7 +74,7 @@ def at_most(what: str, measured: float | str, goal: tuple[float, str], *, digits
     if isinstance(measured, str):
         return Row(what, f"not measured: {measured}", bound)
     text = f"{measured:.{digits}f} {unit}"
-    return Row(what, f"{text} ({more})" if more else text, bound, measured <= most)
+    return Row(what, f"{text} ({more})" if more else text, bound, verdict(good=measured <= most))
 
 
 def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -77,7 +90,4 @@ def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def goals(rows: Sequence[Row]) -> str:
     """The table of measurements beside their goals."""
-    words = {None: "", True: "yes", False: "NO"}
-    return markdown(
-        ("what", "measured", "goal", "met"), [(row.what, row.measured, row.goal, words[row.met]) for row in rows]
-    )
+    return markdown(("what", "measured", "goal", "met"), [(row.what, row.measured, row.goal, row.met) for row in rows])

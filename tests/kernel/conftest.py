@@ -77,7 +77,7 @@ def lock_is_held() -> bool:
 
 
 class Daemon(Watcher):
-    """One life of a daemon that watches what the test's configuration says. Its log goes on in that of the last life."""
+    """One life of a daemon that watches what the configuration says. Its log goes on in that of the last life."""
 
     def __init__(self, directory: Path, config: Path, arguments: tuple[str, ...], *, fresh: bool) -> None:
         self.capture = "core"

@@ -161,7 +161,7 @@ def test_cgroup_that_does_not_exist_yet_is_waited_for(
 
 
 @pytest.mark.parametrize(("unit", "slices"), [("{}.service", "system.slice"), ("{}@one.service", "system.slice/{}")])
-def test_unit_is_its_cgroup(  # noqa: PLR0913 - fixtures
+def test_unit_is_its_cgroup(  # noqa: PLR0913, PLR0917 - fixtures
     daemons: Daemons,
     programs: Programs,
     cgroup: Callable[[str], Cgroup],

@@ -22,8 +22,8 @@ def _roots(daemon: Daemon) -> set[int]:
     return {line.pid for line in daemon.of(Root)}
 
 
-def _ends(daemon: Daemon, programs: Programs, path: Path) -> int:
-    """Run a program to its end; its pid, once kinwatch has told all that came before."""
+def _ends(programs: Programs, path: Path) -> int:
+    """Run a program to its end; its pid."""
     app = programs.run(path)
     app.fact("root")
     app.release()
@@ -47,8 +47,8 @@ def test_links_to_the_executable_count_and_look_alikes_do_not(
     shutil.copy(exe, look_alike)
     shutil.copy(exe, same_name)
     daemon = daemons.start("--exe", str(exe))
-    strangers = {_ends(daemon, programs, path) for path in (look_alike, same_name)}
-    by_hard, by_soft, by_name = (_ends(daemon, programs, path) for path in (hard, soft, exe))
+    strangers = {_ends(programs, path) for path in (look_alike, same_name)}
+    by_hard, by_soft, by_name = (_ends(programs, path) for path in (hard, soft, exe))
     daemon.wait_for(Exit, pid=by_name)
     assert _roots(daemon) == {by_hard, by_soft, by_name}
     assert not strangers & {getattr(line, "pid", 0) for line in daemon.lines()}
@@ -62,7 +62,7 @@ def test_watch_by_a_symbolic_link_is_a_watch_of_its_target(daemons: Daemons, pro
     link = programs.directory / name
     link.symlink_to(exe)
     daemon = daemons.start("--exe", str(link))
-    pids = {_ends(daemon, programs, link), _ends(daemon, programs, exe)}
+    pids = {_ends(programs, link), _ends(programs, exe)}
     eventually(lambda: len(daemon.of(Exit)) == 2, "both ends")
     assert _roots(daemon) == pids
     daemon.stop()
@@ -77,7 +77,7 @@ def test_link_that_is_pointed_elsewhere_is_followed(daemons: Daemons, programs: 
     fresh.rename(link)
     daemon.reload()
     eventually(
-        lambda: _ends(daemon, programs, link) > 0 and daemon.counters(name)["root_starts"] > 0,
+        lambda: _ends(programs, link) > 0 and daemon.counters(name)["root_starts"] > 0,
         "the new target to be matched",
     )
     assert {line.exe for line in daemon.of(Root)} == {str(new)}
@@ -109,7 +109,7 @@ def test_executable_that_does_not_exist_yet_is_waited_for(daemons: Daemons, prog
     exe = programs.directory / name
     daemon = daemons.start("--exe", str(exe))
     daemon.wait_said("matches nothing yet")
-    pid = _ends(daemon, programs, programs.path("family", name))
+    pid = _ends(programs, programs.path("family", name))
     assert daemon.wait_for(Root, pid=pid).exe == str(exe)
     daemon.stop()
 

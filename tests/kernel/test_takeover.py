@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
+
 from monitor.capture.core import PINS
 from monitor.engine.lines import Adopt, Exit, Fork, Root
 from tests.contract.conftest import eventually
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     from tests.kernel.conftest import Daemon, Daemons
 
 TURNS = 1_000 if os.environ.get("KINWATCH_LONG") == "1" else 200
+UNWATCHED_S = 2.0 if os.environ.get("KINWATCH_LONG") == "1" else 0.3
+"""How long a storm goes on without a daemon."""
 ROOMY = "[capture]\nring_bytes = 67108864\n"
 
 
@@ -41,10 +45,7 @@ def test_what_happens_while_no_daemon_runs_is_told_by_the_next(daemons: Daemons,
     first.kill()
     killed_ns = time.time_ns()
     assert pinned()
-    sent = TURNS
-    while sent > 0:  # the storm goes on by itself; its own clock says for how long
-        time.sleep(0.001)
-        sent -= 1
+    time.sleep(UNWATCHED_S)
     again_ns = time.time_ns()
     second = daemons.start("--watch", name)
     assert "taken over" in second.ready_line
@@ -273,3 +274,17 @@ def test_crash_in_the_middle_of_pinning_leaves_nothing_in_the_way(
     daemon.wait_for(Fork, pid=app.fact("child")["pid"])
     daemon.stop()
     assert not [path for path in Path(PINS).parent.iterdir() if path.name.startswith("kinwatch")]
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b'{"generation":"\xff"}', b'{"generation":1}', b"\0" * 512])
+def test_window_file_that_is_damaged_is_begun_anew(
+    daemons: Daemons, programs: Programs, name: str, damage: bytes
+) -> None:
+    daemons.configure("", keep="always")
+    first = daemons.start("--watch", name)
+    programs.start("short_lived", name, "7").fact("children")
+    first.stop()
+    (daemons.directory / "window.json").write_bytes(damage)
+    second = daemons.start("--watch", name)
+    second.stop()
+    assert second.metrics()[f"num_child_procs_{name}"] == 7, "the window begins with the counters: long, and right"
