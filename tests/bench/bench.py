@@ -47,7 +47,7 @@ PEERS_HEAD: Final = f"""\
 ## Beside what else there is
 
 The same storm. psutil: `children(recursive=True)` of the storming process, every {watchers.POLL_MS} ms. forkstat:
-`-e fork,exec,exit -l -S`.
+`-e fork,exec,exit -l -S`; a child whose parent it could not tell counts for it.
 """
 
 Measured = TypeVar("Measured")
@@ -59,6 +59,7 @@ class Size:
 
     children: int
     rounds: int
+    peer_rounds: int
     turns: int
     hook_children: int
     hook_rounds: int
@@ -69,10 +70,26 @@ class Size:
 
 
 FULL: Final = Size(
-    children=100_000, rounds=7, turns=300, hook_children=50_000, hook_rounds=5, samples=1000, starts=9, idle_s=10
+    children=100_000,
+    rounds=7,
+    peer_rounds=3,
+    turns=300,
+    hook_children=50_000,
+    hook_rounds=5,
+    samples=1000,
+    starts=9,
+    idle_s=10,
 )
 QUICK: Final = Size(
-    children=20_000, rounds=5, turns=100, hook_children=20_000, hook_rounds=3, samples=200, starts=5, idle_s=10
+    children=20_000,
+    rounds=5,
+    peer_rounds=3,
+    turns=100,
+    hook_children=20_000,
+    hook_rounds=3,
+    samples=200,
+    starts=5,
+    idle_s=10,
 )
 
 
@@ -128,18 +145,18 @@ class Bench:
         return "\n".join(parts)
 
     def _storms(self) -> dict[str, storms.Result]:
-        scratch = self.scratch
+        scratch, rounds, fewer = self.scratch, self.size.rounds, self.size.peer_rounds
         conditions = [
-            watchers.Maker(page.KIN, lambda: watchers.ByKinwatch(scratch, STORM)),
-            watchers.Maker(page.OTHERS, lambda: watchers.ByKinwatch(scratch, OTHER, root=True)),
-            watchers.Maker(page.NO_ROOT, lambda: watchers.ByKinwatch(scratch, OTHER)),
-            watchers.Maker(NOBODY, watchers.Nobody),
-            watchers.Maker(PSUTIL, lambda: watchers.ByPolling(scratch, STORM)),
-            watchers.Maker(FORKSTAT, lambda: watchers.ByForkstat(scratch)),
+            watchers.Maker(page.KIN, lambda: watchers.ByKinwatch(scratch, STORM), rounds),
+            watchers.Maker(page.OTHERS, lambda: watchers.ByKinwatch(scratch, OTHER, root=True), rounds),
+            watchers.Maker(page.NO_ROOT, lambda: watchers.ByKinwatch(scratch, OTHER), rounds),
+            watchers.Maker(NOBODY, watchers.Nobody, rounds),
+            watchers.Maker(PSUTIL, lambda: watchers.ByPolling(scratch, STORM), fewer),
+            watchers.Maker(FORKSTAT, lambda: watchers.ByForkstat(scratch), fewer),
         ]
         results = storms.results_of(conditions, self.size.children)
         with hooks.stats(on=False):
-            for step in storms.run_rounds(self.storm, self.size.rounds, conditions, results, FAILURES):
+            for step in storms.run_rounds(self.storm, conditions, results, FAILURES):
                 say(step)
         return results
 
@@ -185,9 +202,10 @@ Made by `make bench`; every figure is of one run on one machine.
 {model}, {os.cpu_count()} cores, {os.uname().sysname} {os.uname().release}; commit {commit()};
 {datetime.now(UTC):%Y-%m-%d}; load {os.getloadavg()[2]:.1f} over 15 minutes.
 
-The storm: {size.children:,} x vfork() + _exit() + waitpid(). Slowdowns are medians of ratios, each of a watched
-storm to the unwatched one right before or after it, with the margin within which the median is sure (about 95 %);
-where a goal lies within it the answer is "unclear". Nothing is pinned to a CPU, and others may use the machine.{foreign}
+The storm: {size.children:,} x vfork() + _exit() + waitpid(). Slowdowns are medians of ratios, each of a
+watched storm to the unwatched one right before or after it, with the margin within which the median is sure (about
+95 %); where a goal lies within it the answer is "unclear". Nothing is pinned to a CPU, and others may use the
+machine.{foreign}
 """
 
 

@@ -50,6 +50,8 @@ class Condition(Protocol):
 
     @property
     def name(self) -> str: ...  # noqa: D102
+    @property
+    def rounds(self) -> int: ...  # noqa: D102
     def watcher(self) -> Watcher: ...  # noqa: D102
 
 
@@ -104,17 +106,19 @@ def results_of(conditions: Sequence[Condition], children: int) -> dict[str, Resu
 
 def run_rounds(
     program: Path,
-    rounds: int,
     conditions: Sequence[Condition],
     results: dict[str, Result],
     failures: tuple[type[Exception], ...],
 ) -> Iterator[str]:
-    """Run every condition once a round, filling its result; yields what was done after each step.
+    """Run every condition once a round, in as many rounds as it wants, filling its result; yields after each step.
 
     What raises one of `failures` leaves its reason in the result, and has another chance in the next round.
     """
+    rounds = max(condition.rounds for condition in conditions)
     for number in range(rounds):
         for condition in conditions:
+            if number >= condition.rounds:
+                continue
             result = results[condition.name]
             step = f"round {number + 1} of {rounds}: {condition.name}"
             try:

@@ -173,10 +173,12 @@ class Kinwatch:
 
 
 def lines_by_event(log: Path) -> dict[str, int]:
-    """How many lines of each kind of process event a log holds."""
+    """How many lines of each kind of event of descendants a log holds; a root's depth is 0."""
     counts = {"forks": 0, "exits": 0, "execs": 0}
     with log.open("rb") as stream:
         for line in stream:
+            if b'"depth":0,' in line:
+                continue
             for kind in counts:
                 counts[kind] += b'"event":"%s"' % kind[:-1].encode() in line
     return counts

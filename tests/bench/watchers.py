@@ -35,6 +35,8 @@ class Maker:
 
     name: str
     watcher: Callable[[], Watcher]
+    rounds: int
+    """How many of the rounds it takes part in."""
 
 
 class Nobody:
@@ -155,7 +157,10 @@ class ByForkstat(_Process):
 
 
 def children_told(lines: Iterable[bytes], parent: int) -> dict[str, int]:
-    """Read forkstat's output: a fork is two lines, the parent's and then the child's; pids come back within a storm."""
+    """Read forkstat's output: a fork is two lines, the parent's and then the child's; pids come back within a storm.
+
+    When it is late it says 0 for the parent: such a child is taken for the storm's, in its favour.
+    """
     forked = exited = 0
     ours = False
     alive: set[int] = set()
@@ -163,7 +168,7 @@ def children_told(lines: Iterable[bytes], parent: int) -> dict[str, int]:
         if match := FORK.match(line):
             pid = int(match[1])
             if match[2] == b"parent":
-                ours = pid == parent
+                ours = pid in {parent, 0}
             elif ours:
                 forked += 1
                 alive.add(pid)

@@ -48,8 +48,8 @@ _serial = itertools.count()
 def kinwatch(*arguments: str | Path, **more: Any) -> subprocess.CompletedProcess[str]:  # noqa: ANN401 - subprocess.run's
     """Run a kinwatch command to its end."""
     command = [str(KINWATCH), *map(str, arguments)]
-    options: dict[str, Any] = {"capture_output": True, "text": True, "check": False, "timeout": DEADLINE_S} | more
-    done: subprocess.CompletedProcess[str] = subprocess.run(command, **options)
+    options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": DEADLINE_S} | more
+    done: subprocess.CompletedProcess[str] = subprocess.run(command, check=False, **options)
     return done
 
 

@@ -333,8 +333,9 @@ static int old_record(void *context, void *data, size_t size)
 	const struct kw_header *header = data;
 	const struct kw_id *id = size >= sizeof(*header) ? id_of(header) : NULL;
 
-	if (id)
-		told_add(loader->overlap, header->kind, id);
+	if (!id || header->flags & KW_UNDECIDED)
+		return 0; /* nobody remembers the verdict it waited for */
+	told_add(loader->overlap, header->kind, id);
 	stage(loader, data, size);
 	return 0;
 }
