@@ -295,7 +295,7 @@ def test_window_file_that_is_damaged_is_begun_anew(
 
 def test_crash_at_any_moment_of_the_start_is_in_nobodys_way(daemons: Daemons, programs: Programs, name: str) -> None:
     dice = random.Random(20_240_607)  # noqa: S311 - repeatable
-    command = [KINWATCH, "run", "-c", daemons.config, "--capture", "core", "--watch", name]
+    command: list[str | Path] = [KINWATCH, "run", "-c", daemons.config, "--capture", "core", "--watch", name]
     for _ in range(CRASHES):
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as life:
             time.sleep(dice.uniform(0.1, 0.6))
