@@ -24,9 +24,9 @@ SWITCHED_OFF = re.compile(r"^#(?=\S)", re.MULTILINE)
 
 
 def blocks() -> list[str]:
-    """Every line of a command block."""
-    found = re.findall(r"^```\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
-    return [line for block in found for line in block.splitlines() if line.strip()]
+    """Every line of a command block: one whose fence names no language."""
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+    return [line for language, block in found if not language for line in block.splitlines() if line.strip()]
 
 
 def commands() -> list[list[str]]:
