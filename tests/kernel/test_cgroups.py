@@ -53,8 +53,8 @@ def test_child_of_a_member_is_a_descendant_wherever_it_goes(
     daemons.configure(_watch("cgroup", group.name))
     daemon = daemons.start()
     _is_told(daemon, group, app.pid, "running")
-    forked = daemon.wait_for(Fork)
-    assert (forked.watch, forked.parent_pid, forked.depth) == ("group", app.pid, 1)
+    forked = daemon.wait_for(Fork, parent_pid=app.pid)
+    assert (forked.watch, forked.depth) == ("group", 1)
     outside.enter(app.pid)
     before = daemon.counters("group")["spawned"]
     eventually(lambda: daemon.counters("group")["spawned"] > before + 10, "the children of a root that was moved out")
