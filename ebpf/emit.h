@@ -17,6 +17,29 @@ static __always_inline void lose(uint32_t stage)
 	__sync_fetch_and_add(&control.lost[stage & 7], 1);
 }
 
+/* Wake the reader though there is no record: an empty reservation, given back. */
+static __always_inline void knock(void)
+{
+	void *nothing = bpf_ringbuf_reserve(&events, 8, 0);
+
+	if (nothing)
+		bpf_ringbuf_discard(nothing, BPF_RB_FORCE_WAKEUP);
+}
+
+/* A loss that leaves no record behind: the reader, if it sleeps, has to be told. It looks at the losses once more
+ * before it sleeps, as it does at the ring. */
+static __always_inline void lose_and_tell(uint32_t stage)
+{
+	uint64_t before = __sync_fetch_and_add(&control.lost[stage & 7], 1);
+
+	barrier_var(before); /* a full barrier, as in wake_flags() */
+	if (*(volatile uint32_t *)&control.reader != KW_READER_SLEEPING)
+		return;
+	control.reader = KW_READER_AWAKE;
+	__sync_fetch_and_add(&control.woken, 1);
+	knock();
+}
+
 enum { ONE_RECORD = 1 << KW_PACKED_BITS };
 
 /* The flags of one submission: who wakes the reader? `kin`: by how many the number of kin changes with this record. */
@@ -45,17 +68,16 @@ static __always_inline uint64_t wake_flags(uint64_t now_ns, bool urgent, int64_t
 static __always_inline void output(void *record, uint32_t size, uint64_t now_ns)
 {
 	uint64_t flags = wake_flags(now_ns, false, 0);
-	void *knock;
 
 	if (bpf_ringbuf_output(&events, record, size, flags)) {
 		lose(KW_RING_FULL);
+		if (flags == BPF_RB_FORCE_WAKEUP) /* promised by wake_flags(), and nobody else will */
+			knock();
 		return;
 	}
 	if (flags == BPF_RB_FORCE_WAKEUP || wake_flags(now_ns, false, -ONE_RECORD) == BPF_RB_NO_WAKEUP)
 		return;
-	knock = bpf_ringbuf_reserve(&events, 8, 0);
-	if (knock)
-		bpf_ringbuf_discard(knock, BPF_RB_FORCE_WAKEUP);
+	knock();
 }
 
 static __always_inline void submit(void *record, uint64_t now_ns, bool urgent, int64_t kin)

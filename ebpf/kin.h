@@ -180,7 +180,7 @@ static __always_inline bool kin_add(uint32_t pid, const struct kw_kin *row)
 	}
 	if (owner == pid && place->start_ns != row->start_ns) {
 		/* The row of an earlier process with this pid, whose exit no hook saw. */
-		lose(KW_HOOK_MISSED);
+		lose_and_tell(KW_HOOK_MISSED);
 		count_out(place);
 		__sync_fetch_and_add(&control.activity, -1);
 		*place = *row;
@@ -191,7 +191,7 @@ static __always_inline bool kin_add(uint32_t pid, const struct kw_kin *row)
 	if (overflow_add(pid, row))
 		return true;
 full:
-	lose(KW_TABLE_FULL);
+	lose_and_tell(KW_TABLE_FULL);
 	return false;
 }
 

@@ -17,7 +17,7 @@ __noinline int edge_keep(uint32_t pid, uint64_t start_ns, uint32_t parent_pid, u
 	struct kw_edge edge = {.start_ns = start_ns, .parent_start_ns = parent_start_ns, .parent_pid = parent_pid};
 
 	if (bpf_map_update_elem(&edges, &pid, &edge, flags) == -E2BIG)
-		lose(KW_TABLE_FULL);
+		lose_and_tell(KW_TABLE_FULL);
 	return 0;
 }
 
@@ -66,14 +66,69 @@ static __noinline int fork_tell_undecided(struct task_struct *child, const struc
 	return 0;
 }
 
-/*
- * Fork. The tracepoint fires after copy_process() has succeeded and before the child is woken, so the row exists before
- * the child's first instruction. Its first argument is the forker, whatever CLONE_PARENT did to real_parent. Threads
- * pass through too; io_uring workers do not (create_io_thread() bypasses kernel_clone()), and need not: they are
- * threads.
- */
-SEC("tp_btf/sched_process_fork")
-int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
+/* Make a process a root of the watches in `fresh`, in its row or with a new one; `row` becomes a copy of the row.
+ * False: there are too many kin, or another hook was quicker. */
+static __noinline bool root_add(struct task_struct *task, uint64_t fresh, struct kw_kin *row)
+{
+	uint32_t pid = BPF_CORE_READ(task, tgid);
+	uint64_t start_ns = BPF_CORE_READ(task, group_leader, start_boottime);
+	struct kw_kin *known = kin_of(pid, start_ns);
+
+	if (known) {
+		uint64_t before = __sync_fetch_and_or(&known->watches, fresh);
+
+		fresh &= ~before; /* less what another hook was quicker with */
+		if (!fresh)
+			return false;
+		__sync_fetch_and_or(&known->roots, fresh);
+		if (!before) { /* it was provisional */
+			known->root_pid = pid;
+			known->root_start_ns = start_ns;
+			known->depth = 0;
+		}
+		*row = *known;
+	} else {
+		__builtin_memset(row, 0, sizeof(*row));
+		row->start_ns = start_ns;
+		row->watches = row->roots = fresh;
+		row->root_pid = pid;
+		row->root_start_ns = start_ns;
+		row->parent_pid = BPF_CORE_READ(task, real_parent, tgid);
+		row->parent_start_ns = BPF_CORE_READ(task, real_parent, group_leader, start_boottime);
+		row->flags = KW_HAS_PARENT;
+		/* Counted before it is there: a hook that finds no kin alive looks for none. */
+		__sync_fetch_and_add(&control.activity, 1);
+		if (!kin_add(pid, row)) {
+			__sync_fetch_and_add(&control.activity, -1);
+			return false;
+		}
+	}
+	if (fresh && !bpf_map_delete_elem(&pids, &pid)) /* a pid names one process, and this was it */
+		__sync_fetch_and_add(&control.rules, -1);
+	count(fresh, CELL_ROOTS, (1 << KW_PACKED_BITS) + 1);
+	return true;
+}
+
+/* A child that begins its life in another cgroup than its parent's (CLONE_INTO_CGROUP): no exec, no move, yet it is a
+ * member. */
+static __noinline int fork_into_cgroup(struct task_struct *child)
+{
+	uint64_t fresh = match_cgroup((uint64_t)BPF_CORE_READ(child, cgroups, dfl_cgrp));
+	const struct kw_kin *known;
+	struct kw_kin row;
+
+	if (!fresh)
+		return 0;
+	known = kin_of(BPF_CORE_READ(child, tgid), BPF_CORE_READ(child, start_boottime));
+	if (known)
+		fresh &= ~known->watches;
+	if (fresh && root_add(child, fresh, &row))
+		adopt_emit(child, &row, fresh, KW_CAUSE_MOVED);
+	return 0;
+}
+
+/* The child of kin is kin. */
+static __always_inline int fork_follow(struct task_struct *parent, struct task_struct *child)
 {
 	const struct kw_kin *above;
 	struct kw_fork *record;
@@ -143,47 +198,19 @@ int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
 	return 0;
 }
 
-/* Make a process a root of the watches in `fresh`, in its row or with a new one; `row` becomes a copy of the row.
- * False: there are too many kin, or another hook was quicker. */
-static __noinline bool root_add(struct task_struct *task, uint64_t fresh, struct kw_kin *row)
+/*
+ * Fork. The tracepoint fires after copy_process() has succeeded and before the child is woken, so the row exists before
+ * the child's first instruction. Its first argument is the forker, whatever CLONE_PARENT did to real_parent. Threads
+ * pass through too; io_uring workers do not (create_io_thread() bypasses kernel_clone()), and need not: they are
+ * threads.
+ */
+SEC("tp_btf/sched_process_fork")
+int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
 {
-	uint32_t pid = BPF_CORE_READ(task, tgid);
-	uint64_t start_ns = BPF_CORE_READ(task, group_leader, start_boottime);
-	struct kw_kin *known = kin_of(pid, start_ns);
-
-	if (known) {
-		uint64_t before = __sync_fetch_and_or(&known->watches, fresh);
-
-		fresh &= ~before; /* less what another hook was quicker with */
-		if (!fresh)
-			return false;
-		__sync_fetch_and_or(&known->roots, fresh);
-		if (!before) { /* it was provisional */
-			known->root_pid = pid;
-			known->root_start_ns = start_ns;
-			known->depth = 0;
-		}
-		*row = *known;
-	} else {
-		__builtin_memset(row, 0, sizeof(*row));
-		row->start_ns = start_ns;
-		row->watches = row->roots = fresh;
-		row->root_pid = pid;
-		row->root_start_ns = start_ns;
-		row->parent_pid = BPF_CORE_READ(task, real_parent, tgid);
-		row->parent_start_ns = BPF_CORE_READ(task, real_parent, group_leader, start_boottime);
-		row->flags = KW_HAS_PARENT;
-		/* Counted before it is there: a hook that finds no kin alive looks for none. */
-		__sync_fetch_and_add(&control.activity, 1);
-		if (!kin_add(pid, row)) {
-			__sync_fetch_and_add(&control.activity, -1);
-			return false;
-		}
-	}
-	if (fresh && !bpf_map_delete_elem(&pids, &pid)) /* a pid names one process, and this was it */
-		__sync_fetch_and_add(&control.rules, -1);
-	count(fresh, CELL_ROOTS, (1 << KW_PACKED_BITS) + 1);
-	return true;
+	fork_follow(parent, child);
+	if (control.cgroup_rules && child->cgroups != parent->cgroups && child->pid == child->tgid)
+		fork_into_cgroup(child);
+	return 0;
 }
 
 /*
@@ -408,7 +435,7 @@ int BPF_PROG(on_cgroup_mkdir, struct cgroup *cgroup, const char *path)
 		return 0;
 	id = cgroup->kn->id;
 	if (bpf_map_update_elem(&cgroups, &id, mask, BPF_ANY))
-		lose(KW_TABLE_FULL);
+		lose_and_tell(KW_TABLE_FULL);
 	return 0;
 }
 

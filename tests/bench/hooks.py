@@ -7,10 +7,9 @@ beside the hooks and measured in the same storm; a hook's net cost is what it co
 from __future__ import annotations
 
 import shutil
-import statistics
 import subprocess
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -39,10 +38,10 @@ class Program(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one hook, ns per run."""
+    """Of one hook, ns per run, in each round."""
 
-    raw: float
-    net: float
+    raw: list[float] = field(default_factory=list)
+    net: list[float] = field(default_factory=list)
 
 
 @contextmanager
@@ -124,9 +123,8 @@ class Bench:
     rounds: int
 
     def measure(self, watch: str, *, root: bool) -> dict[str, Cost]:
-        """The hooks' costs while a storm runs, in the middle of several; with a live root of the watch, or not."""
-        raws: dict[str, list[float]] = {name: [] for name in HOOKS}
-        nets: dict[str, list[float]] = {name: [] for name in HOOKS}
+        """The hooks' costs while a storm runs, several times; with a live root of the watch, or not."""
+        found = {name: Cost() for name in HOOKS}
         with Kinwatch(self.scratch, watch) as kinwatch, empty_hooks(self.empty) as nothing, stats(on=True):
             ours = programs_of(kinwatch.pid)
             if set(ours) != set(HOOKS):
@@ -139,6 +137,6 @@ class Bench:
                     execs = _runs(names, lambda: run_storm(self.storm, self.children // EXEC_SHARE, None, "exec"))
                 costs = plain | {name: cost for name, cost in execs.items() if name.endswith("on_exec")}
                 for name in HOOKS:
-                    raws[name].append(costs[f"ours {name}"])
-                    nets[name].append(costs[f"ours {name}"] - costs[f"empty {name}"])
-        return {name: Cost(statistics.median(raws[name]), statistics.median(nets[name])) for name in HOOKS}
+                    found[name].raw.append(costs[f"ours {name}"])
+                    found[name].net.append(costs[f"ours {name}"] - costs[f"empty {name}"])
+        return found

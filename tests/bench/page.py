@@ -82,8 +82,10 @@ def hook_rows(costs: Mapping[str, Mapping[str, Cost] | str]) -> list[Row]:
         if isinstance(cost, str):
             rows.append(at_most(what, cost, goal))
             continue
-        net = cost["on_fork"].net + cost["on_exit"].net
-        rows.append(at_most(what, net, goal, more=f"net; {cost['on_fork'].raw + cost['on_exit'].raw:.0f} raw"))
+        net = Spread.of([fork + end for fork, end in zip(cost["on_fork"].net, cost["on_exit"].net, strict=True)])
+        raw = Spread.of([fork + end for fork, end in zip(cost["on_fork"].raw, cost["on_exit"].raw, strict=True)])
+        text = f"{net.median:.0f} ns ± {net.margin:.0f} net, {raw.median:.0f} raw"
+        rows.append(Row(what, text, f"<= {most:g} ns", net.at_most(most)))
     return rows
 
 
@@ -93,7 +95,9 @@ def hook_table(costs: Mapping[str, Mapping[str, Cost] | str]) -> str:
         [
             hook,
             *(
-                "not measured" if isinstance(cost, str) else f"{cost[hook].net:.0f} net, {cost[hook].raw:.0f} raw"
+                "not measured"
+                if isinstance(cost, str)
+                else f"{statistics.median(cost[hook].net):.0f} net, {statistics.median(cost[hook].raw):.0f} raw"
                 for cost in costs.values()
             ),
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from typing import TYPE_CHECKING
 
@@ -63,15 +64,19 @@ def test_a_match_below_a_match_is_a_descendant(tmp_path: Path) -> None:
     assert (row.root_starts, row.spawned, row.alive) == (1, 6, 0)
 
 
-def test_a_process_may_be_kin_by_name_and_by_command_line(tmp_path: Path) -> None:
-    """A watch by name sees it at once, the one by command line after its verdict; both count the same children."""
+def test_a_process_may_be_kin_by_executable_and_by_command_line(tmp_path: Path) -> None:
+    """One watch sees it at once, the other after its verdict; both count the same children."""
     wanted = _script(tmp_path, "wanted.sh")
+    shell = shutil.copy("/bin/sh", tmp_path / "shell")
 
     def act() -> None:
-        subprocess.run(["/bin/sh", wanted], check=True)
+        subprocess.run([shell, wanted], check=True)
         subprocess.run(["sleep", "0.2"], check=True)
 
-    watches = [Watch(name="app", kind="cmdline", value="wanted"), Watch(name="shell", kind="exe", value="/bin/sh")]
+    watches = [
+        Watch(name="app", kind="cmdline", value=r"wanted\.sh"),
+        Watch(name="shell", kind="exe", value=str(shell)),
+    ]
     told, row = follow(watches, act)
     forks = [line for line in told if isinstance(line, Fork)]
     by_watch = {name: sorted(line.pid for line in forks if line.watch == name) for name in ("app", "shell")}

@@ -313,7 +313,6 @@ def test_crash_at_any_moment_of_the_start_is_in_nobodys_way(daemons: Daemons, pr
     assert not pinned()
 
 
-@pytest.mark.xfail(reason="a takeover keeps the sizes of the pinned maps, whatever the configuration says")
 def test_other_sizes_in_the_configuration_hold_after_a_takeover(
     daemons: Daemons, programs: Programs, name: str
 ) -> None:

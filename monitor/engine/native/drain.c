@@ -269,6 +269,16 @@ static uint64_t ring_used(const struct kw_loader *loader)
 	       __atomic_load_n(loader->consumer, __ATOMIC_ACQUIRE);
 }
 
+static int losses_untold(const struct kw_loader *loader)
+{
+	const struct kw_control *control = loader->set.control;
+
+	for (uint32_t i = 0; i < KW_STAGES; i++)
+		if (__atomic_load_n(&control->lost[i], __ATOMIC_ACQUIRE) != control->told[i])
+			return 1;
+	return 0;
+}
+
 /* Events of directories: what they say does not matter, the paths are looked at anew. */
 static void look_at_inotify(struct kw_loader *loader)
 {
@@ -286,7 +296,7 @@ static void wait_for_hooks(struct kw_loader *loader, uint32_t state, int timeout
 
 	__atomic_store_n(&control->reader, state, __ATOMIC_SEQ_CST);
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
-	if ((state == KW_READER_NAPPING || !ring_used(loader)) &&
+	if ((state == KW_READER_NAPPING || (!ring_used(loader) && !losses_untold(loader))) &&
 	    !__atomic_load_n(&loader->stopped, __ATOMIC_ACQUIRE)) {
 		if (epoll_wait(loader->poll_fd, &event, 1, timeout_ms) == 1 && event.data.fd == loader->inotify_fd)
 			look_at_inotify(loader);

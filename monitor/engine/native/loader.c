@@ -353,6 +353,16 @@ static int set_attach(struct kw_loader *loader)
 	return 0;
 }
 
+/* Were these maps made for these sizes? */
+static int has_sizes(const struct kernel_set *set, const struct kw_loader_config *config)
+{
+	struct bpf_map_info info = {};
+	uint32_t size = sizeof(info);
+
+	return set->control->max_kin == config->max_processes &&
+	       !bpf_obj_get_info_by_fd(set->maps[MAP_EVENTS], &info, &size) && info.max_entries == config->ring_bytes;
+}
+
 int kw_loader_open(const struct kw_loader_config *config, struct kw_loader **result)
 {
 	struct kw_loader *loader = calloc(1, sizeof(*loader));
@@ -371,7 +381,7 @@ int kw_loader_open(const struct kw_loader_config *config, struct kw_loader **res
 	if (loader->pins[0]) {
 		error = set_open_pins(&old, loader->pins);
 		if (!error && old.control->layout == KW_LAYOUT &&
-		    old.control->object_hash == file_hash(config->object)) {
+		    old.control->object_hash == file_hash(config->object) && has_sizes(&old, config)) {
 			loader->set = old;
 			loader->origin = KW_ORIGIN_TAKEN_OVER;
 			return drain_open(loader);

@@ -22,7 +22,7 @@ struct kw_loader_config {
 enum kw_origin {
 	KW_ORIGIN_NEW = 0,	  /* nothing: everything was loaded anew */
 	KW_ORIGIN_TAKEN_OVER = 1, /* the same programs, live: their records, rows and counters go on */
-	KW_ORIGIN_SWAPPED = 2	  /* other programs: ours went live before theirs were taken away */
+	KW_ORIGIN_SWAPPED = 2	  /* other programs or sizes: ours went live before theirs were taken away */
 };
 
 struct kw_loader_state {
