@@ -274,13 +274,14 @@ int BPF_PROG(on_exec, struct task_struct *task, int old_pid, struct linux_binprm
 	}
 	/* where an interpreter runs it, filename is the script */
 	script = BPF_CORE_READ(bprm, interp) != filename ? filename : NULL;
-	if (fresh) {
-		if (!root_add(task, fresh, &row))
-			return 0;
-	} else if (known) {
-		row = *known;
-	} else {
+	if (fresh && !root_add(task, fresh, &row)) {
+		fresh = 0; /* no room, or the walk was quicker: then it is known now */
+		known = kin_of(task->tgid, task->group_leader->start_boottime);
+	}
+	if (!fresh) {
 		row.watches = 0;
+		if (known)
+			row = *known;
 	}
 	if (!row.watches)
 		goto undecided;
@@ -362,8 +363,8 @@ int BPF_PROG(on_exit, struct task_struct *task)
 	if (!group_is_dead(task))
 		return 0;
 	if (!known || known->start_ns != task->group_leader->start_boottime) {
-		if (control
-			.bootstrapping) /* a fork's edge is better: it knows the creator, this only the parent of now */
+		/* A fork's edge is better: it knows the creator, this only the parent of now. */
+		if (control.bootstrapping)
 			edge_keep(pid, task->group_leader->start_boottime, task->group_leader->real_parent->tgid,
 				  task->group_leader->real_parent->group_leader->start_boottime, BPF_NOEXIST);
 		return 0;

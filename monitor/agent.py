@@ -30,7 +30,7 @@ from monitor.control import ControlServer
 from monitor.detect.behaviors import expected, violated
 from monitor.detect.metrics import lower_bound_metrics
 from monitor.engine import Engine, records
-from monitor.errors import ConfigInvalid
+from monitor.errors import ConfigInvalid, KinwatchError
 from monitor.launch import Parts, only_daemon, open_capture, say
 from monitor.options import settled
 from monitor.sinks import Fanout
@@ -75,6 +75,8 @@ class Agent:
     def run(self) -> int:
         """Begin, wait, end. Returns the exit code; raises what ended it."""
         clean = False
+        # A crash leaves the pins. A start that is refused leaves only what was there before it.
+        self._worth_keeping = isinstance(self._capture, CoreCapture) and self._capture.origin != "new"
         try:
             self._fanout = self._open_sinks()
             self._capture.start()
@@ -89,8 +91,8 @@ class Agent:
                 if self._recorder is not None:
                     self._recorder.close()
         finally:
-            keep = self._daemon and (not clean or self._config.daemon.keep == "always")
-            self._capture.close(keep=keep and self._failure is None)
+            keep = self._config.daemon.keep == "always" if clean else self._worth_keeping
+            self._capture.close(keep=self._daemon and keep)
         return 0
 
     # -------- the main path --------
@@ -100,8 +102,8 @@ class Agent:
         with self._pumping:
             batch = self._engine.take()
             self._fanout.put(batch.lines, batch.lines_count)
-        if batch.records and self._recorder is not None:
-            self._keep_records(batch.records)
+            if batch.records and self._recorder is not None:
+                self._keep_records(batch.records)
         if batch.alarms:
             self._loop.call_soon_threadsafe(self._alarm.set)
 
@@ -123,13 +125,20 @@ class Agent:
                 self._pump()
                 if self._reloading is not None:
                     watches, self._reloading = self._reloading, None
-                    self._capture.apply(watches)
-                    self._pump()
+                    self._change_watches(watches)
                 if self._command is not None:
                     self._loop.call_soon_threadsafe(self._look_at_command)
         except BaseException as error:  # noqa: BLE001 - it ends the program, in the main thread
             self._failure = error
             self._loop.call_soon_threadsafe(self._stop.set)
+
+    def _change_watches(self, watches: Sequence[Watch]) -> None:
+        """A reload. A watch that the kernel refuses is said, and ends nothing."""
+        try:
+            self._capture.apply(watches)
+        except KinwatchError as error:
+            say(f"reload: {error}")
+        self._pump()
 
     async def _main(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -145,6 +154,7 @@ class Agent:
             thread.start()
             try:
                 self._say_ready()
+                self._worth_keeping = True
                 if self._command is not None:
                     self._command.release()
                 await self._until_stopped()

@@ -51,16 +51,9 @@ class Command:
         text = os.read(self._failure, 256).decode(errors="replace")
         os.close(self._failure)
         if text:
-            self.wait()
+            os.waitpid(self.pid, 0)
             msg = f"cannot run {self._argv[0]!r}: {text}; name a program after --"
             raise ConfigInvalid(msg)
-
-    def wait(self) -> None:
-        """Collect it when it has ended; without blocking it is left to init."""
-        try:
-            os.waitpid(self.pid, 0 if self._gate < 0 else os.WNOHANG)
-        except ChildProcessError:
-            return
 
     def reap(self) -> None:
         """Collect it if it has ended."""

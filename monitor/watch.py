@@ -23,6 +23,7 @@ Enforce = Literal["off", "dry-run", "kill"]
 KINDS: Final[tuple[WatchKind, ...]] = get_args(WatchKind)
 MAX_PROCESS_BYTES = 63  # KW_NAME_BYTES in ebpf/event.h, less the terminating zero
 MAX_PATH_BYTES = 4095  # KW_PATH_BYTES in ebpf/event.h, less the terminating zero
+MAX_CGROUP_BYTES = 255  # struct kw_cgroup_path in ebpf/table.h, less the terminating zero
 MAX_PID = 4_194_304  # PID_MAX_LIMIT of 64-bit kernels, include/linux/threads.h
 COMMAND_PID = "0"
 """Value of the watch of `-- COMMAND`: the process does not exist yet, whoever starts it puts its pid here."""
@@ -191,6 +192,9 @@ def _cgroup(value: str) -> str:
     if path == "/":
         what = "expected a cgroup below the root, found the root, which holds every process"
         raise ImpossibleValue(what, "name the cgroup of the application")
+    if len(path.encode()) > MAX_CGROUP_BYTES:
+        what = f"expected at most {MAX_CGROUP_BYTES} bytes, found {len(path.encode())}"
+        raise ImpossibleValue(what, "watch a cgroup above it")
     return path
 
 

@@ -87,7 +87,8 @@ class Judge:
             return self._told(copy, membership)
         image = ffi.cast("struct kw_image *", ffi.from_buffer("uint8_t[]", copy))
         inherited = self._of(image.process).watches
-        inherited |= lib.kw_loader_watches_of(loader, image.process.pid, image.process.start_ns) & self.slots
+        inherited |= lib.kw_loader_watches_of(loader, image.process.pid, image.process.start_ns)
+        inherited &= image.fresh  # what it was asked about: of the others the hook has told and counted this image
         arguments = bytes(copy[image.argv.offset : image.argv.offset + image.argv.length])
         roots = self.matches(arguments) & image.fresh & ~inherited
         membership = Membership(inherited | roots, roots)

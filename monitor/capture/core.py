@@ -97,7 +97,7 @@ class CoreCapture:
         self._loader = found[0]
         if result < 0:
             text = self._error()
-            lib.kw_loader_free(self._loader, 0)
+            lib.kw_loader_free(self._loader, 1)  # what is pinned is an earlier daemon's, or whole: it stays
             self._loader = None
             msg = f"capture core: {text}; 'kinwatch doctor' says what this machine can do"
             raise CaptureUnavailable(msg)

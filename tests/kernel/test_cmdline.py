@@ -84,6 +84,25 @@ def test_a_process_may_be_kin_by_executable_and_by_command_line(tmp_path: Path) 
     assert row.spawned == 4
 
 
+def test_two_expressions_that_find_the_same_process_each_tell_it_once(tmp_path: Path) -> None:
+    """An exec that one watch knows of already, and another has to be asked about, is one exec of each."""
+    wanted = tmp_path / "wanted.sh"
+    wanted.write_text("sleep 0.1\n/bin/sh -c '/bin/true; /bin/true # extra'\n")
+
+    def act() -> None:
+        subprocess.run(["/bin/sh", wanted], check=True)
+
+    watches = [
+        Watch(name="app", kind="cmdline", value=r"wanted\.sh"),
+        Watch(name="more", kind="cmdline", value="extra"),
+    ]
+    told, row = follow(watches, act)
+    execs = [(line.watch, line.pid, line.comm) for line in told if isinstance(line, Exec)]
+    assert len(execs) == len(set(execs))
+    assert row.execs == sum(watch == "app" for watch, _, _ in execs) == 4
+    assert [line.watch for line in told if isinstance(line, Root)] == ["app", "more"]
+
+
 def test_what_runs_already_is_adopted_with_its_children(tmp_path: Path) -> None:
     """At start the running processes' command lines are read."""
     script = tmp_path / "wanted.sh"

@@ -131,6 +131,7 @@ def test_configuration_that_is_broken_changes_nothing(daemons: Daemons, programs
         ("[[watch]]\nproces = 'x'\n", "did you mean process?"),
         ("[[watch\n", "is not TOML"),
         ("", "nothing to watch"),
+        (f"[[watch]]\nname = 'deep'\ncgroup = '/{'x/' * 150}x'\n", "expected at most 255 bytes"),
     ):
         said = daemon.said.count("(nothing was changed)")
         daemons.configure(broken)

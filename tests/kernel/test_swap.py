@@ -13,6 +13,7 @@ import pytest
 from monitor.capture.core import CoreCapture, unpin
 from monitor.engine import Engine
 from monitor.engine.lines import Exit, Fork, Root, decode
+from monitor.errors import CaptureUnavailable
 from monitor.schema import Capture as CaptureTable
 from monitor.watch import Expect, Watch
 from tests.kernel.follow import poll
@@ -151,3 +152,46 @@ def test_the_next_version_takes_over_without_missing_or_doubling_a_child(pins: s
     assert len(set(forks)) == len(forks) == children
     assert len(set(exits)) == len(exits) == children + 1
     assert [type(line) for line in told if not isinstance(line, Fork | Exit)] == [Root]
+
+
+def test_a_version_that_cannot_load_leaves_the_live_one_alone(pins: str, tmp_path: Path) -> None:
+    """The old programs go on, and the next good version takes over what they counted."""
+    watches = (Watch(name=NAME, kind="process", value=NAME, expect=Expect()),)
+    broken = tmp_path / "broken.o"
+    broken.write_bytes(OBJECT.read_bytes()[:5000])
+    with Engine() as engine, contextlib.ExitStack() as stack:
+        capture = _capture(engine, pins, OBJECT, watches)
+        capture.start()
+        generation = capture.generation
+        capture.close(keep=True)
+        with Engine() as other, pytest.raises(CaptureUnavailable, match="cannot open"):
+            _capture(other, pins, broken, watches)
+        application = stack.enter_context(_running(tmp_path))
+        application.communicate("\n")
+        with Engine() as last:
+            capture = _capture(last, pins, OBJECT, watches)
+            try:
+                assert (capture.origin, capture.generation) == ("taken over", generation)
+                capture.start()
+                assert capture.snapshot(None, 0).watches[0].root_starts == 1
+            finally:
+                capture.close(keep=False)
+
+
+def test_a_crash_between_the_two_renames_leaves_a_whole_set(pins: str) -> None:
+    """Pins are made aside and renamed into place; a loader that died in the middle left the new set complete."""
+    watches = (Watch(name=NAME, kind="process", value=NAME, expect=Expect()),)
+    with Engine() as engine:
+        capture = _capture(engine, pins, OBJECT, watches)
+        capture.start()
+        generation = capture.generation
+        capture.close(keep=True)
+    Path(pins).rename(f"{pins}_new")
+    Path(f"{pins}_old").mkdir()
+    with Engine() as engine:
+        capture = _capture(engine, pins, OBJECT, watches)
+        try:
+            assert (capture.origin, capture.generation) == ("taken over", generation)
+        finally:
+            capture.close(keep=False)
+    assert not any(Path(f"{pins}{suffix}").exists() for suffix in ("", "_new", "_old"))

@@ -328,3 +328,9 @@ def test_other_sizes_in_the_configuration_hold_after_a_takeover(
     more.fact("child", 100)
     assert second.counters(name)["spawned"] == 64 - 2, "two roots and 62 descendants fill the table"
     second.stop()
+
+
+def test_start_that_is_refused_leaves_no_pin(daemons: Daemons, name: str) -> None:
+    done = kinwatch("run", "-c", daemons.config, "--capture", "core", "--watch", name, "--log", "/nowhere/at/all")
+    assert done.returncode == 2, done.stderr
+    assert not pinned()

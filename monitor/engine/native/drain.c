@@ -197,8 +197,8 @@ static int on_record(void *context, void *data, size_t size)
 		stage_adopted(loader, data);
 	else
 		stage(loader, data, size);
-	return loader->batch_bytes >= BATCH_BYTES ? -EAGAIN
-						  : 0; /* enough for one batch; libbpf has moved past this one */
+	/* Enough for one batch? libbpf has moved past this record either way. */
+	return loader->batch_bytes >= BATCH_BYTES ? -EAGAIN : 0;
 }
 
 /* -------- draining -------- */
@@ -331,7 +331,7 @@ int64_t kw_loader_poll(struct kw_loader *loader, struct kw_engine *engine)
 		}
 		if (records)
 			return records;
-		if (napped || loader->nap_ms == 0) {
+		if (napped) {
 			loader->nap_ms = NAP_FIRST_MS;
 			wait_for_hooks(loader, KW_READER_SLEEPING, -1);
 			napped = 0;

@@ -171,12 +171,24 @@ static int set_map_cells(struct kernel_set *set)
 	return set->control && set->counters ? 0 : -errno;
 }
 
+/* A loader that died between the two renames of set_pin() left the new set whole, and in the wrong place. */
+static void finish_rename(const char *pins)
+{
+	char fresh[512], old[512];
+
+	snprintf(fresh, sizeof(fresh), "%s_new", pins);
+	snprintf(old, sizeof(old), "%s_old", pins);
+	if (access(pins, F_OK) && !access(old, F_OK) && rename(fresh, pins))
+		rename(old, pins);
+}
+
 /* Open everything pinned at `pins`. -ENOENT: nothing there; another error: something, but not one whole set of ours. */
 static int set_open_pins(struct kernel_set *set, const char *pins)
 {
 	char path[512];
 	int error;
 
+	finish_rename(pins);
 	if (access(pins, F_OK))
 		return -ENOENT;
 	for (int i = 0; i < MAPS; i++) {
@@ -243,34 +255,48 @@ int kw_loader_unpin(const char *pins, char *error, uint64_t error_capacity)
 	return result ? result : there;
 }
 
+static int pin_all(struct kw_loader *loader, const char *directory)
+{
+	char path[1024];
+
+	if (mkdir(directory, 0700))
+		return loader_fail(loader, -errno, "cannot make %s: %s; is a bpffs mounted at /sys/fs/bpf?", directory,
+				   strerror(errno));
+	for (int i = 0; i < MAPS; i++) {
+		snprintf(path, sizeof(path), "%s/map_%s", directory, map_pin(i));
+		if (bpf_obj_pin(loader->set.maps[i], path))
+			return loader_fail(loader, -errno, "cannot pin %s: %s", path, strerror(errno));
+	}
+	for (int i = 0; i < LINKS; i++) {
+		snprintf(path, sizeof(path), "%s/link_%s", directory, program_names[i]);
+		if (bpf_obj_pin(loader->set.links[i], path))
+			return loader_fail(loader, -errno, "cannot pin %s: %s", path, strerror(errno));
+	}
+	return 0;
+}
+
+/* On failure what was pinned before is pinned still. */
 static int set_pin(struct kw_loader *loader)
 {
-	char fresh[512], old[512], path[1024];
-	struct bpf_map *map;
+	char fresh[512], old[512];
+	int error;
 
 	snprintf(fresh, sizeof(fresh), "%s_new", loader->pins);
 	snprintf(old, sizeof(old), "%s_old", loader->pins);
 	remove_leftovers(loader->pins);
-	if (mkdir(fresh, 0700))
-		return loader_fail(loader, -errno, "cannot make %s: %s; is a bpffs mounted at /sys/fs/bpf?", fresh,
-				   strerror(errno));
-	for (int i = 0; i < MAPS; i++) {
-		map = bpf_object__find_map_by_name(loader->object, map_names[i]);
-		snprintf(path, sizeof(path), "%s/map_%s", fresh, map_pin(i));
-		if (bpf_obj_pin(bpf_map__fd(map), path))
-			return loader_fail(loader, -errno, "cannot pin %s: %s", path, strerror(errno));
-	}
-	for (int i = 0; i < LINKS; i++) {
-		snprintf(path, sizeof(path), "%s/link_%s", fresh, program_names[i]);
-		if (bpf_obj_pin(loader->set.links[i], path))
-			return loader_fail(loader, -errno, "cannot pin %s: %s", path, strerror(errno));
+	error = pin_all(loader, fresh);
+	if (error) {
+		remove_directory(fresh);
+		return error;
 	}
 	if (rename(loader->pins, old) && errno != ENOENT)
-		return loader_fail(loader, -errno, "cannot move %s away: %s", loader->pins, strerror(errno));
-	if (rename(fresh, loader->pins))
-		return loader_fail(loader, -errno, "cannot move %s into place: %s", fresh, strerror(errno));
+		error = loader_fail(loader, -errno, "cannot move %s away: %s", loader->pins, strerror(errno));
+	else if (rename(fresh, loader->pins))
+		error = loader_fail(loader, -errno, "cannot move %s into place: %s", fresh, strerror(errno));
+	if (error && access(loader->pins, F_OK))
+		rename(old, loader->pins);
 	remove_leftovers(loader->pins);
-	return 0;
+	return error;
 }
 
 /* -------- loading -------- */
@@ -373,6 +399,7 @@ int kw_loader_open(const struct kw_loader_config *config, struct kw_loader **res
 	if (!loader)
 		return -ENOMEM;
 	set_init(&loader->set);
+	pthread_mutex_init(&loader->snapshot_lock, NULL);
 	loader->poll_fd = loader->stop_fd = loader->inotify_fd = -1;
 	if (strlen(config->pins) + 8 >= sizeof(loader->pins))
 		return loader_fail(loader, -ENAMETOOLONG, "the pin directory's name is too long: %s", config->pins);
@@ -388,10 +415,10 @@ int kw_loader_open(const struct kw_loader_config *config, struct kw_loader **res
 		}
 		if (!error && old.control->layout == KW_LAYOUT)
 			loader->origin = KW_ORIGIN_SWAPPED;
-		else
-			set_close(&old); /* another layout: our hooks go live before its are removed, but nothing is
-					    handed over */
+		else /* another layout: our hooks go live before its are removed, but nothing is handed over */
+			set_close(&old);
 	}
+	loader->begun_ns = boot_ns();
 	error = set_load(loader, config);
 	if (!error && loader->origin == KW_ORIGIN_SWAPPED)
 		error = swap_copy_tables(loader, &old);
@@ -492,9 +519,11 @@ int kw_loader_snapshot(struct kw_loader *loader, int reader, struct kw_counters 
 	struct rows rows = {(uint8_t *)counters, 0, KW_SLOTS * sizeof(*counters)};
 	int64_t bytes;
 
+	pthread_mutex_lock(&loader->snapshot_lock);
 	loader->set.control->snapshot_reader = reader;
 	bytes = iterator_run(loader->set.links[LINK_SNAPSHOT], rows_add, &rows);
 	loader->set.control->snapshot_reader = -1;
+	pthread_mutex_unlock(&loader->snapshot_lock);
 	if (bytes < 0)
 		return loader_fail(loader, bytes, "cannot read the counters: %s", strerror(-bytes));
 	return rows.used == rows.capacity ? 0 : loader_fail(loader, -EIO, "the counters came incomplete");

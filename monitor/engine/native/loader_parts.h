@@ -3,6 +3,7 @@
 #ifndef KINWATCH_LOADER_PARTS_H
 #define KINWATCH_LOADER_PARTS_H
 
+#include <pthread.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -68,7 +69,9 @@ struct kw_loader {
 	struct bpf_link *owned[LINKS];
 	char pins[256]; /* "" = unpinned */
 	uint32_t origin;
-	struct overlap *overlap; /* while records of two sets are merged */
+	pthread_mutex_t snapshot_lock; /* the hooks are told in one cell whose window begins */
+	uint64_t begun_ns;	       /* CLOCK_BOOTTIME before our hooks went live */
+	struct overlap *overlap;       /* while records of two sets are merged */
 	char error[1024];
 
 	/* drain */

@@ -20,7 +20,7 @@
 
 #include "loader_parts.h"
 
-enum { OVERLAP_SLOTS = 1 << 18, GONE_WAIT_MS = 2000 };
+enum { OVERLAP_SLOTS = 1 << 18, GONE_WAIT_MS = 2000, OVERLAP_MARGIN_NS = 1000000000 };
 
 struct told {
 	uint64_t start_ns;
@@ -64,7 +64,7 @@ static void told_add(struct overlap *overlap, uint16_t kind, const struct kw_id 
 	struct told *told;
 
 	if (overlap->used >= OVERLAP_SLOTS / 2)
-		return; /* older records than these cannot be among ours: the overlap is milliseconds */
+		return; /* 131,072 in the moment of a swap: more may be told twice */
 	told = told_find(overlap, kind, id);
 	if (!told->kind) {
 		*told = (struct told){.start_ns = id->start_ns, .pid = id->pid, .kind = kind};
@@ -333,9 +333,11 @@ static int old_record(void *context, void *data, size_t size)
 	const struct kw_header *header = data;
 	const struct kw_id *id = size >= sizeof(*header) ? id_of(header) : NULL;
 
-	if (!id || header->flags & KW_UNDECIDED)
+	if (header->flags & KW_UNDECIDED)
 		return 0; /* nobody remembers the verdict it waited for */
-	told_add(loader->overlap, header->kind, id);
+	/* What the old set told long before our hooks were live cannot be among our records. */
+	if (id && header->time_ns + OVERLAP_MARGIN_NS > loader->begun_ns)
+		told_add(loader->overlap, header->kind, id);
 	stage(loader, data, size);
 	return 0;
 }
