@@ -3,20 +3,26 @@
 #
 #   build/packages.sh build     to build and run
 #   build/packages.sh dev       also to test, lint, fuzz and measure
+#   build/packages.sh demo      also to play the demonstration with a broker
 #
-# Owns the two lists. Refuses to know anything else. Needs root only when something is missing.
+# Owns the lists. Refuses to know anything else. Needs root only when something is missing.
 set -eu
 
 BUILD="python3 python3-venv python3-dev gcc libc6-dev make pkg-config clang llvm libbpf-dev libelf-dev zlib1g-dev"
 # bpftool: looks into objects, maps and links. libclang-rt-dev: the sanitizers and libFuzzer.
 # util-linux: unshare. procps, iproute2: the truth that tests compare with. forkstat: the bench's rival.
-DEV="bpftool clang-format clang-tidy cppcheck libclang-rt-dev binutils util-linux procps iproute2 forkstat"
+# mosquitto, openssl, softhsm2: a broker, revoked certificates and a PKCS#11 token for the tests of publishing.
+DEV="bpftool clang-format clang-tidy cppcheck libclang-rt-dev binutils util-linux procps iproute2 forkstat
+	mosquitto openssl softhsm2"
+# The broker of the demonstration of publishing.
+DEMO="mosquitto openssl"
 
 case "${1:-}" in
 build) wanted=$BUILD ;;
 dev) wanted="$BUILD $DEV" ;;
+demo) wanted="$BUILD $DEMO" ;;
 *)
-	echo "usage: build/packages.sh build|dev" >&2
+	echo "usage: build/packages.sh build|dev|demo" >&2
 	exit 2
 	;;
 esac
@@ -43,6 +49,13 @@ if [ "$(id -u)" -ne 0 ]; then
 fi
 
 export DEBIAN_FRONTEND=noninteractive
+# A package must not start its service here: the tests start their own. https://people.debian.org/~hmh/invokerc.d-policyrc.d-specification.txt
+policy=/usr/sbin/policy-rc.d
+if [ ! -e "$policy" ]; then
+	trap 'rm -f "$policy"' EXIT
+	printf '#!/bin/sh\nexit 101\n' >"$policy"
+	chmod 755 "$policy"
+fi
 install() {
 	# shellcheck disable=SC2086 # a list of words is meant
 	apt-get -o Acquire::Retries=5 -o DPkg::Lock::Timeout=300 install --yes --no-install-recommends $missing

@@ -66,12 +66,24 @@ class Daemon(Table, frozen=True, kw_only=True):
 
 
 class Auth(Table, frozen=True, kw_only=True):
-    """defender.auth; the other documented methods need keys of their own and are refused until they work."""
+    """defender.auth: a method, and the keys that it needs."""
 
     method: Annotated[
         Literal["mtls", "pkcs11", "websocket", "custom-authorizer"],
         Meta(description="mtls | pkcs11 | websocket | custom-authorizer"),
     ] = "mtls"
+    library: Annotated[str, Meta(description="pkcs11: path of the PKCS#11 module")] = ""
+    token: Annotated[str, Meta(description="pkcs11: label of the token")] = ""
+    key_label: Annotated[str, Meta(description='pkcs11: label of the private key; "" when the token has one')] = ""
+    pin_file: Annotated[str, Meta(description="pkcs11: path of a file with the user PIN, for its owner alone")] = ""
+    region: Annotated[str, Meta(description='websocket: AWS region that signs; "" takes it from the endpoint')] = ""
+    profile: Annotated[str, Meta(description='websocket: AWS profile; "" is the default chain of credentials')] = ""
+    authorizer: Annotated[str, Meta(description='custom-authorizer: its name; "" is the default one')] = ""
+    username: Annotated[str, Meta(description="custom-authorizer: user name")] = ""
+    password_file: Annotated[str, Meta(description="custom-authorizer: path of a file with the password")] = ""
+    token_key: Annotated[str, Meta(description="custom-authorizer: name of the token, where it checks signatures")] = ""
+    token_file: Annotated[str, Meta(description="custom-authorizer: path of a file with the token")] = ""
+    signature_file: Annotated[str, Meta(description="custom-authorizer: path of a file with its signature")] = ""
 
 
 class Proxy(Table, frozen=True, kw_only=True):
@@ -90,15 +102,24 @@ class Defender(Table, frozen=True, kw_only=True):
     endpoint: Annotated[str, Meta(min_length=1, max_length=253, description="host name of the AWS IoT data endpoint")]
     client_id: Annotated[str, Meta(max_length=128, description='MQTT client id; "" is "<thing>-kinwatch"')] = ""
     port: Annotated[int, Meta(ge=1, le=65535, description="443 uses ALPN")] = 8883
-    root_ca: Annotated[str, Meta(description="path of the CA certificates, PEM")] = ""
+    root_ca: Annotated[str, Meta(description='path of the CA certificates, PEM; "" is those of the system')] = ""
     certificate: Annotated[str, Meta(description="path of the device certificate, PEM")] = ""
     private_key: Annotated[str, Meta(description="path of its private key, PEM")] = ""
     format: Annotated[Literal["json", "cbor"], Meta(description="json | cbor")] = "json"
     min_spacing_s: Annotated[
         int, Meta(ge=0, le=86_400, description="seconds, the service's limit between two reports")
     ] = 300
+    keep_alive_s: Annotated[int, Meta(ge=5, le=1200, description="seconds after which a silent link is tried")] = 45
+    answer_s: Annotated[
+        int, Meta(ge=1, le=3600, description="seconds to wait for the answer to a report; then it was not accepted")
+    ] = 30
     alarm_topic: Annotated[str, Meta(description='topic of alarms; "" switches it off')] = "kinwatch/{thing}/alarms"
     events_topic: Annotated[str, Meta(description='topic of batches of event lines; "" is none')] = ""
+    events_s: Annotated[int, Meta(ge=1, le=3600, description="seconds that event lines wait for company")] = 5
+    events_bytes: Annotated[
+        int, Meta(ge=1024, le=131_072, description="most bytes of a batch, before it is compressed")
+    ] = 98_304
+    events_gzip: Annotated[bool, Meta(description="compress batches of event lines")] = False
     security_profile: Annotated[str, Meta(description='a profile file to evaluate on the device; "" is none')] = ""
     auth: Annotated[Auth, Meta(description="how the device proves who it is")] = Auth()
     proxy: Annotated[Proxy, Meta(description="an HTTP proxy on the way to the endpoint")] = Proxy()

@@ -1,0 +1,162 @@
+"""A real mosquitto with mutual TLS and access lists like a least-privilege IoT policy, for one test.
+
+Owns its certificates, its process and its folder. Refuses to know what is published.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import signal
+import socket
+import subprocess
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Self
+
+import trustme
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+DEADLINE_S = 60.0
+THING = "mything1"
+LEAST_PRIVILEGE = """\
+user {client}
+topic write $aws/things/{thing}/defender/metrics/json
+topic write $aws/things/{thing}/defender/metrics/cbor
+topic read $aws/things/{thing}/defender/metrics/+/accepted
+topic read $aws/things/{thing}/defender/metrics/+/rejected
+topic write kinwatch/{thing}/alarms
+topic write kinwatch/{thing}/events
+
+"""
+"""What a device needs and no more (the IoT policy of the README, as mosquitto writes it)."""
+EVERYTHING = """\
+user {client}
+topic readwrite $aws/#
+topic readwrite kinwatch/#
+
+"""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A certificate and its key, PEM files; the certificate's common name is who mosquitto takes its owner for."""
+
+    name: str
+    certificate: Path
+    private_key: Path
+
+
+class Authority:
+    """A certificate authority that lives for a test."""
+
+    def __init__(self, folder: Path, name: str = "ca") -> None:
+        self._folder = folder
+        self._ca = trustme.CA(key_type=trustme.KeyType.ECDSA)
+        self.root_ca = folder / f"{name}.pem"
+        self._ca.cert_pem.write_to_path(str(self.root_ca))
+
+    def identity(
+        self,
+        name: str,
+        *hosts: str,
+        not_after: datetime.datetime | None = None,
+        key_type: trustme.KeyType = trustme.KeyType.ECDSA,
+    ) -> Identity:
+        """Issue a certificate for a client, or for a server with the names of its hosts."""
+        leaf = self._ca.issue_cert(
+            *(hosts or (f"{name}.invalid",)), common_name=name, not_after=not_after, key_type=key_type
+        )
+        made = Identity(name, self._folder / f"{name}.pem", self._folder / f"{name}.key")
+        made.certificate.write_bytes(b"".join(blob.bytes() for blob in leaf.cert_chain_pems))
+        made.private_key.touch(mode=0o600)
+        made.private_key.write_bytes(leaf.private_key_pem.bytes())
+        return made
+
+
+@dataclass
+class Broker:
+    """mosquitto on a free port of 127.0.0.1. A context manager."""
+
+    folder: Path
+    authority: Authority
+    acl: str
+    port: int = 0
+    more: Iterable[str] = ()
+    """Further lines of its configuration."""
+    listener: Iterable[str] = ("require_certificate true", "use_identity_as_username true")
+    process: subprocess.Popen[bytes] | None = field(default=None, init=False)
+
+    def __enter__(self) -> Self:
+        """Start it."""
+        self.port = self.port or free_port()
+        server = self.authority.identity("localhost", "localhost", "127.0.0.1")
+        (self.folder / "acl").write_text(self.acl)
+        (self.folder / "acl").chmod(0o600)
+        lines = [
+            "user root",  # else it becomes mosquitto and cannot read the folder of a test
+            "per_listener_settings false",
+            "allow_anonymous false",
+            f"acl_file {self.folder / 'acl'}",
+            "persistence false",
+            "log_type all",
+            "connection_messages true",
+            "max_inflight_messages 1000",
+            "max_queued_messages 100000",
+            f"listener {self.port} 127.0.0.1",
+            f"cafile {self.authority.root_ca}",
+            f"certfile {server.certificate}",
+            f"keyfile {server.private_key}",
+            *self.listener,
+            *self.more,
+        ]
+        (self.folder / "mosquitto.conf").write_text("\n".join(lines) + "\n")
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End it."""
+        self.kill()
+
+    def start(self) -> None:
+        """Start the process and wait until it listens."""
+        with (self.folder / "mosquitto.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                ["mosquitto", "-c", str(self.folder / "mosquitto.conf")], stdout=log, stderr=log
+            )
+        deadline = time.monotonic() + DEADLINE_S
+        while True:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
+                return
+            assert self.process.poll() is None, self.log()
+            assert time.monotonic() < deadline, self.log()
+            time.sleep(0.02)
+
+    def kill(self) -> None:
+        """End it at once, as a crash would."""
+        if self.process is not None:
+            self.process.send_signal(signal.SIGCONT)
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+    def signal(self, number: int) -> None:
+        """Send a signal, SIGSTOP to freeze it for one."""
+        assert self.process is not None
+        os.kill(self.process.pid, number)
+
+    def log(self) -> str:
+        """What it wrote."""
+        return (self.folder / "mosquitto.log").read_text(errors="replace")
+
+
+def free_port() -> int:
+    """A TCP port of the loopback interface that nobody has now."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
