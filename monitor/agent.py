@@ -21,33 +21,35 @@ import msgspec
 
 from monitor import __version__
 from monitor.capture import device
-from monitor.capture.choose import choose, probe
-from monitor.capture.core import PINS, CoreCapture, unpin
+from monitor.capture.core import CoreCapture
 from monitor.capture.recordfile import RecordedWatch, RecordWriter
-from monitor.capture.replay import ReplayCapture
 from monitor.config import require_watches
 from monitor.control import ControlServer
-from monitor.detect.behaviors import expected, violated
 from monitor.detect.metrics import lower_bound_metrics
-from monitor.engine import Engine, records
+from monitor.engine import records
 from monitor.errors import ConfigInvalid, KinwatchError
-from monitor.launch import Parts, only_daemon, open_capture, say
+from monitor.launch import Parts, say
 from monitor.options import settled
 from monitor.sinks import Fanout
 from monitor.sinks.stream import StreamSink
 from monitor.sinks.table import log_sink
 from monitor.watch import COMMAND_PID
-from monitor.window import Window
+from monitor.window import FileStore, Store, Window
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from monitor.capture import LiveCapture
     from monitor.config import Config, Watch
-    from monitor.options import ReportOptions
+    from monitor.publication import Publication
 
+PUBLISHER: Final = 0
+"""The reader of the publisher among KW_READERS."""
 READER: Final = 1
-"""The reader of `--report-to` among KW_READERS."""
+"""The reader of `--report-to`."""
+UNDELIVERED: Final = 4
+"""Exit code of `--once` when its report could not be published."""
+FINISH_S: Final = 5.0
+"""How long the end waits for the broker. systemd's own limit for a stop is 90 s."""
 SPACING_S: Final = 1.0
 """Least time between two immediate reports: alarms within it go into one."""
 
@@ -70,6 +72,8 @@ class Agent:
         self._pumping = threading.Lock()
         self._reloading: Sequence[Watch] | None = None
         self._failure: BaseException | None = None
+        self._publication: Publication | None = None
+        self._exit_code = 0
         self._since_ns = time.time_ns()
 
     def run(self) -> int:
@@ -78,6 +82,7 @@ class Agent:
         # A crash leaves the pins. A start that is refused leaves only what was there before it.
         self._worth_keeping = isinstance(self._capture, CoreCapture) and self._capture.origin != "new"
         try:
+            self._open_publication()
             self._fanout = self._open_sinks()
             self._capture.start()
             self._match_command()
@@ -91,16 +96,20 @@ class Agent:
                 if self._recorder is not None:
                     self._recorder.close()
         finally:
+            if self._publication is not None:
+                self._publication.close()
             keep = self._config.daemon.keep == "always" if clean else self._worth_keeping
             self._capture.close(keep=self._daemon and keep)
-        return 0
+        return self._exit_code
 
     # -------- the main path --------
 
     def _pump(self) -> None:
-        """What the engine made of a batch goes to the sinks; an alarm wakes the report."""
+        """What the engine made of a batch goes to the spool and the sinks; an alarm wakes the report."""
         with self._pumping:
             batch = self._engine.take()
+            if self._publication is not None and (batch.alarms or batch.clears):
+                self._publication.delivery.alarm(batch.lines)
             self._fanout.put(batch.lines, batch.lines_count)
             if batch.records and self._recorder is not None:
                 self._keep_records(batch.records)
@@ -123,6 +132,7 @@ class Agent:
             self._pump()  # what a takeover brought to light: the next record may be long in coming
             while self._capture.poll():
                 self._pump()
+                self._capture.commit()  # not earlier: a kill before this makes the next start read the records again
                 if self._reloading is not None:
                     watches, self._reloading = self._reloading, None
                     self._change_watches(watches)
@@ -152,33 +162,51 @@ class Agent:
                 await stack.enter_async_context(ControlServer(Path(self._config.daemon.socket), answers))
             thread = threading.Thread(target=self._drain, name="capture")
             thread.start()
+            publishing = self._loop.create_task(self._publish())
             try:
                 self._say_ready()
                 self._worth_keeping = True
                 if self._command is not None:
                     self._command.release()
-                await self._until_stopped()
+                await self._until_stopped(publishing)
             finally:
                 self._notifier.stopping()
                 self._capture.stop()
                 await asyncio.to_thread(thread.join)
-        if self._failure is not None:
-            raise self._failure
-        self._capture.drain()
-        self._pump()
-        if self._reports is not None and not self._reported_once:
-            self._report()
+                if self._failure is not None:
+                    publishing.cancel()
+            if self._failure is not None:
+                raise self._failure
+            await self._finish()
+            await publishing
 
-    async def _until_stopped(self) -> None:
+    async def _until_stopped(self, publishing: asyncio.Task[None]) -> None:
         tasks = [asyncio.create_task(self._keep_windows()), asyncio.create_task(self._keep_watchdog())]
         stopped = asyncio.create_task(self._stop.wait())
-        done, _ = await asyncio.wait([*tasks, stopped], return_when=asyncio.FIRST_COMPLETED)
+        waiting = [*tasks, stopped, *([publishing] if self._publication is not None else [])]
+        done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         for task in (*tasks, stopped):
             task.cancel()
         await asyncio.gather(*tasks, stopped, return_exceptions=True)
         for task in done:
             if not task.cancelled() and (error := task.exception()) is not None:
                 raise error
+
+    async def _publish(self) -> None:
+        if self._publication is not None:
+            await self._publication.delivery.run()
+
+    async def _finish(self) -> None:
+        """What was watched until now goes where it belongs: nothing more comes."""
+        self._capture.drain()
+        self._pump()
+        self._capture.commit()
+        if self._reports is not None and not self._reported_once:
+            self._report()
+        if self._publication is not None:
+            accepted = await self._publication.delivery.finish(FINISH_S, report=not self._reported_once)
+            if self._command is not None and not accepted:
+                say("the last report was not accepted; it goes with the next one from this state_dir")
 
     async def _keep_windows(self) -> None:
         """A report at the end of every window, and one as soon as an alarm is raised."""
@@ -201,6 +229,8 @@ class Agent:
             last = time.monotonic()
             due = last + interval_s
             if self._options.once:
+                if self._publication is not None and not await self._publication.delivery.report_now():
+                    self._exit_code = UNDELIVERED
                 self._reported_once = True
                 self._stop.set()
                 return
@@ -232,12 +262,22 @@ class Agent:
             config = settled(self._options.config_path, self._options.overrides)
             require_watches(config)
             if self._command is None:
+                self._change_publication(config)
                 self._config = config
                 self._reloading = config.watches
                 self._capture.interrupt()
         except ConfigInvalid as error:
             say(f"{error} (nothing was changed)")
         self._notifier.ready()
+
+    def _change_publication(self, config: Config) -> None:
+        """Intervals and names change in the running program; who publishes and where needs another start."""
+        old, new = self._config.defender, config.defender
+        if self._publication is not None and new is not None:
+            self._publication.delivery.change(config.report.interval_s, new.min_spacing_s, config.report.names)
+        same = msgspec.structs.replace(new, min_spacing_s=old.min_spacing_s) if old and new else new
+        if same != old or config.spool != self._config.spool:
+            say("reload: changes in [defender] and [spool] take effect at the next start")
 
     # -------- begin --------
 
@@ -257,7 +297,8 @@ class Agent:
         if target is not None:
             self._reports = self._stdout if target == "-" else StreamSink.open(target)
         self._reported_once = False
-        return Fanout([log], on_loss=self._lose, on_trouble=say, on_end=self._sink_ended)
+        events = self._publication.delivery.event_sink() if self._publication is not None else None
+        return Fanout([log, events] if events is not None else [log], on_loss=self._lose, on_trouble=say, on_end=self._sink_ended)
 
     def _lose(self, count: int) -> None:
         """A sink was too slow: say so in the log, as soon as there is room."""
@@ -272,11 +313,33 @@ class Agent:
             self._loop.call_soon_threadsafe(self._stop.set)
 
     def _open_window(self) -> Window:
-        file = Path(self._config.daemon.state_dir, "window.json") if self._daemon and self._reports else None
-        generation = self._capture.generation if isinstance(self._capture, CoreCapture) else time.time_ns()
+        store = FileStore(Path(self._config.daemon.state_dir, "window.json")) if self._daemon and self._reports else None
         if isinstance(self._capture, CoreCapture):
             self._since_ns -= time.clock_gettime_ns(time.CLOCK_BOOTTIME) - self._capture.since_boot_ns
-        return Window(self._capture, self._engine, READER, device.read, file=file, generation=generation)
+        return Window(self._capture, self._engine, READER, device.read, store=store, generation=self._generation())
+
+    def _generation(self) -> int:
+        """Of the counters: those of core live in the kernel and may outlive us."""
+        return self._capture.generation if isinstance(self._capture, CoreCapture) else time.time_ns()
+
+    def _open_publication(self) -> None:
+        if self._config.defender is None:
+            return
+        from monitor.publication import Publication  # noqa: PLC0415 - the AWS library costs 7 MB
+
+        def window(store: Store) -> Window:
+            return Window(
+                self._capture, self._engine, PUBLISHER, device.read, store=store, generation=self._generation()
+            )
+
+        self._publication = Publication(self._config, window, say=say, on_drop=self._spool_dropped)
+
+    def _spool_dropped(self, count: int) -> None:
+        """Say so in the log; the next batch carries it, for this may be called in the middle of one."""
+        self._engine.ingest(
+            records.lost_record(time_ns=time.clock_gettime_ns(time.CLOCK_BOOTTIME), stage="spool_full", count=count)
+        )
+        self._capture.interrupt()
 
     def _open_record(self) -> None:
         if self._options.record is None:
@@ -352,6 +415,8 @@ class Agent:
         }
         if isinstance(self._capture, CoreCapture):
             status |= {"origin": self._capture.origin, "kernel": self._capture.facts()}
+        if self._publication is not None:
+            status["publisher"] = self._publication.delivery.status()
         return status
 
     def _tree(self) -> dict[str, object]:
@@ -362,68 +427,3 @@ def _started_boot_s() -> float:
     """When this process started, seconds since boot (proc(5): starttime in clock ticks)."""
     text = Path("/proc/self/stat").read_text(encoding="utf-8", errors="replace")
     return int(text.rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
-
-
-def report(config: Config, options: ReportOptions) -> int:
-    """Watch for a while, print one report. Returns 1 when it breaks an expectation."""
-    choice = choose(probe(config.capture.btf), config.capture.kind)
-    ended = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: ended.set())
-    with Engine(config.capture.max_processes) as engine:
-        capture = open_capture(choice, engine, config, pins="", fresh=False)
-        try:
-            capture.start()
-            window = Window(capture, engine, READER, device.read)
-            window.begin()
-            thread = threading.Thread(target=_discard, args=(capture, engine), name="capture")
-            thread.start()
-            ended.wait(options.duration_s)
-            capture.stop()
-            thread.join()
-            capture.drain()
-            made = window.report(int(time.time()), options.names, options.format)
-        finally:
-            capture.close(keep=False)
-    payload = made.payload + (b"\n" if options.format == "json" else b"")
-    if StreamSink.stdout().write(payload):
-        raise OSError("stdout is full")
-    behaviors = [behavior for watch in config.watches for behavior in expected(watch.name, watch.child_limit)]
-    return 1 if violated(behaviors, made.metrics) else 0
-
-
-def _discard(capture: LiveCapture, engine: Engine) -> None:
-    """A report alone needs counters, not lines."""
-    while capture.poll():
-        engine.take()
-
-
-def replay(config: Config | None, path: Path, form: str) -> int:
-    """A record file through the engine, as lines. Returns 1 when there were alarms."""
-    limits = {watch.name: watch.child_limit for watch in config.watches} if config is not None else {}
-    alarms = 0
-    with Engine() as engine:
-        capture = ReplayCapture(engine, path, limits)
-        sink = log_sink("-", form, os.environ, watch_column=len(capture.watches) > 1)
-        try:
-            capture.start()
-            try:
-                while capture.poll():
-                    batch = engine.take()
-                    alarms += batch.alarms
-                    sink.write(batch.lines)
-            finally:
-                batch = engine.take()
-                alarms += batch.alarms
-                sink.write(batch.lines)
-        finally:
-            sink.close()
-            capture.close(keep=False)
-    return 1 if alarms else 0
-
-
-def unload() -> int:
-    """Remove what a daemon left pinned. AlreadyRunning: a daemon is there and needs it."""
-    with only_daemon():
-        say(f"removed {PINS}" if unpin() else "nothing was pinned")
-    return 0

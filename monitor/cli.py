@@ -254,9 +254,9 @@ def _report(options: argparse.Namespace) -> int:
 
     _, config = _watched(options, _overrides(options))
     wanted = ReportOptions(format=options.format, names=options.names, duration_s=options.duration_s)
-    from monitor import agent
+    from monitor import oneshot
 
-    return agent.report(config, wanted)
+    return oneshot.report(config, wanted)
 
 
 def _status(options: argparse.Namespace) -> int:
@@ -291,9 +291,9 @@ def _replay(options: argparse.Namespace) -> int:
     from monitor import config
 
     settings = config.load(options.config) if options.config else None
-    from monitor import agent
+    from monitor import oneshot
 
-    return agent.replay(settings, options.file, options.format)
+    return oneshot.replay(settings, options.file, options.format)
 
 
 def _doctor(options: argparse.Namespace) -> int:
@@ -307,9 +307,9 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _unload(_options: argparse.Namespace) -> int:
-    from monitor import agent
+    from monitor import oneshot
 
-    return agent.unload()
+    return oneshot.unload()
 
 
 def _overrides(options: argparse.Namespace) -> Overrides:

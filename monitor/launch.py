@@ -65,6 +65,9 @@ def launched(config: Config, options: RunOptions, meanwhile: str) -> Iterator[Pa
     if config.daemon.user:
         msg = f"{config.origin}: daemon.user: running as another user is not in this version; leave it empty"
         raise ConfigInvalid(msg)
+    if config.defender is not None:
+        for warning in credentials.check(config.defender, time.time()):
+            say(warning)
     notifier = Notifier.from_environment()
     choice = choose(probe(config.capture.btf), config.capture.kind)
     alone = options.once or bool(options.command)

@@ -1,21 +1,21 @@
 """One reader's window: from its last accepted report to now.
 
-Owns the baseline, the report ids and their file in the state directory, so that both survive a restart. Refuses to know
-when a report is due and where it goes: whoever takes it says whether it was accepted, and only then does the window
-end.
+Owns the baseline, the report ids, the one report that is pending, and what of it survives a restart. Refuses to know
+when a report is due, where it goes and where its own state is kept: whoever takes a report says whether it was
+accepted, and only then does the window end.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
 from monitor.defender.report import document, fit, next_report_id
 from monitor.detect.device import DeviceReading, blocks
-from monitor.detect.metrics import window_metrics
+from monitor.detect.metrics import Metric, merged, window_metrics
 from monitor.detect.snapshot import Snapshot  # noqa: TC001 - msgspec reads the fields' types
 from monitor.errors import ConfigInvalid
 
@@ -25,8 +25,31 @@ if TYPE_CHECKING:
 
     from monitor.capture import Capture
     from monitor.defender.report import Format, Names
-    from monitor.detect.metrics import Metric
     from monitor.engine import Engine
+
+
+class Store(Protocol):
+    """A place for the state of a window."""
+
+    def load(self) -> bytes | None:
+        """What was saved last; None: nothing."""
+
+    def save(self, state: bytes) -> None:
+        """Keep it, all or nothing, over a power cut too. OSError: it could not be."""
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """A report that was made and is not accepted yet."""
+
+    report_id: int
+    metrics: tuple[Metric, ...]
+    snapshot: Snapshot
+    reading: DeviceReading
+    payload: bytes = b""
+    """b"": it was made in an earlier life and is only remembered."""
+    dropped: dict[str, int] = {}
+    """Entries left out of lists for its size, by list; the totals beside them are true."""
+    mark: int = 0
 
 
 class _Kept(msgspec.Struct, kw_only=True):
@@ -40,19 +63,10 @@ class _Kept(msgspec.Struct, kw_only=True):
     reading: DeviceReading | None = None
     peaks: dict[str, int] = {}
     """Highest peak by watch of windows that were begun in the kernel and not accepted yet."""
-
-
-class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """A report that was made and is not accepted yet."""
-
-    payload: bytes
-    metrics: tuple[Metric, ...]
-    dropped: dict[str, int]
-    """Entries left out of lists for its size, by list; the totals beside them are true."""
-    snapshot: Snapshot
-    reading: DeviceReading
-    mark: int
-    report_id: int
+    pending: Report | None = None
+    """The last report, while it is not accepted."""
+    carried: tuple[Metric, ...] = ()
+    """Metrics of windows that no report brought to an end before the capture's counters went away."""
 
 
 class Window:
@@ -65,21 +79,26 @@ class Window:
         reader: int,
         read_device: Callable[[], DeviceReading],
         *,
-        file: Path | None = None,
+        store: Store | None = None,
         generation: int = 0,
     ) -> None:
-        """`file`: where baseline and ids live; None: only here. Raises ConfigInvalid when it cannot be written."""
+        """`store`: where its state lives; None: only here. Raises ConfigInvalid when that cannot be written."""
         self._capture, self._engine, self._reader, self._read_device = capture, engine, reader, read_device
-        self._file = file
+        self._store = store
         self._mark = 0
         self._kept = _Kept(generation=generation)
-        if file is not None:
-            self._load(file, generation)
+        if store is not None:
+            self._load(store, generation)
 
     @property
     def began_wall_ns(self) -> int:
         """CLOCK_REALTIME when the window began; 0: with the capture."""
         return self._kept.began_wall_ns
+
+    @property
+    def pending(self) -> Report | None:
+        """The last report, while it is not accepted."""
+        return self._kept.pending
 
     def begin(self) -> None:
         """Note the state of the device now, if no earlier report did."""
@@ -91,30 +110,32 @@ class Window:
         reading = self._read_device()
         mark = self._engine.mark()
         snapshot = self._with_peaks(self._capture.snapshot(self._reader, self._mark))
-        metrics = tuple(window_metrics(self._kept.baseline, snapshot))
+        metrics = tuple(merged(self._kept.carried, window_metrics(self._kept.baseline, snapshot)))
         report_id = next_report_id(self._kept.last_report_id, now_s)
         fitted = fit(document(report_id, metrics, blocks(self._kept.reading, reading), names), encoding)
+        report = Report(
+            report_id=report_id,
+            metrics=metrics,
+            snapshot=_without_exes(snapshot),
+            reading=reading,
+            payload=fitted.payload,
+            dropped=dict(fitted.dropped),
+            mark=mark,
+        )
         self._kept.last_report_id = report_id
         self._kept.peaks = {watch.name: watch.window_peak for watch in snapshot.watches}
+        self._kept.pending = msgspec.structs.replace(report, payload=b"", dropped={})
         self._save()
-        return Report(
-            payload=fitted.payload,
-            metrics=metrics,
-            dropped=dict(fitted.dropped),
-            snapshot=snapshot,
-            reading=reading,
-            mark=mark,
-            report_id=report_id,
-        )
+        return report
 
     def accept(self, report: Report) -> None:
         """The report arrived: its window is over, the next one begins where it ended."""
         self._mark = report.mark
         self._kept.peaks = {}
+        self._kept.pending = None
+        self._kept.carried = ()
         self._kept.began_wall_ns = report.snapshot.wall_ns
-        self._kept.baseline = msgspec.structs.replace(
-            report.snapshot, watches=tuple(msgspec.structs.replace(w, exes=()) for w in report.snapshot.watches)
-        )
+        self._kept.baseline = report.snapshot
         self._kept.reading = report.reading
         self._save()
 
@@ -126,34 +147,64 @@ class Window:
         )
         return msgspec.structs.replace(snapshot, watches=watches)
 
-    def _load(self, file: Path, generation: int) -> None:
+    def _load(self, store: Store, generation: int) -> None:
+        kept = self._kept
         try:
-            kept = msgspec.json.decode(file.read_bytes(), type=_Kept)
-        except FileNotFoundError:
-            kept = self._kept
+            state = store.load()
+            if state is not None:
+                kept = msgspec.json.decode(state, type=_Kept)
         except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
-            kept = self._kept  # torn or foreign: a window that begins with the counters is right, if long
+            pass  # torn or foreign: a window that begins with the counters is right, if long
         if kept.generation != generation:
-            kept = _Kept(generation=generation, last_report_id=kept.last_report_id)
+            # The counters are new; what the last report said of the old ones, and nobody accepted, goes on.
+            kept = _Kept(
+                generation=generation,
+                last_report_id=kept.last_report_id,
+                began_wall_ns=kept.began_wall_ns,
+                reading=kept.reading,
+                carried=kept.pending.metrics if kept.pending else kept.carried,
+            )
         self._kept = kept
         try:
-            file.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
-            self._write(file)
+            store.save(msgspec.json.encode(kept))
         except OSError as error:
-            msg = f"daemon.state_dir: {file} cannot be written ({error.strerror or error}); name another directory"
+            msg = f"daemon.state_dir: its state cannot be written ({error.strerror or error}); name another directory"
             raise ConfigInvalid(msg) from error
 
     def _save(self) -> None:
-        if self._file is not None:
+        if self._store is not None:
             with contextlib.suppress(OSError):  # a full disk costs the memory of a restart, not the report
-                self._write(self._file)
+                self._store.save(msgspec.json.encode(self._kept))
 
-    def _write(self, file: Path) -> None:
+
+def _without_exes(snapshot: Snapshot) -> Snapshot:
+    """A baseline needs counters only."""
+    return msgspec.structs.replace(
+        snapshot, watches=tuple(msgspec.structs.replace(watch, exes=()) for watch in snapshot.watches)
+    )
+
+
+class FileStore:
+    """State in a file of its own."""
+
+    def __init__(self, path: Path) -> None:
+        """Its directory is made when something is saved."""
+        self._path = path
+
+    def load(self) -> bytes | None:
+        """Read the file."""
+        try:
+            return self._path.read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def save(self, state: bytes) -> None:
         """All or nothing: a new file, on the disk before it takes the old one's name."""
-        fresh = file.with_name(f".{file.name}.new")
+        self._path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+        fresh = self._path.with_name(f".{self._path.name}.new")
         fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         with os.fdopen(fd, "wb") as stream:
-            stream.write(msgspec.json.encode(self._kept))
+            stream.write(state)
             stream.flush()
             os.fsync(stream.fileno())
-        fresh.rename(file)
+        fresh.rename(self._path)

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Final, Literal
 import msgspec
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from monitor.detect.snapshot import Snapshot, WatchSnapshot
 
 MetricKind = Literal["number", "number-list", "string-list", "ip-address-list"]
@@ -29,6 +31,9 @@ FIELDS: Final[dict[str, tuple[str, ...]]] = {
     "roots": ("roots",),
 }
 """Each metric of a watch (its name is `<this>_<watch>`) and the fields of WatchSnapshot it is made of."""
+
+_STATES: Final = frozenset({"child_procs_alive", "roots"})
+_PEAKS: Final = frozenset({"child_procs_peak"})
 
 EVENTS_LOST: Final = "events_lost"
 """The one metric that belongs to no watch: details lost in the window, all stages."""
@@ -68,6 +73,36 @@ def window_metrics(baseline: Snapshot | None, now: Snapshot) -> list[Metric]:
         ]
     metrics.append(Metric(EVENTS_LOST, "number", _lost_since(baseline.lost if baseline else {}, now.lost)))
     return metrics
+
+
+def merged(earlier: Sequence[Metric], now: Sequence[Metric]) -> list[Metric]:
+    """Join the metrics of a window that was never accepted with those of the window of another life of the capture.
+
+    Counts add up, peaks take the higher, states the later one, lists the union; a metric of only one side stays. Of the
+    descendants of the second window those already alive at its begin were counted in the first, as far as it ended with
+    that many.
+    """
+    before = {metric.name: metric for metric in earlier}
+    joined = [_joined(before.pop(metric.name, None), metric, earlier) for metric in now]
+    return joined + [metric for metric in earlier if metric.name in before]
+
+
+def _joined(earlier: Metric | None, now: Metric, all_earlier: Sequence[Metric]) -> Metric:
+    if earlier is None or earlier.kind != now.kind:
+        return now
+    if isinstance(earlier.value, tuple) and isinstance(now.value, tuple):
+        return Metric(now.name, now.kind, tuple(dict.fromkeys((*earlier.value, *now.value))))
+    what = next((name for name in FIELDS if now.name.startswith(f"{name}_")), now.name)
+    if isinstance(earlier.value, tuple) or isinstance(now.value, tuple) or what in _STATES:
+        return now
+    if what in _PEAKS:
+        return Metric(now.name, now.kind, max(earlier.value, now.value))
+    counted_twice: float = 0
+    if what == "num_child_procs":
+        alive_name = now.name.replace(what, "child_procs_alive", 1)
+        alive = next((metric.value for metric in all_earlier if metric.name == alive_name), 0)
+        counted_twice = min(alive if isinstance(alive, int | float) else 0, now.value)
+    return Metric(now.name, now.kind, earlier.value + now.value - counted_twice)
 
 
 def lower_bound_metrics(snapshot: Snapshot) -> list[str]:

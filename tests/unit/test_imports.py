@@ -23,8 +23,8 @@ NATIVE = PACKAGE / "engine" / "native"
 LAYERS = (
     {"__main__"},
     {"cli", "demo"},
-    {"agent", "doctor", "tree"},
-    {"launch"},
+    {"agent", "oneshot", "doctor", "tree"},
+    {"launch", "publication"},
     {"window", "command"},
     {"capture", "defender", "sinks", "control", "notify", "options"},
     {"engine", "detect"},

@@ -1,0 +1,431 @@
+"""The spool: what has not been accepted yet, durable, bounded, in order (SQLite, write-ahead log).
+
+Owns two queues, alarms and batches of event lines, and a few named values (report state). Refuses to know what is in a
+message, who sends it and the clock: moments are told, seconds since the epoch.
+
+What survives. A put is in the file's log when it returns: a kill -9 loses nothing. Against a power cut `sync` writes
+the log to the disk; whoever puts an alarm sends it first and syncs right afterwards, so that no alarm waits for a disk.
+A `save` and a `done` are on the disk when they return.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import sqlite3
+import threading
+from typing import TYPE_CHECKING, Final, Literal
+
+import msgspec
+
+from monitor.errors import AlreadyRunning, ConfigInvalid
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+Kind = Literal["alarm", "events"]
+
+ROW_BYTES: Final = 64
+"""What a row costs beside its payload, in the file and its index; part of the sum that `max_bytes` bounds."""
+MEMORY_ROWS: Final = 1000
+"""Most rows kept in memory while the file takes none (a full disk)."""
+_FORMAT: Final = 1
+_BUSY_S: Final = 10.0
+_TABLES: Final = """
+create table queue (
+    id integer primary key autoincrement, kind text not null, created_s real not null, ready_s real not null,
+    lines integer not null, merged integer not null, payload blob not null
+);
+create index queue_kind on queue (kind, id);
+create table state (name text primary key, value blob not null) without rowid;
+create table dropped (kind text primary key, lines integer not null) without rowid;
+"""
+
+
+_INSERT: Final = "insert into queue (kind, created_s, ready_s, lines, merged, payload) values (?, ?, ?, ?, 0, ?)"
+_COUNT_DROPPED: Final = (
+    "insert into dropped values (?, ?) on conflict (kind) do update set lines = lines + excluded.lines"
+)
+_CLOCK_SET_S: Final = 1_704_067_200
+"""2024-01-01. A device whose date is earlier has not learned it yet."""
+_SOON_S: Final = 60.0
+"""No message is held back longer; one that seems to be was put before the clock was set back."""
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True):
+    """A message that waits."""
+
+    id: int
+    """Grows with time and is never given twice, not by a restart either."""
+    lines: int
+    """Event lines in it."""
+    merged: int
+    """Further lines that it stands for."""
+    created_s: float
+    payload: bytes
+
+
+class Sizes(msgspec.Struct, frozen=True, kw_only=True):
+    """How full it is."""
+
+    bytes: int
+    alarms: int
+    """Messages."""
+    events: int
+    """Messages."""
+    oldest_s: float | None
+    """When the oldest message came, seconds since the epoch."""
+    dropped: dict[str, int]
+    """Lines given up for good since the spool was made, by kind."""
+
+
+class Spool:
+    """An open spool. Its methods may be called from any thread.
+
+    A file that fails (a full disk) costs no message at once: up to MEMORY_ROWS are kept in memory meanwhile.
+    """
+
+    def __init__(
+        self,
+        path: Path | None,
+        *,
+        max_bytes: int,
+        max_age_s: float,
+        on_drop: Callable[[int], None] | None = None,
+        say: Callable[[str], None] | None = None,
+    ) -> None:
+        """Open or make it; None: in memory only.
+
+        `on_drop(lines)`: told whenever lines are given up for good, from the thread that found out. `say(text)`: a
+        failure in words, once until it is over. Raises ConfigInvalid when the file cannot be used, AlreadyRunning when
+        another process has it open.
+        """
+        self._max_bytes, self._max_age_s = max_bytes, max_age_s
+        self._on_drop, self._say = on_drop, say
+        self._lock = threading.RLock()
+        self._file = path
+        self._locked = _lock(path) if path is not None else -1
+        self._memory: dict[int, tuple[Kind, Entry]] = {}
+        self._memory_id = 0
+        self._troubled = False
+        try:
+            # Two connections, because how long a commit waits for the disk is a property of one.
+            self._fast = _open(path)
+            self._safe = self._fast if path is None else _connect(path)
+            if path is not None:
+                self._fast.execute("pragma synchronous = normal")
+                self._safe.execute("pragma synchronous = full")
+        except BaseException:
+            self._unlock()
+            raise
+        (self._bytes,) = self._fast.execute(
+            f"select coalesce(sum(length(payload) + {ROW_BYTES}), 0) from queue"  # noqa: S608 - a number of ours
+        ).fetchone()
+        name = self.load("name")
+        if name is None:
+            name = secrets.token_hex(4).encode()
+            self.save("name", name)
+        self.name = name.decode()
+        """Of this spool; with the id of a message, a name of that message in the whole world."""
+
+    # -------- the queues --------
+
+    def put(self, kind: Kind, payloads: Sequence[bytes], now_s: float, *, lines: int = 1, ready_s: float = 0.0) -> int:
+        """Append messages of `lines` lines each, not to be sent before `ready_s`; returns the id of the last one."""
+        rows = [(kind, now_s, ready_s, lines, payload) for payload in payloads]
+        with self._lock:
+            try:
+                with _transaction(self._fast):
+                    # rowid of the last row: executemany does not tell it
+                    self._fast.executemany(_INSERT, rows)
+                    (last,) = self._fast.execute("select seq from sqlite_sequence where name = 'queue'").fetchone()
+            except sqlite3.Error as error:
+                return self._remember(kind, payloads, now_s, lines, error)
+            self._troubled = False
+            self._bytes += sum(len(payload) + ROW_BYTES for payload in payloads)
+            if self._bytes > self._max_bytes:
+                self._shrink()
+        return int(last)
+
+    def merge(self, entry_id: int, payload: bytes, lines: int) -> bool:
+        """Let a message that still waits stand for `lines` more, with a newer payload. False: it waits no more."""
+        with self._lock, contextlib.suppress(sqlite3.Error), _transaction(self._fast):
+            old = self._fast.execute("select length(payload) from queue where id = ?", (entry_id,)).fetchone()
+            if old is not None:
+                self._fast.execute(
+                    "update queue set merged = merged + ?, payload = ? where id = ?", (lines, payload, entry_id)
+                )
+                self._bytes += len(payload) - old[0]
+                return True
+        return False
+
+    def waiting(self, kind: Kind, now_s: float, limit: int, most_bytes: int = 1 << 30) -> list[Entry]:
+        """The oldest messages that may be sent now, in order: at most `limit`, and `most_bytes` but for the first."""
+        found: list[Entry] = []
+        total = 0
+        with self._lock:
+            rows = self._fast.execute(
+                "select id, lines, merged, created_s, payload from queue"
+                " where kind = ? and (ready_s <= ? or ready_s > ?) order by id",
+                (kind, now_s, now_s + _SOON_S),
+            )
+            for number, of_lines, merged, created_s, payload in rows:
+                total += len(payload)
+                if len(found) == limit or (found and total > most_bytes):
+                    break
+                found.append(Entry(id=number, lines=of_lines, merged=merged, created_s=created_s, payload=payload))
+            rows.close()
+            if not found:
+                found = [entry for of_kind, entry in self._memory.values() if of_kind == kind][:limit]
+        return found
+
+    def ready_s(self, kind: Kind) -> float | None:
+        """When the next message may be sent; None: there is none."""
+        with self._lock:
+            row = self._fast.execute("select min(ready_s) from queue where kind = ?", (kind,)).fetchone()
+            if row[0] is None and any(of_kind == kind for of_kind, _ in self._memory.values()):
+                return 0.0
+        return None if row[0] is None else float(row[0])
+
+    def done(self, ids: Sequence[int]) -> None:
+        """These messages have arrived."""
+        self._remove(ids, dropped=False)
+
+    def drop(self, ids: Sequence[int]) -> None:
+        """These messages will never be taken; they are counted as dropped."""
+        self._remove(ids, dropped=True)
+
+    def expire(self, now_s: float) -> int:
+        """Drop what is older than `max_age_s`; returns how many lines that were.
+
+        A message from the future, or from before the clock was set, has an unknown age and stays.
+        """
+        with self._lock:
+            rows = self._fast.execute(
+                "select id from queue where created_s between ? and ?", (_CLOCK_SET_S, now_s - self._max_age_s)
+            ).fetchall()
+            return self._remove([number for (number,) in rows], dropped=True)
+
+    def sizes(self) -> Sizes:
+        """How full it is now."""
+        with self._lock:
+            rows = dict(self._fast.execute("select kind, count(*) from queue group by kind"))
+            (oldest_s,) = self._fast.execute("select min(created_s) from queue").fetchone()
+            dropped = dict(self._fast.execute("select kind, lines from dropped"))
+            for kind, _ in self._memory.values():
+                rows[kind] = rows.get(kind, 0) + 1
+            return Sizes(
+                bytes=self._bytes,
+                alarms=rows.get("alarm", 0),
+                events=rows.get("events", 0),
+                oldest_s=oldest_s,
+                dropped=dropped,
+            )
+
+    # -------- named values --------
+
+    def load(self, name: str) -> bytes | None:
+        """The value of that name; None: there is none."""
+        with self._lock:
+            row = self._fast.execute("select value from state where name = ?", (name,)).fetchone()
+        return None if row is None else bytes(row[0])
+
+    def save(self, name: str, value: bytes) -> None:
+        """Keep a value; it is on the disk when this returns. OSError: it is not."""
+        with self._lock:
+            try:
+                with _transaction(self._safe):
+                    self._safe.execute(
+                        "insert into state values (?, ?) on conflict (name) do update set value = excluded.value",
+                        (name, value),
+                    )
+            except sqlite3.Error as error:
+                self._complain(error)
+                raise OSError(f"spool: {error}") from error
+
+    # -------- the file --------
+
+    def sync(self) -> None:
+        """Write everything put so far to the disk."""
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                fd = os.open(f"{self._file}-wal", os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    os.fdatasync(fd)
+                finally:
+                    os.close(fd)
+
+    def close(self) -> None:
+        """Close it. What is only in memory, because the file took nothing, gets a last chance and is dropped then."""
+        with self._lock:
+            self._flush_memory()
+            left = sum(entry.lines + entry.merged for _, entry in self._memory.values())
+            self._memory.clear()
+            if left and self._on_drop is not None:
+                self._on_drop(left)
+            self._fast.close()
+            self._safe.close()
+            self._unlock()
+
+    def _unlock(self) -> None:
+        if self._locked >= 0:
+            os.close(self._locked)
+            self._locked = -1
+
+    def _remember(self, kind: Kind, payloads: Sequence[bytes], now_s: float, lines: int, error: Exception) -> int:
+        """The file took nothing: keep it in memory; beyond MEMORY_ROWS the oldest are dropped."""
+        self._complain(error)
+        for payload in payloads:
+            self._memory_id -= 1
+            entry = Entry(id=self._memory_id, lines=lines, merged=0, created_s=now_s, payload=payload)
+            self._memory[entry.id] = (kind, entry)
+        lost = 0
+        while len(self._memory) > MEMORY_ROWS:
+            oldest = next((i for i, (k, _) in self._memory.items() if k == "events"), next(iter(self._memory)))
+            lost += self._memory.pop(oldest)[1].lines
+        if lost and self._on_drop is not None:
+            self._on_drop(lost)
+        return self._memory_id
+
+    def _flush_memory(self) -> None:
+        kept, self._memory = self._memory, {}
+        for kind, entry in kept.values():
+            self.put(kind, [entry.payload], entry.created_s, lines=entry.lines)
+
+    def _shrink(self) -> None:
+        """Make room: the oldest batches of events first, alarms last, the oldest of them first."""
+        ids: list[int] = []
+        spare = self._bytes - self._max_bytes
+        rows = self._fast.execute("select id, length(payload) from queue order by kind = 'alarm', id")
+        for number, size in rows:
+            if spare <= 0:
+                break
+            ids.append(number)
+            spare -= size + ROW_BYTES
+        rows.close()
+        self._remove(ids, dropped=True)
+
+    def _remove(self, ids: Sequence[int], *, dropped: bool) -> int:
+        """Delete messages; returns how many lines they stood for."""
+        lost = 0
+        with self._lock:
+            for number in ids:
+                if number < 0 and (kept := self._memory.pop(number, None)) is not None:
+                    lost += kept[1].lines
+            marks = [(number,) for number in ids if number > 0]
+            if marks:
+                try:
+                    lost += self._delete(marks, dropped=dropped)
+                except sqlite3.Error as error:
+                    self._complain(error)  # they stay and are sent again: at least once
+            if self._memory and not self._troubled:
+                self._flush_memory()
+        if dropped and lost and self._on_drop is not None:
+            self._on_drop(lost)
+        return lost
+
+    def _delete(self, marks: list[tuple[int]], *, dropped: bool) -> int:
+        lines = size = 0
+        with _transaction(self._safe):
+            for mark in marks:
+                row = self._safe.execute(
+                    "delete from queue where id = ? returning kind, lines + merged, length(payload)", mark
+                ).fetchone()
+                if row is None:
+                    continue
+                kind, of_lines, length = row
+                lines += of_lines
+                size += length + ROW_BYTES
+                if dropped:
+                    self._safe.execute(_COUNT_DROPPED, (kind, of_lines))
+        self._bytes -= size
+        return lines
+
+    def _complain(self, error: Exception) -> None:
+        if not self._troubled and self._say is not None:
+            self._say(f"spool: {error}; new messages are kept in memory until it takes them again")
+        self._troubled = True
+
+
+def _connect(path: Path | str) -> sqlite3.Connection:
+    return sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
+
+
+@contextlib.contextmanager
+def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    connection.execute("begin immediate")
+    try:
+        yield
+        connection.execute("commit")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("rollback")
+        raise
+
+
+def _lock(path: Path) -> int:
+    """Make the folder, and hold a lock beside the file: two publishers would each send and forget."""
+    try:
+        path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+        fd = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        msg = f"daemon.state_dir: {path} cannot be written ({error.strerror or error}); name another directory"
+        raise ConfigInvalid(msg) from error
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        msg = f"{path}: another kinwatch publishes from here; stop it, or set daemon.state_dir to another directory"
+        raise AlreadyRunning(msg) from None
+    return fd
+
+
+def _open(path: Path | None) -> sqlite3.Connection:
+    """Open the file, or set a broken one aside and make a new one."""
+    if path is None:
+        return _prepared(_connect(":memory:"))
+    try:
+        return _checked(path)
+    except sqlite3.DatabaseError as error:
+        if isinstance(error, sqlite3.OperationalError):
+            msg = f"daemon.state_dir: {path} cannot be used ({error}); name another directory, or make room"
+            raise ConfigInvalid(msg) from error
+        for suffix in ("", "-wal", "-shm"):
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(f"{path}{suffix}", f"{path}.broken{suffix}")  # noqa: PTH105 - names, not paths
+        return _checked(path)
+
+
+def _checked(path: Path) -> sqlite3.Connection:
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+    connection = _connect(path)
+    try:
+        connection.execute("pragma journal_mode = wal")
+        _check(connection)
+        return _prepared(connection)
+    except BaseException:
+        connection.close()
+        raise
+
+
+def _check(connection: sqlite3.Connection) -> None:
+    (verdict,) = connection.execute("pragma quick_check(1)").fetchone()
+    if verdict != "ok":
+        raise sqlite3.DatabaseError(verdict)
+
+
+def _prepared(connection: sqlite3.Connection) -> sqlite3.Connection:
+    (version,) = connection.execute("pragma user_version").fetchone()
+    if version > _FORMAT:
+        msg = f"the spool was written by a newer kinwatch (format {version}); name another daemon.state_dir"
+        raise ConfigInvalid(msg)
+    if version < _FORMAT:
+        with _transaction(connection):
+            for statement in _TABLES.split(";\n"):
+                connection.execute(statement)
+            connection.execute(f"pragma user_version = {_FORMAT}")
+    connection.execute("pragma journal_size_limit = 4194304")
+    return connection

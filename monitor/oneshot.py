@@ -1,0 +1,98 @@
+"""Verbs that end by themselves: one report, a replay, taking the pins away.
+
+Owns their order of begin and end. Refuses to know the daemon: that is agent.py.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from typing import TYPE_CHECKING, Final
+
+from monitor.capture import device
+from monitor.capture.choose import choose, probe
+from monitor.capture.core import PINS, unpin
+from monitor.capture.replay import ReplayCapture
+from monitor.detect.behaviors import expected, violated
+from monitor.engine import Engine
+from monitor.launch import only_daemon, open_capture, say
+from monitor.sinks.stream import StreamSink
+from monitor.sinks.table import log_sink
+from monitor.window import Window
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from monitor.capture import LiveCapture
+    from monitor.config import Config
+    from monitor.options import ReportOptions
+
+READER: Final = 1
+"""The reader of the capture's windows; there is no other."""
+
+
+def report(config: Config, options: ReportOptions) -> int:
+    """Watch for a while, print one report. Returns 1 when it breaks an expectation."""
+    choice = choose(probe(config.capture.btf), config.capture.kind)
+    ended = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
+    with Engine(config.capture.max_processes) as engine:
+        capture = open_capture(choice, engine, config, pins="", fresh=False)
+        try:
+            capture.start()
+            window = Window(capture, engine, READER, device.read)
+            window.begin()
+            thread = threading.Thread(target=_discard, args=(capture, engine), name="capture")
+            thread.start()
+            ended.wait(options.duration_s)
+            capture.stop()
+            thread.join()
+            capture.drain()
+            made = window.report(int(time.time()), options.names, options.format)
+        finally:
+            capture.close(keep=False)
+    payload = made.payload + (b"\n" if options.format == "json" else b"")
+    if StreamSink.stdout().write(payload):
+        raise OSError("stdout is full")
+    behaviors = [behavior for watch in config.watches for behavior in expected(watch.name, watch.child_limit)]
+    return 1 if violated(behaviors, made.metrics) else 0
+
+
+def _discard(capture: LiveCapture, engine: Engine) -> None:
+    """A report alone needs counters, not lines."""
+    while capture.poll():
+        engine.take()
+
+
+def replay(config: Config | None, path: Path, form: str) -> int:
+    """A record file through the engine, as lines. Returns 1 when there were alarms."""
+    limits = {watch.name: watch.child_limit for watch in config.watches} if config is not None else {}
+    alarms = 0
+    with Engine() as engine:
+        capture = ReplayCapture(engine, path, limits)
+        sink = log_sink("-", form, os.environ, watch_column=len(capture.watches) > 1)
+        try:
+            capture.start()
+            try:
+                while capture.poll():
+                    batch = engine.take()
+                    alarms += batch.alarms
+                    sink.write(batch.lines)
+            finally:
+                batch = engine.take()
+                alarms += batch.alarms
+                sink.write(batch.lines)
+        finally:
+            sink.close()
+            capture.close(keep=False)
+    return 1 if alarms else 0
+
+
+def unload() -> int:
+    """Remove what a daemon left pinned. AlreadyRunning: a daemon is there and needs it."""
+    with only_daemon():
+        say(f"removed {PINS}" if unpin() else "nothing was pinned")
+    return 0
