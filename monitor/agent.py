@@ -132,7 +132,6 @@ class Agent:
             self._pump()  # what a takeover brought to light: the next record may be long in coming
             while self._capture.poll():
                 self._pump()
-                self._capture.commit()  # not earlier: a kill before this makes the next start read the records again
                 if self._reloading is not None:
                     watches, self._reloading = self._reloading, None
                     self._change_watches(watches)
@@ -200,7 +199,6 @@ class Agent:
         """What was watched until now goes where it belongs: nothing more comes."""
         self._capture.drain()
         self._pump()
-        self._capture.commit()
         if self._reports is not None and not self._reported_once:
             self._report()
         if self._publication is not None:
@@ -298,7 +296,9 @@ class Agent:
             self._reports = self._stdout if target == "-" else StreamSink.open(target)
         self._reported_once = False
         events = self._publication.delivery.event_sink() if self._publication is not None else None
-        return Fanout([log, events] if events is not None else [log], on_loss=self._lose, on_trouble=say, on_end=self._sink_ended)
+        return Fanout(
+            [log, events] if events is not None else [log], on_loss=self._lose, on_trouble=say, on_end=self._sink_ended
+        )
 
     def _lose(self, count: int) -> None:
         """A sink was too slow: say so in the log, as soon as there is room."""
@@ -313,7 +313,9 @@ class Agent:
             self._loop.call_soon_threadsafe(self._stop.set)
 
     def _open_window(self) -> Window:
-        store = FileStore(Path(self._config.daemon.state_dir, "window.json")) if self._daemon and self._reports else None
+        store = (
+            FileStore(Path(self._config.daemon.state_dir, "window.json")) if self._daemon and self._reports else None
+        )
         if isinstance(self._capture, CoreCapture):
             self._since_ns -= time.clock_gettime_ns(time.CLOCK_BOOTTIME) - self._capture.since_boot_ns
         return Window(self._capture, self._engine, READER, device.read, store=store, generation=self._generation())

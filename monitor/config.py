@@ -199,8 +199,6 @@ def notes(config: Config) -> tuple[str, ...]:
             said.append(f"watch {watch.name}: {watch.value} does not exist yet; it is watched as soon as it does")
         if watch.kind == "pid" and watch.value != COMMAND_PID and not Path("/proc", watch.value).exists():
             said.append(f"watch {watch.name}: there is no process {watch.value}")
-    if config.defender is not None:
-        said.append("[defender] is checked, but this version does not publish; reports go to --report-to")
     return tuple(said)
 
 
@@ -328,5 +326,3 @@ def _check_tables(origin: str, file: File) -> None:
             pwd.getpwnam(file.daemon.user)
         except (KeyError, ValueError):
             _refuse(origin, "daemon.user", f"there is no user {file.daemon.user!r}", "create it, or leave it empty")
-    if file.defender is not None and file.defender.auth.method != "mtls":
-        _refuse(origin, "defender.auth.method", f"{file.defender.auth.method!r} is not supported yet", 'only "mtls" is')

@@ -12,6 +12,7 @@ import importlib
 import os
 import sys
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -21,6 +22,7 @@ import msgspec
 from monitor.capture.choose import Choice, choose, probe
 from monitor.capture.core import PINS, CoreCapture
 from monitor.command import Command
+from monitor.defender import credentials
 from monitor.engine import Engine
 from monitor.errors import AlreadyRunning, CaptureUnavailable, ConfigInvalid
 from monitor.notify import Notifier

@@ -1,0 +1,3 @@
+"""The local Device Defender as a command, `kinwatch defender`."""
+
+from __future__ import annotations
