@@ -14,6 +14,7 @@ import signal
 import threading
 import time
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from monitor.config import Config, Watch
+    from monitor.defender.link import Link
     from monitor.publication import Publication
 
 PUBLISHER: Final = 0
@@ -66,7 +68,8 @@ class Agent:
         self._config, self._options, self._choice = parts.config, parts.options, parts.choice
         self._engine, self._capture = parts.engine, parts.capture
         self._notifier, self._command = parts.notifier, parts.command
-        self._daemon = not self._options.once and self._command is None
+        self._daemon = not (self._options.once or self._options.attended) and self._command is None
+        self._read_device = partial(device.read, cpu=self._config.report.cpu_usage)
         self._stdout = StreamSink.stdout()
         self._recorder: RecordWriter | None = None
         self._pumping = threading.Lock()
@@ -130,8 +133,10 @@ class Agent:
         """The capture thread."""
         try:
             self._pump()  # what a takeover brought to light: the next record may be long in coming
+            self._capture.commit()
             while self._capture.poll():
                 self._pump()
+                self._capture.commit()
                 if self._reloading is not None:
                     watches, self._reloading = self._reloading, None
                     self._change_watches(watches)
@@ -148,6 +153,7 @@ class Agent:
         except KinwatchError as error:
             say(f"reload: {error}")
         self._pump()
+        self._capture.commit()
 
     async def _main(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -199,12 +205,14 @@ class Agent:
         """What was watched until now goes where it belongs: nothing more comes."""
         self._capture.drain()
         self._pump()
+        self._capture.commit()
         if self._reports is not None and not self._reported_once:
             self._report()
         if self._publication is not None:
+            await asyncio.to_thread(self._fanout.flush, FINISH_S)
             accepted = await self._publication.delivery.finish(FINISH_S, report=not self._reported_once)
-            if self._command is not None and not accepted:
-                say("the last report was not accepted; it goes with the next one from this state_dir")
+            if self._command is not None and not accepted and not self._reported_once:
+                say("no report about the end left in time; the next run with this daemon.state_dir sends it")
 
     async def _keep_windows(self) -> None:
         """A report at the end of every window, and one as soon as an alarm is raised."""
@@ -227,7 +235,7 @@ class Agent:
             last = time.monotonic()
             due = last + interval_s
             if self._options.once:
-                if self._publication is not None and not await self._publication.delivery.report_now():
+                if self._publication is not None and not await self._publication.delivery.first_report():
                     self._exit_code = UNDELIVERED
                 self._reported_once = True
                 self._stop.set()
@@ -256,6 +264,9 @@ class Agent:
         if self._reports is not None:
             with contextlib.suppress(OSError):
                 self._reports.reopen()
+        if self._options.attended:  # its flags cannot change
+            self._notifier.ready()
+            return
         try:
             config = settled(self._options.config_path, self._options.overrides)
             require_watches(config)
@@ -318,7 +329,9 @@ class Agent:
         )
         if isinstance(self._capture, CoreCapture):
             self._since_ns -= time.clock_gettime_ns(time.CLOCK_BOOTTIME) - self._capture.since_boot_ns
-        return Window(self._capture, self._engine, READER, device.read, store=store, generation=self._generation())
+        return Window(
+            self._capture, self._engine, READER, self._read_device, store=store, generation=self._generation()
+        )
 
     def _generation(self) -> int:
         """Of the counters: those of core live in the kernel and may outlive us."""
@@ -331,10 +344,38 @@ class Agent:
 
         def window(store: Store) -> Window:
             return Window(
-                self._capture, self._engine, PUBLISHER, device.read, store=store, generation=self._generation()
+                self._capture, self._engine, PUBLISHER, self._read_device, store=store, generation=self._generation()
             )
 
-        self._publication = Publication(self._config, window, say=say, on_drop=self._spool_dropped)
+        dry = self._dry_link() if self._options.dry else None
+        around = self._attended if self._options.attended and dry is None else None
+        self._publication = Publication(
+            self._config, window, say=say, on_drop=self._spool_dropped, link=dry, around=around
+        )
+        if dry is not None:  # somebody waits for it
+            self._publication.delivery.reporter.want()
+
+    def _dry_link(self) -> Link:
+        from monitor.defender.attended import dry_link  # noqa: PLC0415 - the local Device Defender
+
+        return dry_link(self._stdout.write, say, self._end)
+
+    def _end(self) -> None:
+        self._stop.set()
+
+    def _attended(self, link: Link) -> Link:
+        from monitor.defender.attended import AttendedLink  # noqa: PLC0415 - as above
+
+        settings = self._config.defender
+        if settings is None:
+            raise ValueError("nothing is to be published")
+
+        def failed(why: str) -> None:
+            say(f"cannot connect to {settings.endpoint}:{settings.port}: {why}")
+            self._exit_code = UNDELIVERED
+            self._stop.set()
+
+        return AttendedLink(link, settings.thing, say, failed)
 
     def _spool_dropped(self, count: int) -> None:
         """Say so in the log; the next batch carries it, for this may be called in the middle of one."""

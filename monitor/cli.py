@@ -15,7 +15,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from monitor import __version__
+from monitor import __version__, sample
 from monitor.errors import ConfigInvalid, KinwatchError
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ exit codes:
   1  an alarm was raised (report, replay)
   2  wrong usage or configuration; nothing was started
   3  cannot capture, or no daemon answers
-  4  cannot publish or write the report (report, run --once)
+  4  cannot publish or write the report (report, run --once, agent), or no broker is there (defender)
   70 a bug in kinwatch; the traceback is on stderr
 """
 
@@ -54,6 +54,10 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """End with exit code 2."""
         self.exit(USAGE, f"kinwatch: {message}; see '{self.prog} --help'\n")
+
+    def convert_arg_line_to_args(self, arg_line: str) -> list[str]:
+        """Split a line of an @file, where a verb takes one."""
+        return sample.words(arg_line)
 
     def _print_message(self, message: str, file: SupportsWrite[str] | None = None) -> None:
         """Print through the one door that knows what to do when stdout fails; argparse has no public one."""
@@ -122,6 +126,8 @@ def parser() -> argparse.ArgumentParser:
     _add_asking(verbs)
     _add_replay(verbs)
     _add_machine(verbs)
+    _add_defender(verbs)
+    _add_agent(verbs)
     return top
 
 
@@ -225,6 +231,25 @@ def _add_machine(verbs: Verbs) -> None:
     _add(verbs, "unload", _unload, "remove every pinned program and map that a daemon left in the kernel")
 
 
+def _add_defender(verbs: Verbs) -> None:
+    from monitor.local import flags
+
+    flags.add(_add(verbs, "defender", _defender, flags.SUMMARY, flags.MORE))
+
+
+def _add_agent(verbs: Verbs) -> None:
+    verb = _add(
+        verbs,
+        "agent",
+        _agent,
+        "publish reports, called as AWS's sample agent is",
+        "\nFlags that begin with @ name a file of flags, one argument or one flag with its values a line.",
+    )
+    verb.allow_abbrev = True  # as there
+    verb.fromfile_prefix_chars = "@"
+    sample.add_flags(verb)
+
+
 def _run(options: argparse.Namespace) -> int:
     from monitor.options import RunOptions
 
@@ -310,6 +335,31 @@ def _unload(_options: argparse.Namespace) -> int:
     from monitor import oneshot
 
     return oneshot.unload()
+
+
+def _defender(options: argparse.Namespace) -> int:
+    from monitor.local import command, flags
+
+    return command.run(flags.options(options))
+
+
+def _agent(options: argparse.Namespace) -> int:
+    from monitor.launch import launched, say
+
+    config, run, notes = sample.requested(options)
+    for note in notes:
+        say(note)
+    if options.verbosity != sample.LOG_LEVELS[0] and not run.dry:
+        from monitor.defender.publish import log_to_stderr
+
+        log_to_stderr(options.verbosity)
+    try:
+        with launched(config, run, meanwhile="monitor.agent") as parts:
+            from monitor import agent
+
+            return agent.run(parts)
+    except ConfigInvalid as error:
+        raise ConfigInvalid(sample.in_flags(str(error))) from error
 
 
 def _overrides(options: argparse.Namespace) -> Overrides:

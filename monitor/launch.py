@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from monitor.capture.choose import Choice, choose, probe
+from monitor.capture.choose import HOOKS, Choice, choose, probe
 from monitor.capture.core import PINS, CoreCapture
+from monitor.capture.idle import IdleCapture
 from monitor.command import Command
 from monitor.defender import credentials
 from monitor.engine import Engine
@@ -36,6 +37,10 @@ if TYPE_CHECKING:
 
 LOCK: Final = Path("/run/kinwatch.lock")
 """Held by the daemon that owns the pins."""
+
+
+NOTHING: Final = Choice(kind="none", reason="nothing is watched, only the device reports", hooks=HOOKS["none"])
+"""What a run without watches captures with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +72,13 @@ def launched(config: Config, options: RunOptions, meanwhile: str) -> Iterator[Pa
     if config.daemon.user:
         msg = f"{config.origin}: daemon.user: running as another user is not in this version; leave it empty"
         raise ConfigInvalid(msg)
-    if config.defender is not None:
+    if config.defender is not None and not options.dry:
         for warning in credentials.check(config.defender, time.time()):
             say(warning)
     notifier = Notifier.from_environment()
-    choice = choose(probe(config.capture.btf), config.capture.kind)
-    alone = options.once or bool(options.command)
+    choice = choose(probe(config.capture.btf), config.capture.kind) if config.watches else NOTHING
+    # Whoever sits in front of a run ends it with the terminal: nothing may stay in the kernel, no daemon be in the way.
+    alone = options.once or options.attended or bool(options.command)
     with contextlib.ExitStack() as stack:
         if not alone and choice.kind == "core":
             stack.enter_context(only_daemon())
@@ -121,6 +127,8 @@ def only_daemon() -> Iterator[None]:
 
 def open_capture(choice: Choice, engine: Engine, config: Config, *, pins: str, fresh: bool) -> LiveCapture:
     """Open the capture that was chosen. `pins`: where it is pinned and taken over from, "" for neither."""
+    if choice.kind == "none":
+        return IdleCapture()
     if choice.kind == "core":
         return CoreCapture(engine, config.watches, config.capture, pins=pins, fresh=fresh)
     from monitor.capture.poll import PollCapture  # noqa: PLC0415 - psutil, which core can do without

@@ -9,6 +9,7 @@ import os
 import signal
 import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from monitor.capture import device
@@ -43,7 +44,7 @@ def report(config: Config, options: ReportOptions) -> int:
         capture = open_capture(choice, engine, config, pins="", fresh=False)
         try:
             capture.start()
-            window = Window(capture, engine, READER, device.read)
+            window = Window(capture, engine, READER, partial(device.read, cpu=config.report.cpu_usage))
             window.begin()
             thread = threading.Thread(target=_discard, args=(capture, engine), name="capture")
             thread.start()

@@ -55,6 +55,10 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Start anew instead of taking over what is pinned."""
     command: tuple[str, ...] = ()
     """`-- COMMAND ARG...`: run it, watch it, end with the last of its kin."""
+    attended: bool = False
+    """A tool in a terminal: no pins, no control socket; it says what is accepted, and ends when it cannot connect."""
+    dry: bool = False
+    """Print reports to stdout instead of publishing them."""
     overrides: Overrides = Overrides()
     """What a reload has to lay over the file again: `settled(options.config_path, options.overrides)`."""
 

@@ -25,7 +25,7 @@ _WINDOW: str = "window"
 class Publication:
     """What `[defender]` asks for. Opened before anything flows, closed after everything has."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - its parts
         self,
         config: Config,
         window: Callable[[Store], Window],
@@ -33,8 +33,12 @@ class Publication:
         say: Callable[[str], None],
         on_drop: Callable[[int], None],
         link: Link | None = None,
+        around: Callable[[Link], Link] | None = None,
     ) -> None:
-        """`link`: None connects as configured. Raises ConfigInvalid, AlreadyRunning: somebody publishes from there."""
+        """`link`: None connects as configured. `around`: what stands between it and the delivery.
+
+        Raises ConfigInvalid, AlreadyRunning: somebody publishes from there.
+        """
         if config.defender is None:
             raise ValueError("nothing is to be published")
         # A link that somebody lends is one that sends nothing: what it takes must not be missing later.
@@ -49,7 +53,7 @@ class Publication:
                 link = MqttLink(connection_of(config.defender))
             self.delivery = Delivery(
                 config.defender,
-                link,
+                link if around is None else around(link),
                 self._spool,
                 window(_State(self._spool)),
                 say,

@@ -52,6 +52,7 @@ class Report(Table, frozen=True, kw_only=True):
     file: Annotated[str, Meta(description='where every report goes, as --report-to; "" is nowhere, "-" stdout')] = ""
     interval_s: Annotated[int, Meta(ge=1, le=31_536_000, description="seconds between periodic reports")] = 300
     names: Annotated[Names, Meta(description="long | short: the keys of reports")] = "long"
+    cpu_usage: Annotated[bool, Meta(description="also report how busy the processors were, percent")] = False
 
 
 class Daemon(Table, frozen=True, kw_only=True):

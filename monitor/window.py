@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 
 from monitor.defender.report import document, fit, next_report_id
-from monitor.detect.device import DeviceReading, blocks
+from monitor.detect.device import DeviceReading, blocks, device_metrics
 from monitor.detect.metrics import Metric, merged, window_metrics
 from monitor.detect.snapshot import Snapshot  # noqa: TC001 - msgspec reads the fields' types
 from monitor.errors import ConfigInvalid
@@ -110,7 +110,8 @@ class Window:
         reading = self._read_device()
         mark = self._engine.mark()
         snapshot = self._with_peaks(self._capture.snapshot(self._reader, self._mark))
-        metrics = tuple(merged(self._kept.carried, window_metrics(self._kept.baseline, snapshot)))
+        of_window = window_metrics(self._kept.baseline, snapshot) + device_metrics(self._kept.reading, reading)
+        metrics = tuple(merged(self._kept.carried, of_window))
         report_id = next_report_id(self._kept.last_report_id, now_s)
         fitted = fit(document(report_id, metrics, blocks(self._kept.reading, reading), names), encoding)
         report = Report(

@@ -39,6 +39,13 @@ class Capture(Protocol):
     def poll(self) -> bool:
         """Block until something came, and feed it to the engine. False: stopped, or there is no more."""
 
+    def commit(self) -> None:
+        """What was made of all that poll() and drain() fed is safe: no later capture has to feed it again.
+
+        Called by the thread that polls, after it took the engine's lines and put them away. Where records are not kept
+        for a later capture it does nothing.
+        """
+
     def stop(self) -> None:
         """Make poll() return False."""
 

@@ -13,7 +13,7 @@ import msgspec
 from monitor.engine._native import ffi, lib
 from monitor.errors import CaptureUnavailable
 
-Kind = Literal["core", "poll"]
+Kind = Literal["core", "poll", "none"]
 
 HOOKS: Final = {
     "core": (
@@ -25,6 +25,7 @@ HOOKS: Final = {
         "tp_btf/cgroup_rmdir",
     ),
     "poll": (),
+    "none": (),
 }
 
 

@@ -1,7 +1,8 @@
 """Watches by command line: reads the arguments of provisional processes and gives the verdict.
 
 Owns the expressions and the verdicts of processes whose descendants may still be told about. Refuses to know rings and
-lines. Records come in the order of the events, so when a descendant's record comes its ancestor's verdict is known.
+lines. Records come in the order of the events, so when a descendant's record comes its ancestor's verdict is known:
+here, or in the kernel where an earlier daemon gave it.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ class Judge:
         copy = bytearray(ffi.buffer(header, size))
         if header.kind == lib.KW_FORK:
             record = ffi.cast("struct kw_fork *", ffi.from_buffer("uint8_t[]", copy))
-            membership = self._of(record.root)
+            membership = self._of(loader, record.root)
             if membership.watches:
                 self._keep(record.process, Membership(membership.watches, 0))
                 # In case the verdict came between the hook's look at it and the row: settling again costs a walk.
@@ -81,13 +82,13 @@ class Judge:
         if header.kind == lib.KW_EXIT:
             record = ffi.cast("struct kw_exit *", ffi.from_buffer("uint8_t[]", copy))
             own = self._known.pop(_key(record.process), None)
-            above = self._of(record.root)
+            above = self._of(loader, record.root)
             membership = own or (above if _key(record.root) == _key(record.process) else Membership(above.watches, 0))
             lib.kw_loader_count_ended(loader, membership.watches, membership.roots)
             return self._told(copy, membership)
         image = ffi.cast("struct kw_image *", ffi.from_buffer("uint8_t[]", copy))
-        inherited = self._of(image.process).watches
-        inherited |= lib.kw_loader_watches_of(loader, image.process.pid, image.process.start_ns)
+        inherited = self._known.get(_key(image.process), NOTHING).watches
+        inherited |= lib.kw_loader_inherited_by(loader, image.process.pid, image.process.start_ns)
         inherited &= image.fresh  # what it was asked about: of the others the hook has told and counted this image
         arguments = bytes(copy[image.argv.offset : image.argv.offset + image.argv.length])
         roots = self.matches(arguments) & image.fresh & ~inherited
@@ -109,8 +110,12 @@ class Judge:
         header.flags &= ~lib.KW_UNDECIDED
         return bytes(copy)
 
-    def _of(self, process: CData) -> Membership:
-        return self._known.get(_key(process), NOTHING)
+    def _of(self, loader: CData, process: CData) -> Membership:
+        known = self._known.get(_key(process))
+        if known is None:
+            roots = ffi.new("uint64_t *")
+            known = Membership(lib.kw_loader_verdict(loader, *_key(process), roots), roots[0])
+        return known
 
     def _keep(self, process: CData, membership: Membership) -> None:
         self._known.pop(_key(process), None)

@@ -2,6 +2,10 @@
 
 Owns which watch has which slot, and what changes when the watches do (at a takeover, at a reload). Refuses to know
 records and lines: the loader pushes them through the engine's door.
+
+Records are fed at least once. Where programs are pinned, what was fed stays in the ring until commit(); a daemon that
+is killed before it leaves it to the next one, which feeds it again: lines and alarms may come twice, counters do not.
+A swap is the exception: what another version's ring held is fed once, by the first drain of its successor.
 """
 
 from __future__ import annotations
@@ -67,6 +71,8 @@ class CoreCapture:
         self._engine = engine
         self._wanted = tuple(watches)
         self._slots: dict[str, SlotWatch] = {}
+        self._spoken_for = 0
+        """Slots without a watch that records in the ring still mean: no other watch gets one before they are gone."""
         self._judge = Judge({})
         self._stopped = False
         self._pids: set[str] = set()
@@ -148,9 +154,11 @@ class CoreCapture:
                 self._withdraw(slot)
             else:
                 self._slots[text] = SlotWatch(slot, watch)
-                self._engine.watch(slot, text, None)  # the limit comes with apply(), after the past is told
+                self._engine.watch(slot, text, watch.child_limit)
         if stale:
             self._check(lib.kw_loader_forget(self._handle, stale))
+        mentioned = self._check(lib.kw_loader_resume(self._handle, self._engine.handle))
+        self._spoken_for = mentioned & ~sum(1 << held.slot for held in self._slots.values())
         self.drain()
         self._check(lib.kw_loader_sync(self._handle, self._engine.handle))
 
@@ -166,6 +174,7 @@ class CoreCapture:
         if gone:
             self._check(lib.kw_loader_forget(self._handle, gone))
             self.drain()
+            self._spoken_for |= gone
             for slot in range(lib.KW_WATCHES):
                 if gone >> slot & 1:
                     self._engine.unwatch(slot)
@@ -232,7 +241,8 @@ class CoreCapture:
 
     def _free_slot(self) -> int:
         taken = {held.slot for held in self._slots.values()}
-        return next(slot for slot in range(lib.KW_WATCHES) if slot not in taken)
+        free = [slot for slot in range(lib.KW_WATCHES) if slot not in taken]
+        return next((slot for slot in free if not self._spoken_for >> slot & 1), free[0])
 
     def poll(self) -> bool:
         """Block until records came and went through the engine's door, or interrupt(); False after stop()."""
@@ -256,6 +266,11 @@ class CoreCapture:
         if record:
             self._engine.ingest(record)
         return True
+
+    def commit(self) -> None:
+        """Give the room of all that was fed back to the ring. In the thread that polls; see Capture."""
+        lib.kw_loader_commit(self._handle)
+        self._spoken_for = 0
 
     def interrupt(self) -> None:
         """Make poll() return once, from any thread."""

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from monitor.detect.device import Connection, DeviceReading, NetworkStats, Port
+from monitor.detect.device import Connection, CpuTime, DeviceReading, NetworkStats, Port
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-def read() -> DeviceReading:
-    """Read the socket tables and interface counters of this network namespace, once.
+def read(*, cpu: bool = False) -> DeviceReading:
+    """Read the socket tables and interface counters of this network namespace, once. `cpu`: the processors' time too.
 
     A UDP socket connected to a peer is no listener. Source: /proc/net/{tcp,tcp6,udp,udp6,dev} and the addresses of the
     interfaces, as psutil gives them. Raises OSError or psutil.Error when /proc cannot be read.
@@ -57,7 +57,15 @@ def read() -> DeviceReading:
             # nowrap would keep history in a global of psutil; blocks() judges counters that fell
             for name, io in psutil.net_io_counters(pernic=True, nowrap=False).items()
         },
+        cpu=_cpu() if cpu else None,
     )
+
+
+def _cpu() -> CpuTime:
+    """Source: the first line of /proc/stat (proc(5)); time of guests is part of user and nice already."""
+    times = psutil.cpu_times()
+    all_s = times.user + times.nice + times.system + times.idle + times.iowait + times.irq + times.softirq + times.steal
+    return CpuTime(busy_s=all_s - times.idle - times.iowait, all_s=all_s)
 
 
 def _addresses() -> dict[str, set[str]]:

@@ -142,6 +142,9 @@ class PollCapture:
             if self.look() or woken:
                 return True
 
+    def commit(self) -> None:
+        """Nothing is kept for a later capture."""
+
     def interrupt(self) -> None:
         """Make poll() return True once; any thread may call."""
         self._woken.set()

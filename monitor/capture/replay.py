@@ -56,6 +56,9 @@ class ReplayCapture:
         self._engine.ingest(chunk)
         return True
 
+    def commit(self) -> None:
+        """The file stays as it is."""
+
     def stop(self) -> None:
         """Make poll() return False; any thread may call."""
         self._stopped.set()

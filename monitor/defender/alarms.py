@@ -18,7 +18,9 @@ BURST: Final = 100
 PER_S: Final = 1.0
 """Messages of it a second after a burst; what comes faster is merged into the one that waits."""
 
-_MARKS: Final = (b'"event":"alarm"', b'"event":"clear"')  # a quote within a text would be escaped
+ALARM: Final = b'"event":"alarm"'
+"""What only an alarm line contains: a quote within a text would be escaped."""
+_MARKS: Final = (ALARM, b'"event":"clear"')
 
 
 class _Key(msgspec.Struct, frozen=True):

@@ -63,6 +63,6 @@ def _id(value: object) -> int | None:
 
 
 def _text(value: object) -> str:
-    """A short line: it is printed, and becomes the name of a counter."""
-    text = "" if value is None else str(value)
+    """A short line: it is printed, and becomes the name of a counter. What is neither text nor a number is none."""
+    text = value if isinstance(value, str) else str(value) if isinstance(value, int) and abs(value) < 1 << 63 else ""
     return "".join(letter if letter.isprintable() else "?" for letter in text[:_MAX_TEXT])

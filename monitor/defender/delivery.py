@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from monitor.defender.alarms import PER_S, AlarmQueue
+from monitor.defender.alarms import ALARM, PER_S, AlarmQueue
 from monitor.defender.batches import FLUSH_S, EventSink, joined
 from monitor.defender.link import Refused, Unreachable
 from monitor.defender.reporter import Reporter
@@ -86,12 +86,15 @@ class Delivery:
         self._connected = asyncio.Event()
         self._unsynced = asyncio.Event()
         self._ending = asyncio.Event()
+        self._finishing = False
+        self._events: EventSink | None = None
         self._synced_s = 0.0
         self._trouble = ""
         self._connections = 0
         self._alarms = AlarmQueue(spool, settings.thing)
         self._alarm_channel = Channel("alarm", settings.alarm_topic.format(thing=settings.thing))
         self._event_channel = Channel("events", settings.events_topic.format(thing=settings.thing))
+        self._channels = [channel for channel in (self._alarm_channel, self._event_channel) if channel.topic]
         self.reporter = Reporter(
             window,
             spool,
@@ -109,12 +112,10 @@ class Delivery:
 
     def alarm(self, lines: bytes) -> None:
         """Take the alarms among event lines. When this returns they survive the end of the process."""
-        if not self._alarm_channel.topic:
-            found = 1
-        else:
-            found = self._alarms.put(lines, time.time(), time.clock_gettime(time.CLOCK_BOOTTIME))
-        if found:
-            self._call(self._alarm_came)
+        if self._alarm_channel.topic:
+            self._alarms.put(lines, time.time(), time.clock_gettime(time.CLOCK_BOOTTIME))
+        # The end of an alarm can wait for the next report; it must not take the slot of an alarm.
+        self._call(self._alarm_came if ALARM in lines else self._clear_came)
 
     def event_sink(self) -> EventSink | None:
         """A sink for the event log; None: no topic is configured."""
@@ -130,6 +131,7 @@ class Delivery:
             self._sync_soon()
 
         sink = EventSink(self._spool, self._settings.events_bytes, time.time, lambda: self._call(flush_later))
+        self._events = sink
         return sink
 
     def _call(self, what: Callable[[asyncio.AbstractEventLoop], object]) -> None:
@@ -138,9 +140,12 @@ class Delivery:
             with contextlib.suppress(RuntimeError):  # it is closed
                 self._loop.call_soon_threadsafe(what, self._loop)
 
-    def _alarm_came(self, _: asyncio.AbstractEventLoop) -> None:
+    def _clear_came(self, _: asyncio.AbstractEventLoop) -> None:
         self._alarm_channel.wake.set()
         self._unsynced.set()
+
+    def _alarm_came(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._clear_came(loop)
         self.reporter.want()
 
     # -------- begin and end --------
@@ -151,8 +156,7 @@ class Delivery:
         async with asyncio.TaskGroup() as group:
             self._group = group
             self._link.start(self)
-            channels = [channel for channel in (self._alarm_channel, self._event_channel) if channel.topic]
-            work = [self.reporter.run(self._connected), self._sync(), self._expire(), *map(self._send, channels)]
+            work = [self.reporter.run(self._connected), self._sync(), self._expire(), *map(self._send, self._channels)]
             tasks = [group.create_task(one) for one in work]
             await self._ending.wait()
             for task in tasks:
@@ -162,30 +166,40 @@ class Delivery:
         """Take new settings. In the loop's thread."""
         self.reporter.change(interval_s, spacing_s, names)
 
-    async def report_now(self) -> bool:
-        """Have a report sent as soon as it may be; True: accepted, False: not, or there is no connection."""
+    async def first_report(self) -> bool:
+        """Have the first report sent as soon as it may be; True: accepted, False: not, or there is no connection."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CONNECT_S):
                 await self._connected.wait()
-            return await self.reporter.outcome()
+            if (left_s := self.reporter.next_in_s) > 1 and not self.reporter.counts.sent:
+                self._say(f"the report leaves in {left_s:.0f} s: defender.min_spacing_s after the one before")
+            return await self.reporter.first()
         return False
 
     async def finish(self, timeout_s: float, *, report: bool) -> bool:
         """Send what can be sent in the time, keep the rest, disconnect. True: a last report was accepted.
 
-        `report`: about the unfinished window, now if that may be, else with the first one of the next start. Called while `run` runs and when nothing more comes: the alarms of the end are put already.
+        `report`: about the unfinished window, now if that may be, else with the first one of the next start. Called
+        while `run` runs and when nothing more comes: the alarms and lines of the end are put already.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
         accepted = False
+        self._finishing = True
+        if self._events is not None:
+            await asyncio.to_thread(self._events.flush)
+        if not self._connections and not self._trouble:  # a short run: the first connection is still being made
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(deadline):
+                    await self._connected.wait()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(deadline):
                 if report:
                     accepted = await self.reporter.last(connected=self._connected.is_set(), timeout_s=timeout_s)
-                if self._connected.is_set() and self._alarm_channel.topic:
-                    self._alarm_channel.empty.clear()
-                    self._alarm_channel.wake.set()
-                    await self._alarm_channel.empty.wait()
+                for channel in self._channels if self._connected.is_set() else ():
+                    channel.empty.clear()
+                    channel.wake.set()
+                    await channel.empty.wait()
         self._ending.set()
         await self._link.stop(max(LAST_S, deadline - loop.time()))
         await asyncio.to_thread(self._spool.sync)
@@ -262,7 +276,8 @@ class Delivery:
         """Full, or old enough; a date in the future was written before the clock was set back."""
         age_s = now_s - entries[0].created_s
         bulk = sum(len(entry.payload) for entry in entries)
-        return bulk * 2 > self._settings.events_bytes or not 0 <= age_s < self._settings.events_s
+        full = bulk * 2 > self._settings.events_bytes
+        return full or self._finishing or not 0 <= age_s < self._settings.events_s
 
     def _wait_s(self, channel: Channel) -> float | None:
         """How long until something waits that may be sent; None: until there is something."""

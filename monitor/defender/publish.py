@@ -30,8 +30,6 @@ ACK_S: Final = 30
 """Longest wait for an acknowledgement."""
 SESSION_S: Final = 3600
 """How long the broker keeps the session of a connection that broke; AWS IoT's default."""
-RECONNECT_MS: Final = (1000, 120_000)
-"""First and longest wait before the next attempt; random between zero and it."""
 _ERROR: Final = 128
 _WORDS: Final = {
     "AWS_IO_TLS_ERROR_NEGOTIATION_FAILURE": "TLS failed; is root_ca the broker's, and endpoint its name?",
@@ -68,6 +66,8 @@ class Connection(msgspec.Struct, frozen=True, kw_only=True):
     proxy: Proxy = Proxy()
     throttle: bool = True
     """Keep to AWS IoT Core's limits (100 publishes/s, 512 KB/s)."""
+    reconnect_ms: tuple[int, int] = (1000, 120_000)
+    """First and longest wait before the next attempt; random between zero and it."""
 
 
 def connection_of(settings: Defender) -> Connection:
@@ -83,6 +83,11 @@ def connection_of(settings: Defender) -> Connection:
         auth=settings.auth,
         proxy=settings.proxy,
     )
+
+
+def log_to_stderr(level: str) -> None:
+    """Have the AWS runtime write what it does. `level`: a name of awscrt.io.LogLevel."""
+    awscrt.io.init_logging(awscrt.io.LogLevel[level], "stderr")
 
 
 class MqttLink:
@@ -233,8 +238,8 @@ def _client(connection: Connection, callbacks: dict[str, Any]) -> mqtt5.Client:
         "session_expiry_interval_sec": SESSION_S,
         "offline_queue_behavior": mqtt5.ClientOperationQueueBehaviorType.FAIL_ALL_ON_DISCONNECT,
         "retry_jitter_mode": mqtt5.ExponentialBackoffJitterMode.FULL,
-        "min_reconnect_delay_ms": RECONNECT_MS[0],
-        "max_reconnect_delay_ms": RECONNECT_MS[1],
+        "min_reconnect_delay_ms": connection.reconnect_ms[0],
+        "max_reconnect_delay_ms": connection.reconnect_ms[1],
         "extended_validation_and_flow_control_options": (
             validation.AWS_IOT_CORE_DEFAULTS if connection.throttle else validation.NONE
         ),

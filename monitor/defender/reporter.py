@@ -90,6 +90,7 @@ class Reporter:
         self._sending = asyncio.Lock()
         self._flight: int | None = None
         self._answer: asyncio.Future[Answer] | None = None
+        self._first: asyncio.Future[bool]
         self._told: set[str] = set()
         self.counts = Counts()
 
@@ -116,7 +117,7 @@ class Reporter:
 
     async def run(self, connected: asyncio.Event) -> None:
         """Send reports when they are due and there is a connection, until cancelled."""
-        self._outcome = asyncio.get_running_loop().create_future()
+        self._first = asyncio.get_running_loop().create_future()
         await asyncio.to_thread(self._window.begin)
         while True:
             while (left_s := self.next_in_s) > 0:
@@ -129,14 +130,13 @@ class Reporter:
             await connected.wait()
             async with self._sending:
                 accepted = await self.attempt(self._answer_s)
-            if not self._outcome.done():
-                self._outcome.set_result(accepted)
+            if not self._first.done():
+                self._first.set_result(accepted)
 
-    async def outcome(self) -> bool:
-        """Have a report sent as soon as it may be, and wait what becomes of it; True: accepted."""
-        self._outcome = asyncio.get_running_loop().create_future()
+    async def first(self) -> bool:
+        """Have the first report sent as soon as it may be, and wait what becomes of it; True: accepted."""
         self.want()
-        return await self._outcome
+        return await self._first
 
     async def last(self, *, connected: bool, timeout_s: float) -> bool:
         """At the end: send the unfinished window if that may be, else keep it for the next start. True: accepted."""
@@ -148,15 +148,16 @@ class Reporter:
 
     async def attempt(self, answer_s: float) -> bool:
         """Make a report, send it, wait for its answer; True: it was accepted, and its window is over."""
-        report = await asyncio.to_thread(self._window.report, int(time.time()), self._names, self._form)
-        if report.dropped:
-            self._say(f"the report was too long: {report.dropped} entries left out, totals are true")
         now = moment()
         try:
             await asyncio.to_thread(self._spool.save, _SENT, msgspec.json.encode(now))
         except OSError as error:
             self._tell_once("state", f"{error}; the spacing of reports will not survive a restart")
+        # Before the snapshot: an alarm that comes after it is not in this report and must be in a next one.
         self._schedule.sent(now.boot_s)
+        report = await asyncio.to_thread(self._window.report, int(time.time()), self._names, self._form)
+        if report.dropped:
+            self._say(f"the report was too long: {report.dropped} entries left out, totals are true")
         self._flight = report.report_id
         self._answer = asyncio.get_running_loop().create_future()
         self.counts.sent += 1

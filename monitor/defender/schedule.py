@@ -67,15 +67,19 @@ class Schedule:
         """When the next report is to leave."""
         return self._earliest_s if self._alarmed or self._retrying else max(self._earliest_s, self._periodic_s)
 
-    def sent(self, boot_s: float) -> None:
-        """A report leaves now; the period begins anew."""
+    def making(self) -> None:
+        """A report is about to be made: whatever is wanted from now on may not be in it."""
         self._alarmed = self._retrying = False
+
+    def sent(self, boot_s: float) -> None:
+        """The report that was made leaves now; the period begins anew."""
         self._leave(boot_s)
 
     def accepted(self) -> None:
-        """It arrived, be it late."""
+        """It arrived, be it late: nothing has to be made up for."""
         self._failures = 0
         self._retrying = False
+        self._earliest_s = self._left_s + self._spacing_s
 
     def failed(self) -> None:
         """It was refused or nobody answered: what it said goes with the next one, as soon as that may leave."""

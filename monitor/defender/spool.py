@@ -27,11 +27,16 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 Kind = Literal["alarm", "events"]
+_Row = tuple[int, Kind, float, float, int, int, bytes]
 
 ROW_BYTES: Final = 64
 """What a row costs beside its payload, in the file and its index; part of the sum that `max_bytes` bounds."""
 MEMORY_ROWS: Final = 1000
-"""Most rows kept in memory while the file takes none (a full disk)."""
+"""Most messages kept in memory while the file takes none (a full disk)."""
+MEMORY_BYTES: Final = 16 << 20
+"""Most bytes of them."""
+_MEMORY_GAP: Final = 1 << 32
+"""Ids of messages in memory begin this far above the file's, and a random bit more: no later life gives them again."""
 _FORMAT: Final = 1
 _BUSY_S: Final = 10.0
 _TABLES: Final = """
@@ -45,7 +50,8 @@ create table dropped (kind text primary key, lines integer not null) without row
 """
 
 
-_INSERT: Final = "insert into queue (kind, created_s, ready_s, lines, merged, payload) values (?, ?, ?, ?, 0, ?)"
+_INSERT: Final = "insert into queue values (?, ?, ?, ?, ?, ?, ?)"
+_OLD: Final = "select id from queue where created_s between ? and ?"
 _COUNT_DROPPED: Final = (
     "insert into dropped values (?, ?) on conflict (kind) do update set lines = lines + excluded.lines"
 )
@@ -68,6 +74,20 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     payload: bytes
 
 
+class _Held(msgspec.Struct, frozen=True):
+    """A message in memory."""
+
+    kind: Kind
+    ready_s: float
+    entry: Entry
+
+    @property
+    def row(self) -> _Row:
+        """As the file has it."""
+        entry = self.entry
+        return entry.id, self.kind, entry.created_s, self.ready_s, entry.lines, entry.merged, entry.payload
+
+
 class Sizes(msgspec.Struct, frozen=True, kw_only=True):
     """How full it is."""
 
@@ -85,7 +105,8 @@ class Sizes(msgspec.Struct, frozen=True, kw_only=True):
 class Spool:
     """An open spool. Its methods may be called from any thread.
 
-    A file that fails (a full disk) costs no message at once: up to MEMORY_ROWS are kept in memory meanwhile.
+    A file that fails (a full disk) costs no message at once: up to MEMORY_ROWS are kept in memory meanwhile, and what
+    has arrived but cannot be deleted is not sent again in this life.
     """
 
     def __init__(
@@ -108,8 +129,11 @@ class Spool:
         self._lock = threading.RLock()
         self._file = path
         self._locked = _lock(path) if path is not None else -1
-        self._memory: dict[int, tuple[Kind, Entry]] = {}
-        self._memory_id = 0
+        self._memory: dict[int, _Held] = {}
+        self._memory_bytes = 0
+        self._uncounted: dict[str, int] = {}  # dropped, and not in the file's count yet
+        self._leaving: dict[int, bool] = {}  # still in the file, which would not let them go; True: dropped
+        self._given: set[int] = set()  # to a sender, who may have sent them
         self._troubled = False
         try:
             # Two connections, because how long a commit waits for the disk is a property of one.
@@ -124,6 +148,9 @@ class Spool:
         (self._bytes,) = self._fast.execute(
             f"select coalesce(sum(length(payload) + {ROW_BYTES}), 0) from queue"  # noqa: S608 - a number of ours
         ).fetchone()
+        (self._last_id,) = self._fast.execute(
+            "select coalesce(max(seq), 0) from sqlite_sequence where name = 'queue'"
+        ).fetchone()
         name = self.load("name")
         if name is None:
             name = secrets.token_hex(4).encode()
@@ -135,60 +162,93 @@ class Spool:
 
     def put(self, kind: Kind, payloads: Sequence[bytes], now_s: float, *, lines: int = 1, ready_s: float = 0.0) -> int:
         """Append messages of `lines` lines each, not to be sent before `ready_s`; returns the id of the last one."""
-        rows = [(kind, now_s, ready_s, lines, payload) for payload in payloads]
         with self._lock:
-            try:
-                with _transaction(self._fast):
-                    # rowid of the last row: executemany does not tell it
-                    self._fast.executemany(_INSERT, rows)
-                    (last,) = self._fast.execute("select seq from sqlite_sequence where name = 'queue'").fetchone()
-            except sqlite3.Error as error:
-                return self._remember(kind, payloads, now_s, lines, error)
-            self._troubled = False
-            self._bytes += sum(len(payload) + ROW_BYTES for payload in payloads)
-            if self._bytes > self._max_bytes:
-                self._shrink()
-        return int(last)
+            held = [
+                _Held(kind, ready_s, Entry(id=number, lines=lines, merged=0, created_s=now_s, payload=payload))
+                for number, payload in enumerate(payloads, self._last_id + 1)
+            ]
+            # What came first goes first, so nothing goes into the file past what is in memory.
+            if not self._flush_memory() or not self._append(held):
+                self._remember(held)
+            else:
+                self._last_id += len(held)
+            return self._last_id
 
     def merge(self, entry_id: int, payload: bytes, lines: int) -> bool:
-        """Let a message that still waits stand for `lines` more, with a newer payload. False: it waits no more."""
-        with self._lock, contextlib.suppress(sqlite3.Error), _transaction(self._fast):
-            old = self._fast.execute("select length(payload) from queue where id = ?", (entry_id,)).fetchone()
-            if old is not None:
-                self._fast.execute(
-                    "update queue set merged = merged + ?, payload = ? where id = ?", (lines, payload, entry_id)
-                )
-                self._bytes += len(payload) - old[0]
+        """Let a message that still waits stand for `lines` more, with a newer payload.
+
+        False: it waits no more. A sender who got it from `waiting` may have sent it, and would end it by its id.
+        """
+        with self._lock:
+            if entry_id in self._given:
+                return False
+            held = self._memory.get(entry_id)
+            if held is not None:
+                entry = msgspec.structs.replace(held.entry, merged=held.entry.merged + lines, payload=payload)
+                self._memory[entry_id] = msgspec.structs.replace(held, entry=entry)
+                self._memory_bytes += len(payload) - len(held.entry.payload)
                 return True
+            with contextlib.suppress(sqlite3.Error):
+                grown = self._merge_in_file(entry_id, payload, lines)
+                if grown is not None:
+                    self._bytes += grown
+                    self._shrink()
+                    return True
         return False
+
+    def _merge_in_file(self, entry_id: int, payload: bytes, lines: int) -> int | None:
+        """By how many bytes it grew; None: it is not there."""
+        with _transaction(self._fast):
+            old = self._fast.execute("select length(payload) from queue where id = ?", (entry_id,)).fetchone()
+            if old is None:
+                return None
+            self._fast.execute(
+                "update queue set merged = merged + ?, payload = ? where id = ?", (lines, payload, entry_id)
+            )
+        return len(payload) - int(old[0])
 
     def waiting(self, kind: Kind, now_s: float, limit: int, most_bytes: int = 1 << 30) -> list[Entry]:
         """The oldest messages that may be sent now, in order: at most `limit`, and `most_bytes` but for the first."""
         found: list[Entry] = []
         total = 0
         with self._lock:
-            rows = self._fast.execute(
-                "select id, lines, merged, created_s, payload from queue"
-                " where kind = ? and (ready_s <= ? or ready_s > ?) order by id",
-                (kind, now_s, now_s + _SOON_S),
-            )
-            for number, of_lines, merged, created_s, payload in rows:
-                total += len(payload)
+            for entry in self._all_waiting(kind, now_s):
+                total += len(entry.payload)
                 if len(found) == limit or (found and total > most_bytes):
                     break
-                found.append(Entry(id=number, lines=of_lines, merged=merged, created_s=created_s, payload=payload))
-            rows.close()
-            if not found:
-                found = [entry for of_kind, entry in self._memory.values() if of_kind == kind][:limit]
+                found.append(entry)
+            self._given.update(entry.id for entry in found)
         return found
+
+    def _all_waiting(self, kind: Kind, now_s: float) -> Iterator[Entry]:
+        """In the file, then in memory; a file that cannot be read has none."""
+        with contextlib.closing(self._fast.cursor()) as rows:
+            try:
+                rows.execute(
+                    "select id, lines, merged, created_s, payload from queue"
+                    " where kind = ? and (ready_s <= ? or ready_s > ?) order by id",
+                    (kind, now_s, now_s + _SOON_S),
+                )
+                for number, lines, merged, created_s, payload in rows:
+                    if number not in self._leaving:
+                        yield Entry(id=number, lines=lines, merged=merged, created_s=created_s, payload=payload)
+            except sqlite3.Error as error:
+                self._complain(error)
+        for held in self._memory.values():
+            if held.kind == kind and not now_s < held.ready_s <= now_s + _SOON_S:
+                yield held.entry
 
     def ready_s(self, kind: Kind) -> float | None:
         """When the next message may be sent; None: there is none."""
         with self._lock:
-            row = self._fast.execute("select min(ready_s) from queue where kind = ?", (kind,)).fetchone()
-            if row[0] is None and any(of_kind == kind for of_kind, _ in self._memory.values()):
-                return 0.0
-        return None if row[0] is None else float(row[0])
+            if self._leaving:
+                rows = self._fast.execute("select id, ready_s from queue where kind = ?", (kind,))
+                moments = [ready_s for number, ready_s in rows if number not in self._leaving]
+            else:
+                rows = self._fast.execute("select min(ready_s) from queue where kind = ?", (kind,))
+                moments = [ready_s for (ready_s,) in rows if ready_s is not None]
+            moments += [held.ready_s for held in self._memory.values() if held.kind == kind]
+        return min(moments, default=None)
 
     def done(self, ids: Sequence[int]) -> None:
         """These messages have arrived."""
@@ -203,11 +263,14 @@ class Spool:
 
         A message from the future, or from before the clock was set, has an unknown age and stays.
         """
+        old = (_CLOCK_SET_S, now_s - self._max_age_s)
         with self._lock:
-            rows = self._fast.execute(
-                "select id from queue where created_s between ? and ?", (_CLOCK_SET_S, now_s - self._max_age_s)
-            ).fetchall()
-            return self._remove([number for (number,) in rows], dropped=True)
+            ids = [number for number, held in self._memory.items() if old[0] <= held.entry.created_s <= old[1]]
+            try:
+                ids += [number for (number,) in self._fast.execute(_OLD, old).fetchall()]
+            except sqlite3.Error as error:
+                self._complain(error)
+            return self._remove(ids, dropped=True)
 
     def sizes(self) -> Sizes:
         """How full it is now."""
@@ -215,8 +278,11 @@ class Spool:
             rows = dict(self._fast.execute("select kind, count(*) from queue group by kind"))
             (oldest_s,) = self._fast.execute("select min(created_s) from queue").fetchone()
             dropped = dict(self._fast.execute("select kind, lines from dropped"))
-            for kind, _ in self._memory.values():
-                rows[kind] = rows.get(kind, 0) + 1
+            for kind, lines in self._uncounted.items():
+                dropped[kind] = dropped.get(kind, 0) + lines
+            for held in self._memory.values():
+                rows[held.kind] = rows.get(held.kind, 0) + 1
+                oldest_s = held.entry.created_s if oldest_s is None else min(oldest_s, held.entry.created_s)
             return Sizes(
                 bytes=self._bytes,
                 alarms=rows.get("alarm", 0),
@@ -262,10 +328,7 @@ class Spool:
         """Close it. What is only in memory, because the file took nothing, gets a last chance and is dropped then."""
         with self._lock:
             self._flush_memory()
-            left = sum(entry.lines + entry.merged for _, entry in self._memory.values())
-            self._memory.clear()
-            if left and self._on_drop is not None:
-                self._on_drop(left)
+            self._tell_dropped(sum(self._forget(number) for number in list(self._memory)))
             self._fast.close()
             self._safe.close()
             self._unlock()
@@ -275,30 +338,63 @@ class Spool:
             os.close(self._locked)
             self._locked = -1
 
-    def _remember(self, kind: Kind, payloads: Sequence[bytes], now_s: float, lines: int, error: Exception) -> int:
-        """The file took nothing: keep it in memory; beyond MEMORY_ROWS the oldest are dropped."""
-        self._complain(error)
-        for payload in payloads:
-            self._memory_id -= 1
-            entry = Entry(id=self._memory_id, lines=lines, merged=0, created_s=now_s, payload=payload)
-            self._memory[entry.id] = (kind, entry)
-        lost = 0
-        while len(self._memory) > MEMORY_ROWS:
-            oldest = next((i for i, (k, _) in self._memory.items() if k == "events"), next(iter(self._memory)))
-            lost += self._memory.pop(oldest)[1].lines
-        if lost and self._on_drop is not None:
-            self._on_drop(lost)
-        return self._memory_id
+    def _append(self, held: Sequence[_Held]) -> bool:
+        """Write messages into the file; False: it took none of them."""
+        try:
+            with _transaction(self._fast):
+                self._fast.executemany(_INSERT, [one.row for one in held])
+                self._fast.executemany(_COUNT_DROPPED, list(self._uncounted.items()))
+        except sqlite3.Error as error:
+            self._complain(error)
+            return False
+        self._uncounted.clear()
+        self._troubled = False
+        self._bytes += sum(len(one.entry.payload) + ROW_BYTES for one in held)
+        self._shrink()
+        return True
 
-    def _flush_memory(self) -> None:
-        kept, self._memory = self._memory, {}
-        for kind, entry in kept.values():
-            self.put(kind, [entry.payload], entry.created_s, lines=entry.lines)
+    # -------- while the file takes nothing --------
+
+    def _remember(self, held: Sequence[_Held]) -> None:
+        """Keep them in memory; beyond its bounds the oldest batches of events are dropped first, alarms last."""
+        for one in held:
+            self._last_id += 1 if self._memory else _MEMORY_GAP + secrets.randbits(40)
+            entry = msgspec.structs.replace(one.entry, id=self._last_id)
+            self._memory[entry.id] = msgspec.structs.replace(one, entry=entry)
+            self._memory_bytes += len(entry.payload)
+        lost = 0
+        while len(self._memory) > MEMORY_ROWS or (self._memory_bytes > MEMORY_BYTES and len(self._memory) > 1):
+            events = (number for number, one in self._memory.items() if one.kind == "events")
+            lost += self._forget(next(events, next(iter(self._memory))))
+        self._tell_dropped(lost)
+
+    def _forget(self, number: int) -> int:
+        """Drop a message from memory; returns how many lines it stood for."""
+        held = self._memory.pop(number)
+        self._memory_bytes -= len(held.entry.payload)
+        self._given.discard(number)
+        lines = held.entry.lines + held.entry.merged
+        self._uncounted[held.kind] = self._uncounted.get(held.kind, 0) + lines
+        return lines
+
+    def _flush_memory(self) -> bool:
+        """Write what is in memory into the file, in order; True: nothing is left there."""
+        while self._memory:
+            number, held = next(iter(self._memory.items()))
+            if not self._append([held]):
+                return False
+            del self._memory[number]
+            self._memory_bytes -= len(held.entry.payload)
+        return True
+
+    # -------- out --------
 
     def _shrink(self) -> None:
-        """Make room: the oldest batches of events first, alarms last, the oldest of them first."""
-        ids: list[int] = []
+        """Make room, if there is too little: the oldest batches of events first, alarms last, the oldest of them first."""
         spare = self._bytes - self._max_bytes
+        if spare <= 0:
+            return
+        ids: list[int] = []
         rows = self._fast.execute("select id, length(payload) from queue order by kind = 'alarm', id")
         for number, size in rows:
             if spare <= 0:
@@ -306,32 +402,55 @@ class Spool:
             ids.append(number)
             spare -= size + ROW_BYTES
         rows.close()
-        self._remove(ids, dropped=True)
+        self._leave(ids, dropped=True)
 
     def _remove(self, ids: Sequence[int], *, dropped: bool) -> int:
-        """Delete messages; returns how many lines they stood for."""
-        lost = 0
+        """Take messages away; returns how many lines were dropped."""
         with self._lock:
+            lost = 0
             for number in ids:
-                if number < 0 and (kept := self._memory.pop(number, None)) is not None:
-                    lost += kept[1].lines
-            marks = [(number,) for number in ids if number > 0]
-            if marks:
-                try:
-                    lost += self._delete(marks, dropped=dropped)
-                except sqlite3.Error as error:
-                    self._complain(error)  # they stay and are sent again: at least once
+                held = self._memory.get(number)
+                if held is not None and dropped:
+                    lost += self._forget(number)
+                elif held is not None:
+                    del self._memory[number]
+                    self._memory_bytes -= len(held.entry.payload)
+            self._tell_dropped(lost)
+            self._given.difference_update(ids)
+            lost += self._leave([number for number in ids if number <= self._last_id], dropped=dropped)
             if self._memory and not self._troubled:
                 self._flush_memory()
-        if dropped and lost and self._on_drop is not None:
-            self._on_drop(lost)
         return lost
 
-    def _delete(self, marks: list[tuple[int]], *, dropped: bool) -> int:
+    def _leave(self, ids: Sequence[int], *, dropped: bool) -> int:
+        """Delete them from the file, and what it would not let go earlier; returns how many lines were dropped."""
+        for number in ids:
+            self._leaving.setdefault(number, dropped)
+        lost = 0
+        for fate in (False, True):
+            marks = [(number,) for number, of_fate in self._leaving.items() if of_fate == fate]
+            if not marks:
+                continue
+            try:
+                lines = self._delete(marks, dropped=fate)
+            except sqlite3.Error as error:
+                self._complain(error)
+                continue
+            self._troubled = False
+            for (number,) in marks:
+                del self._leaving[number]
+                self._given.discard(number)
+            lost += lines if fate else 0
+        self._tell_dropped(lost)
+        return lost
+
+    def _delete(self, marks: Sequence[tuple[int]], *, dropped: bool) -> int:
+        """Returns how many lines they stood for. Only what has arrived must be gone for good at once."""
+        connection = self._fast if dropped else self._safe
         lines = size = 0
-        with _transaction(self._safe):
+        with _transaction(connection):
             for mark in marks:
-                row = self._safe.execute(
+                row = connection.execute(
                     "delete from queue where id = ? returning kind, lines + merged, length(payload)", mark
                 ).fetchone()
                 if row is None:
@@ -340,9 +459,15 @@ class Spool:
                 lines += of_lines
                 size += length + ROW_BYTES
                 if dropped:
-                    self._safe.execute(_COUNT_DROPPED, (kind, of_lines))
+                    connection.execute(_COUNT_DROPPED, (kind, of_lines))
         self._bytes -= size
         return lines
+
+    # -------- words --------
+
+    def _tell_dropped(self, lines: int) -> None:
+        if lines and self._on_drop is not None:
+            self._on_drop(lines)
 
     def _complain(self, error: Exception) -> None:
         if not self._troubled and self._say is not None:

@@ -7,8 +7,14 @@ from __future__ import annotations
 
 import msgspec
 
+from monitor.detect.metrics import CPU_USAGE, Metric
+
 LIST_LIMIT = 250
 """Entries kept of each list; totals stay true. Three lists of it stay well under the 128 KB of a report."""
+
+
+LEAST_CPU_S = 1.0
+"""Of processor time that a percentage needs: clock ticks of 10 ms say no percent of less."""
 
 
 class Port(msgspec.Struct, frozen=True, order=True):
@@ -38,6 +44,14 @@ class NetworkStats(msgspec.Struct, frozen=True, kw_only=True):
     packets_out: int
 
 
+class CpuTime(msgspec.Struct, frozen=True, kw_only=True):
+    """Time of all processors together since boot, seconds."""
+
+    busy_s: float
+    """Neither idle nor waiting for a disk."""
+    all_s: float
+
+
 class DeviceReading(msgspec.Struct, frozen=True, kw_only=True):
     """The network side of this device (of the network namespace of the reader) at one moment."""
 
@@ -46,6 +60,8 @@ class DeviceReading(msgspec.Struct, frozen=True, kw_only=True):
     connections: tuple[Connection, ...]
     interfaces: dict[str, NetworkStats]
     """By interface name, loopback included."""
+    cpu: CpuTime | None = None
+    """None: nobody asked."""
 
 
 class DeviceBlocks(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,6 +92,20 @@ def blocks(previous: DeviceReading | None, current: DeviceReading, limit: int = 
         connections_total=len(current.connections),
         network_stats=_growth(previous.interfaces, current.interfaces) if previous else None,
     )
+
+
+def device_metrics(previous: DeviceReading | None, current: DeviceReading) -> list[Metric]:
+    """Make the device's own metrics of a window: how busy its processors were, percent, where both readings say it."""
+    if previous is None or previous.cpu is None or current.cpu is None:
+        return []
+    before, now = previous.cpu, current.cpu
+    if now.all_s < before.all_s or now.busy_s < before.busy_s:  # another boot
+        before = CpuTime(busy_s=0.0, all_s=0.0)
+    passed_s = now.all_s - before.all_s
+    if passed_s < LEAST_CPU_S:
+        return []
+    percent = min(100.0, 100.0 * (now.busy_s - before.busy_s) / passed_s)
+    return [Metric(CPU_USAGE, "number", round(percent, 1))]
 
 
 def _growth(earlier: dict[str, NetworkStats], now: dict[str, NetworkStats]) -> NetworkStats:

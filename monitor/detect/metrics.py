@@ -32,11 +32,14 @@ FIELDS: Final[dict[str, tuple[str, ...]]] = {
 }
 """Each metric of a watch (its name is `<this>_<watch>`) and the fields of WatchSnapshot it is made of."""
 
-_STATES: Final = frozenset({"child_procs_alive", "roots"})
+CPU_USAGE: Final = "cpu_usage"
+"""How busy the processors of the device were, percent of their time (detect/device.py)."""
+
+_STATES: Final = frozenset({"child_procs_alive", "roots", CPU_USAGE})
 _PEAKS: Final = frozenset({"child_procs_peak"})
 
 EVENTS_LOST: Final = "events_lost"
-"""The one metric that belongs to no watch: details lost in the window, all stages."""
+"""Belongs to no watch: details lost in the window, all stages."""
 
 
 class Metric(msgspec.Struct, frozen=True):
@@ -71,7 +74,8 @@ def window_metrics(baseline: Snapshot | None, now: Snapshot) -> list[Metric]:
             for what, metric in zip(FIELDS, _watch_metrics(earlier, watch), strict=True)
             if unknown.isdisjoint(FIELDS[what])
         ]
-    metrics.append(Metric(EVENTS_LOST, "number", _lost_since(baseline.lost if baseline else {}, now.lost)))
+    if now.watches:  # who watches nobody loses nothing
+        metrics.append(Metric(EVENTS_LOST, "number", _lost_since(baseline.lost if baseline else {}, now.lost)))
     return metrics
 
 

@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from monitor.defender.credentials import check
 from monitor.defender.link import Unreachable
 from monitor.defender.responder import FILTERS, Faults, Heard, Responder
 from monitor.detect.profile import Profile, load
 from monitor.errors import ConfigInvalid, KinwatchError
 from monitor.local.lines import Lines, Table
+from monitor.schema import Defender
 from monitor.sinks.stream import StreamSink
 from monitor.sinks.text import safe, wants_colour
 
@@ -34,6 +36,9 @@ EXPIRE_EVERY_S: Final = 60.0
 STOP_WITHIN_S: Final = 5.0
 LAST_ANSWERS_WITHIN_S: Final = 10.0
 MAX_PROFILE_BYTES: Final = 16 << 20
+MAX_NAME_BYTES: Final = 128
+"""Of a client id, AWS IoT Core's limit; a host name longer than this is none of a broker either."""
+RECONNECT_MS: Final = 250
 
 
 class DefenderOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,18 +63,15 @@ class DefenderOptions(msgspec.Struct, frozen=True, kw_only=True):
 def run(options: DefenderOptions, link: Link | None = None, say: Callable[[str], None] | None = None) -> int:
     """Answer reports until SIGINT or SIGTERM; returns 0.
 
+    The broker keeps the session for an hour: reports that came meanwhile are answered at the next start.
+
     `link`: None connects as the options say. Raises ConfigInvalid (files, flags), Unreachable and Refused (the broker
     could not be reached, or does not let us hear reports, at the start; later the link tries again), OSError (stdout).
     """
     say = say or _say
     profile = _profile(options.profile)
     if link is None:
-        files = (options.root_ca, options.certificate, options.private_key)
-        if any(files) and not all(files):
-            raise ConfigInvalid(
-                "expected --root-ca, --certificate and --private-key together, found only some of them; "
-                "name all three, or none for plain TCP"
-            )
+        _check(options)
         from monitor.defender.publish import Connection, MqttLink  # noqa: PLC0415 - 12 MB, only where it is used
 
         link = MqttLink(
@@ -81,6 +83,8 @@ def run(options: DefenderOptions, link: Link | None = None, say: Callable[[str],
                 certificate=options.certificate,
                 private_key=options.private_key,
                 keep_alive_s=45,
+                throttle=False,  # the limits are those of a device; a service answers as fast as reports come
+                reconnect_ms=(RECONNECT_MS, 8 * RECONNECT_MS),
             )
         )
     stdout = StreamSink.stdout()
@@ -88,6 +92,34 @@ def run(options: DefenderOptions, link: Link | None = None, say: Callable[[str],
     written = Lines() if options.json else Table(colour=colour)
     asyncio.run(_Desk(options, profile, link, written, stdout, say).serve())
     return 0
+
+
+def _check(options: DefenderOptions) -> None:
+    """Refuse what cannot connect, before anything is tried."""
+    for flag, text in (("--endpoint", options.endpoint), ("--client-id", options.client_id)):
+        if not text or not text.isprintable() or len(text.encode()) > MAX_NAME_BYTES:
+            raise ConfigInvalid(f"{flag}: expected 1 to {MAX_NAME_BYTES} bytes of printable text, found {text!r}")
+    files = (options.root_ca, options.certificate, options.private_key)
+    if not any(files):
+        return
+    if not all(files):
+        raise ConfigInvalid(
+            "expected --root-ca, --certificate and --private-key together, found only some of them; "
+            "name all three, or none for plain TCP"
+        )
+    settings = Defender(
+        thing="any",
+        endpoint=options.endpoint,
+        root_ca=options.root_ca,
+        certificate=options.certificate,
+        private_key=options.private_key,
+    )
+    try:
+        check(settings, time.time())
+    except ConfigInvalid as error:
+        key, _, what = str(error).partition(": ")
+        flag = key.removeprefix("defender.").replace("_", "-")
+        raise ConfigInvalid(f"--{flag}: {what}") from None
 
 
 def _profile(file: str) -> Profile | None:
@@ -213,7 +245,11 @@ class _Desk:
 
     def _publish(self, messages: list[tuple[str, bytes]]) -> None:
         for message in messages:
-            pending = self._link.publish(*message)
+            try:
+                pending = self._link.publish(*message)
+            except Exception as error:  # noqa: BLE001 - the answer's topic is somebody else's text
+                self._say(f"an answer could not be sent: {error}")
+                continue
             self._pending.add(pending)
             pending.add_done_callback(self._sent)
 

@@ -22,6 +22,7 @@ def poll(capture: CoreCapture, engine: Engine, lines: list[bytes]) -> None:
     """The capture thread: lines until the capture is stopped."""
     while capture.poll():
         lines += engine.take().lines.splitlines()
+        capture.commit()
 
 
 def follow(watches: Sequence[Watch], act: Callable[[], object]) -> tuple[list[Line], WatchSnapshot]:

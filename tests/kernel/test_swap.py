@@ -139,6 +139,7 @@ def test_the_next_version_takes_over_without_missing_or_doubling_a_child(pins: s
                 reader.join()
                 capture.drain()
                 lines += next_engine.take().lines.splitlines()
+                capture.commit()
                 snapshots.append(capture.snapshot(None, 0))
                 capture.close(keep=True)
 

@@ -16,6 +16,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
 import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -76,6 +79,26 @@ class Authority:
         made.private_key.touch(mode=0o600)
         made.private_key.write_bytes(leaf.private_key_pem.bytes())
         return made
+
+    def revoke(self, identity: Identity) -> Path:
+        """Write a revocation list with this certificate on it."""
+        key = serialization.load_pem_private_key(self._ca.private_key_pem.bytes(), password=None)
+        assert isinstance(key, ec.EllipticCurvePrivateKey)
+        authority = x509.load_pem_x509_certificate(self._ca.cert_pem.bytes())
+        revoked = x509.load_pem_x509_certificate(identity.certificate.read_bytes())
+        now = datetime.datetime.now(datetime.UTC)
+        entry = x509.RevokedCertificateBuilder().serial_number(revoked.serial_number).revocation_date(now).build()
+        crl = (
+            x509.CertificateRevocationListBuilder()
+            .issuer_name(authority.subject)
+            .last_update(now - datetime.timedelta(days=1))
+            .next_update(now + datetime.timedelta(days=1))
+            .add_revoked_certificate(entry)
+            .sign(key, hashes.SHA256())
+        )
+        path = self._folder / "revoked.pem"
+        path.write_bytes(crl.public_bytes(serialization.Encoding.PEM))
+        return path
 
 
 @dataclass
@@ -143,6 +166,12 @@ class Broker:
             self.process.kill()
             self.process.wait()
             self.process = None
+
+    def allow(self, lines: str) -> None:
+        """Add to the access lists; a running broker reads them at SIGHUP."""
+        with (self.folder / "acl").open("a") as file:
+            file.write(f"\n{lines}")
+        self.signal(signal.SIGHUP)
 
     def signal(self, number: int) -> None:
         """Send a signal, SIGSTOP to freeze it for one."""

@@ -23,7 +23,7 @@ NATIVE = PACKAGE / "engine" / "native"
 LAYERS = (
     {"__main__"},
     {"cli", "demo"},
-    {"agent", "oneshot", "doctor", "tree"},
+    {"agent", "oneshot", "doctor", "tree", "local"},
     {"launch", "publication"},
     {"window", "command"},
     {"capture", "defender", "sinks", "control", "notify", "options"},

@@ -1,4 +1,4 @@
-"""A security profile is read as the API writes it, and one device's datapoints are judged as the service judges them."""
+"""A security profile is read as the API writes it, and one device's datapoints are judged as the service does."""
 
 from __future__ import annotations
 
@@ -243,7 +243,7 @@ def test_the_spelling_of_cloudformation_is_told_from_that_of_the_api() -> None:
 
 @pytest.mark.parametrize("data", [b"", b"{", b"behaviors:", b"\xff\xfe{\x00", b'"\xff"', b"[" * 100_000])
 def test_what_is_no_json_is_refused_with_the_name_of_the_file(data: bytes) -> None:
-    with pytest.raises(ConfigInvalid, match="^p.json: this is not JSON"):
+    with pytest.raises(ConfigInvalid, match=r"^p\.json: this is not JSON"):
         load(data, "p.json")
 
 
@@ -257,8 +257,10 @@ json_tree = st.recursive(
 @settings(deadline=None)
 @given(
     st.sampled_from(
-        ["behaviors", FIRST + ".metric", CRITERIA, f"{CRITERIA}.value", "behaviors.3.criteria.value.cidrs"]
-        + [f"{CRITERIA}.value.number", "behaviors.2.criteria.value.ports", "behaviors.1.criteria.durationSeconds"]
+        [
+            *("behaviors", f"{FIRST}.metric", CRITERIA, f"{CRITERIA}.value", "behaviors.3.criteria.value.cidrs"),
+            *(f"{CRITERIA}.value.number", "behaviors.2.criteria.value.ports", "behaviors.1.criteria.durationSeconds"),
+        ]
     ),
     json_tree,
 )
@@ -442,6 +444,7 @@ class Naive:
         self.run: list[bool] = []
 
     def conforms(self, value: Value, at_s: float) -> bool | None:
+        """Whether a datapoint is normal; None: too early to say."""
         judged = self.judged
         if isinstance(value, tuple):
             texts = judged.texts
@@ -468,6 +471,7 @@ class Naive:
         }[judged.operator]
 
     def observe(self, value: Value, at_s: float) -> list[str]:
+        """The kinds of the verdicts."""
         said = []
         if self.in_alarm and at_s - self.history[-1][0] > 172_800:
             said.append("alarm-invalidated")

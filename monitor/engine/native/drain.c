@@ -3,6 +3,11 @@
  * From the ring to the door: waits, drains, adds what only user space knows (losses, the clock, arguments of adopted
  * processes), and puts the engine right after a loss.
  *
+ * Records are handed out at least once. What is read keeps its room in the ring until kw_loader_commit(): a daemon that
+ * is killed in between leaves it to the next one. A batch is at most a quarter of the ring, so that hooks have room
+ * while the caller puts a batch where it is safe. Where nothing is pinned there is no next one, and the room is given
+ * back at once.
+ *
  * How it waits. After a drain it naps, first for 1 ms; while records keep coming and the ring stays nearly empty the
  * naps grow to 16 ms, so that a storm costs few wake-ups. A nap that brings nothing is followed by sleep without end.
  * The hooks wake a sleeper for the next record, a napper only for what is urgent or when the ring fills (see
@@ -17,16 +22,14 @@
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/inotify.h>
-#include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
-
-#include <bpf/bpf.h>
-#include <bpf/libbpf.h>
 
 #include "loader_parts.h"
 
 enum { NAP_FIRST_MS = 1, NAP_LONGEST_MS = 16, SYNC_SPACING_NS = 250000000, CLOCK_STEP_NS = 1000000 };
+/* A full ring has no room for a knock: with room held back, losses are looked at this often. */
+enum { HOLDING_MS = 250 };
 
 static uint64_t clock_ns(clockid_t clock)
 {
@@ -78,15 +81,15 @@ static void stage_clock(struct kw_loader *loader)
 
 static void stage_losses(struct kw_loader *loader)
 {
-	struct kw_control *control = loader->set.control;
+	const struct kw_control *control = loader->set.control;
 
 	for (uint32_t i = 0; i < KW_STAGES; i++) {
 		uint64_t lost = control->lost[i];
-		struct kw_lost record = {.count = lost - control->told[i], .stage = i};
+		struct kw_lost record = {.count = lost - loader->told[i], .stage = i};
 
-		if (lost == control->told[i])
+		if (lost == loader->told[i])
 			continue;
-		control->told[i] = lost;
+		loader->told[i] = lost;
 		header_init(&record.header, sizeof(record), KW_LOST);
 		stage(loader, &record, sizeof(record));
 		loader->sync_due |= i == KW_RING_FULL || i == KW_HOOK_MISSED;
@@ -167,7 +170,8 @@ static void argv_keep(struct adopted *full, uint32_t *used)
  */
 static void stage_adopted(struct kw_loader *loader, const struct kw_image *image)
 {
-	struct adopted *full = calloc(1, sizeof(*full));
+	const struct kw_id *id = &image->process;
+	struct adopted *full = kw_loader_watches_of(loader, id->pid, id->start_ns) ? calloc(1, sizeof(*full)) : NULL;
 	uint32_t used = 0;
 
 	if (!full)
@@ -181,27 +185,57 @@ static void stage_adopted(struct kw_loader *loader, const struct kw_image *image
 	free(full);
 }
 
-static int on_record(void *context, void *data, size_t size)
+/* Hand one record on. 1: that is enough for now. */
+static int on_record(struct kw_loader *loader, const struct kw_header *header, uint32_t size)
 {
-	struct kw_loader *loader = context;
-	const struct kw_header *header = data;
+	unsigned long enough = loader->ring.bytes / 4 < BATCH_BYTES ? loader->ring.bytes / 4 : BATCH_BYTES;
 
 	if (loader->overlap && swap_is_told(loader, header))
 		return 0;
 	if (header->flags & KW_UNDECIDED && size <= STAGING_BYTES) {
-		memcpy(loader->undecided, data, size);
+		memcpy(loader->undecided, header, size);
 		loader->undecided_bytes = size;
-		return -EAGAIN;
+		loader->undecided_again = (int64_t)(loader->ring.position - *drain_judged(loader)) <= 0;
+		return 1;
 	}
 	if (size >= sizeof(struct kw_image) && header->kind == KW_ADOPT)
-		stage_adopted(loader, data);
+		stage_adopted(loader, (const struct kw_image *)header);
 	else
-		stage(loader, data, size);
-	/* Enough for one batch? libbpf has moved past this record either way. */
-	return loader->batch_bytes >= BATCH_BYTES ? -EAGAIN : 0;
+		stage(loader, header, size);
+	return loader->batch_bytes >= enough;
 }
 
 /* -------- draining -------- */
+
+uint64_t *drain_judged(struct kw_loader *loader)
+{
+	return &loader->set.counters[KW_SLOTS - 1].reserved[0]; /* no watch has that slot, and no hook that cell */
+}
+
+int drain_ring(struct kw_loader *loader)
+{
+	const struct kw_header *header;
+	uint32_t size;
+
+	while ((header = ring_next(&loader->ring, &size)))
+		if (size >= sizeof(*header) && on_record(loader, header, size))
+			return 1;
+	return 0;
+}
+
+void kw_loader_commit(struct kw_loader *loader)
+{
+	ring_release(&loader->ring);
+	memcpy(loader->set.control->told, loader->told, sizeof(loader->told));
+	loader->uncommitted = 0;
+}
+
+/* What was passed over holds no room; without pins there is nobody to hold it for. */
+static void commit_what_nobody_needs(struct kw_loader *loader)
+{
+	if (!loader->uncommitted || !loader->pins[0])
+		kw_loader_commit(loader);
+}
 
 static int64_t drain_once(struct kw_loader *loader, struct kw_engine *engine)
 {
@@ -209,10 +243,20 @@ static int64_t drain_once(struct kw_loader *loader, struct kw_engine *engine)
 	loader->batch_bytes = 0;
 	loader->batch_records = 0;
 	stage_clock(loader);
-	ring_buffer__consume(loader->ring);
+	drain_ring(loader);
 	stage_losses(loader);
 	staging_flush(loader);
+	if (loader->batch_records || loader->undecided_bytes)
+		loader->uncommitted = 1;
+	commit_what_nobody_needs(loader);
 	return loader->batch_records;
+}
+
+void drain_tell_clock(struct kw_loader *loader, struct kw_engine *engine)
+{
+	loader->engine = engine;
+	stage_clock(loader);
+	staging_flush(loader);
 }
 
 static int sync_rows(void *context, const uint8_t *bytes, uint64_t length)
@@ -247,10 +291,13 @@ int64_t kw_loader_drain(struct kw_loader *loader, struct kw_engine *engine)
 
 	loader->undecided_bytes = 0;
 	if (loader->overlap) {
-		loader->engine = engine;
-		stage_clock(loader);
-		if (swap_finish(loader))
-			return -EIO;
+		int stopped;
+
+		drain_tell_clock(loader, engine);
+		loader->uncommitted = 1;
+		stopped = swap_finish(loader);
+		if (stopped)
+			return stopped;
 	}
 	do {
 		records = drain_once(loader, engine);
@@ -263,18 +310,12 @@ int64_t kw_loader_drain(struct kw_loader *loader, struct kw_engine *engine)
 	return total;
 }
 
-static uint64_t ring_used(const struct kw_loader *loader)
-{
-	return __atomic_load_n(loader->producer, __ATOMIC_ACQUIRE) -
-	       __atomic_load_n(loader->consumer, __ATOMIC_ACQUIRE);
-}
-
 static int losses_untold(const struct kw_loader *loader)
 {
 	const struct kw_control *control = loader->set.control;
 
 	for (uint32_t i = 0; i < KW_STAGES; i++)
-		if (__atomic_load_n(&control->lost[i], __ATOMIC_ACQUIRE) != control->told[i])
+		if (__atomic_load_n(&control->lost[i], __ATOMIC_ACQUIRE) != loader->told[i])
 			return 1;
 	return 0;
 }
@@ -296,7 +337,7 @@ static void wait_for_hooks(struct kw_loader *loader, uint32_t state, int timeout
 
 	__atomic_store_n(&control->reader, state, __ATOMIC_SEQ_CST);
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
-	if ((state == KW_READER_NAPPING || (!ring_used(loader) && !losses_untold(loader))) &&
+	if ((state == KW_READER_NAPPING || (!ring_unread(&loader->ring) && !losses_untold(loader))) &&
 	    !__atomic_load_n(&loader->stopped, __ATOMIC_ACQUIRE)) {
 		if (epoll_wait(loader->poll_fd, &event, 1, timeout_ms) == 1 && event.data.fd == loader->inotify_fd)
 			look_at_inotify(loader);
@@ -310,14 +351,14 @@ int64_t kw_loader_poll(struct kw_loader *loader, struct kw_engine *engine)
 	int napped = 0;
 
 	while (!__atomic_load_n(&loader->stopped, __ATOMIC_ACQUIRE)) {
-		uint64_t used = ring_used(loader);
+		unsigned long unread = ring_unread(&loader->ring);
 		int64_t records;
 
 		if (__atomic_exchange_n(&loader->interrupted, 0, __ATOMIC_ACQ_REL) || loader->paths_changed)
 			return 0;
-		if (napped && used > loader->ring_bytes / 4)
+		if (napped && unread > loader->ring.bytes / 4)
 			loader->nap_ms = loader->nap_ms > 1 ? loader->nap_ms / 2 : 1;
-		else if (napped && used > 0 && used < loader->ring_bytes / 16 && loader->nap_ms < NAP_LONGEST_MS)
+		else if (napped && unread > 0 && unread < loader->ring.bytes / 16 && loader->nap_ms < NAP_LONGEST_MS)
 			loader->nap_ms *= 2;
 		loader->undecided_bytes = 0;
 		records = drain_once(loader, engine);
@@ -325,7 +366,7 @@ int64_t kw_loader_poll(struct kw_loader *loader, struct kw_engine *engine)
 			return records + 1;
 		if (loader->sync_due &&
 		    (!records || clock_ns(CLOCK_BOOTTIME) - loader->last_sync_ns > SYNC_SPACING_NS) &&
-		    !ring_used(loader)) {
+		    !ring_unread(&loader->ring)) {
 			kw_loader_sync(loader, engine);
 			return records + 1; /* an alarm may have come of it */
 		}
@@ -333,7 +374,7 @@ int64_t kw_loader_poll(struct kw_loader *loader, struct kw_engine *engine)
 			return records;
 		if (napped) {
 			loader->nap_ms = NAP_FIRST_MS;
-			wait_for_hooks(loader, KW_READER_SLEEPING, -1);
+			wait_for_hooks(loader, KW_READER_SLEEPING, loader->uncommitted ? HOLDING_MS : -1);
 			napped = 0;
 		} else {
 			wait_for_hooks(loader, KW_READER_NAPPING, loader->nap_ms);
@@ -404,29 +445,16 @@ void kw_loader_interrupt(struct kw_loader *loader)
 int drain_open(struct kw_loader *loader)
 {
 	int ring_fd = loader->set.maps[MAP_EVENTS];
-	struct bpf_map_info info = {};
-	uint32_t size = sizeof(info);
-	long page = sysconf(_SC_PAGESIZE);
-	void *pages;
+	int error = ring_open(&loader->ring, ring_fd);
 
+	if (error)
+		return loader_fail(loader, error, "cannot map the ring: %s", strerror(-error));
 	loader->staging = malloc(STAGING_BYTES);
 	loader->undecided = malloc(STAGING_BYTES);
-	if (!loader->staging || !loader->undecided || bpf_obj_get_info_by_fd(ring_fd, &info, &size))
-		return loader_fail(loader, -ENOMEM, "cannot look at the ring");
-	loader->ring_bytes = info.max_entries;
+	if (!loader->staging || !loader->undecided)
+		return loader_fail(loader, -ENOMEM, "no memory for records");
+	memcpy(loader->told, loader->set.control->told, sizeof(loader->told));
 	loader->nap_ms = NAP_FIRST_MS;
-	loader->ring = ring_buffer__new(ring_fd, on_record, loader, NULL);
-	if (!loader->ring)
-		return loader_fail(loader, -errno, "cannot map the ring: %s", strerror(errno));
-	/* The two position pages, for ring_used(); libbpf keeps its own mapping to itself. */
-	pages = mmap(NULL, page, PROT_READ, MAP_SHARED, ring_fd, 0);
-	if (pages == MAP_FAILED)
-		return loader_fail(loader, -errno, "cannot map the ring: %s", strerror(errno));
-	loader->consumer = pages;
-	pages = mmap(NULL, page, PROT_READ, MAP_SHARED, ring_fd, page);
-	if (pages == MAP_FAILED)
-		return loader_fail(loader, -errno, "cannot map the ring: %s", strerror(errno));
-	loader->producer = pages;
 	loader->poll_fd = epoll_create1(EPOLL_CLOEXEC);
 	loader->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	/* Edge-triggered: data that is there does not end a nap, only a wake-up does. */
@@ -438,13 +466,7 @@ int drain_open(struct kw_loader *loader)
 
 void drain_close(struct kw_loader *loader)
 {
-	long page = sysconf(_SC_PAGESIZE);
-
-	ring_buffer__free(loader->ring);
-	if (loader->consumer)
-		munmap((void *)loader->consumer, page);
-	if (loader->producer)
-		munmap((void *)loader->producer, page);
+	ring_close(&loader->ring);
 	if (loader->poll_fd >= 0)
 		close(loader->poll_fd);
 	if (loader->stop_fd >= 0)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The loader's C API: puts the kernel side in place, drains its ring into the engine, reads its counters. Declarations
- * only: cffi reads this file too. loader.c and facts.c alone know libbpf.
+ * only: cffi reads this file too. loader.c and facts.c alone know libbpf's objects.
  *
  * Results >= 0; failures are negative errno with a sentence in kw_loader_error(). One thread may sit in
  * kw_loader_poll(); kw_loader_stop(), kw_loader_snapshot() and kw_loader_losses() may be called from others meanwhile,
@@ -86,8 +86,11 @@ int kw_loader_decide(struct kw_loader *loader, uint32_t pid, uint64_t start_ns, 
 void kw_loader_count_ended(struct kw_loader *loader, uint64_t watches, uint64_t roots);
 /* Count an image that a provisional descendant ran. */
 void kw_loader_count_exec(struct kw_loader *loader, uint64_t watches);
-/* Watches that a process is kin of now. */
+/* Watches that a process is kin of now; and of those, what it was kin of before a verdict on the undecided record. */
 uint64_t kw_loader_watches_of(struct kw_loader *loader, uint32_t pid, uint64_t start_ns);
+uint64_t kw_loader_inherited_by(struct kw_loader *loader, uint32_t pid, uint64_t start_ns);
+/* The last verdict on a process, this daemon's or an earlier one's; 0: none, or it is nobody's kin. */
+uint64_t kw_loader_verdict(struct kw_loader *loader, uint32_t pid, uint64_t start_ns, uint64_t *roots);
 
 /* Take in running processes that match, and their descendants, for the slots in `watches`; to a fixed point. Returns
  * how many. */
@@ -99,6 +102,17 @@ int kw_loader_forget(struct kw_loader *loader, uint64_t watches);
 int64_t kw_loader_poll(struct kw_loader *loader, struct kw_engine *engine);
 /* The same without waiting: everything that is there. */
 int64_t kw_loader_drain(struct kw_loader *loader, struct kw_engine *engine);
+/*
+ * Everything that poll and drain handed out is safe: its room in the ring is free, and no later daemon reads it again.
+ * Without it reading goes on, and the ring fills. Not while poll or drain runs.
+ */
+void kw_loader_commit(struct kw_loader *loader);
+/*
+ * After a takeover or a swap, before the first drain, with the watches and their limits defined in the engine: tell it
+ * who was kin when the oldest record in the ring was written. Returns the mask of the watches that those records speak
+ * of.
+ */
+int64_t kw_loader_resume(struct kw_loader *loader, struct kw_engine *engine);
 /* Put the engine's table right from the lineage map. */
 int kw_loader_sync(struct kw_loader *loader, struct kw_engine *engine);
 /* Make poll return 0, from any thread: now and later, or once. */

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What the loader's files share: loader.c (open, pins, free), tables.c (rules), drain.c (ring to door). */
+/* What the loader's files share: loader.c (open, pins, free), tables.c (rules), ring.c (the walk along a ring), drain.c
+ * (ring to door), resume.c (what was before), swap.c (from one version's programs to the next). */
 #ifndef KINWATCH_LOADER_PARTS_H
 #define KINWATCH_LOADER_PARTS_H
 
@@ -14,7 +15,6 @@
 
 struct bpf_object;
 struct bpf_link;
-struct ring_buffer;
 
 enum map_index {
 	MAP_EVENTS,
@@ -63,6 +63,16 @@ struct kernel_set {
 
 struct overlap; /* swap.c */
 
+/* A ring and how far it is read. A copy walks on its own. */
+struct ring {
+	unsigned long *consumer;       /* mapped: hooks may use the room before it */
+	const unsigned long *producer; /* mapped */
+	const uint8_t *data;	       /* mapped, twice in a row */
+	unsigned long bytes;
+	unsigned long position; /* of the next record to read */
+	unsigned long produced; /* the producer's, when it was last looked at */
+};
+
 struct kw_loader {
 	struct kernel_set set;
 	struct bpf_object *object; /* NULL when taken over */
@@ -75,7 +85,9 @@ struct kw_loader {
 	char error[1024];
 
 	/* drain */
-	struct ring_buffer *ring;
+	struct ring ring;
+	int uncommitted;	  /* something was handed out since the last commit */
+	uint64_t told[KW_STAGES]; /* of the losses, what was handed out; control->told is what was committed */
 	int poll_fd;
 	int stop_fd;
 	int inotify_fd;
@@ -84,9 +96,7 @@ struct kw_loader {
 	int interrupted;
 	uint8_t *undecided; /* the record at which draining stopped, for somebody who reads command lines */
 	uint64_t undecided_bytes;
-	const uint64_t *producer; /* position pages of the ring, read only */
-	const uint64_t *consumer;
-	uint64_t ring_bytes;
+	int undecided_again; /* an earlier daemon gave a verdict on it, and counted what follows */
 	uint32_t nap_ms;
 	uint64_t last_sync_ns;
 	int sync_due;
@@ -101,7 +111,17 @@ struct kw_loader {
 int loader_fail(struct kw_loader *loader, int error, const char *format, ...) __attribute__((format(printf, 3, 4)));
 void set_init(struct kernel_set *set);
 void set_close(struct kernel_set *set);
+int ring_open(struct ring *ring, int map_fd);
+void ring_close(struct ring *ring);
+unsigned long ring_unread(const struct ring *ring);
+const void *ring_next(struct ring *ring, uint32_t *size);
+void ring_release(const struct ring *ring);
 int drain_open(struct kw_loader *loader);
+/* Read on until the ring is empty, a batch is full (1) or a record is undecided (1). */
+int drain_ring(struct kw_loader *loader);
+void drain_tell_clock(struct kw_loader *loader, struct kw_engine *engine);
+/* The ring position up to which verdicts on command lines are counted; it lives as long as the counters. */
+uint64_t *drain_judged(struct kw_loader *loader);
 void stage(struct kw_loader *loader, const void *record, uint64_t size);
 void staging_flush(struct kw_loader *loader);
 /* Run an iterator that counts what it changed in control->adopted until a run changes nothing. Returns the sum. */
@@ -112,7 +132,9 @@ void edges_empty(struct kw_loader *loader);
  * the merge of what both saw. */
 int swap_copy_tables(struct kw_loader *loader, const struct kernel_set *old);
 int swap_hand_over(struct kw_loader *loader, struct kernel_set *old);
+/* 1: it stopped at an undecided record and has to be called again. */
 int swap_finish(struct kw_loader *loader);
+int swap_old_ring(struct kw_loader *loader, struct ring *ring);
 /* True: the old set has told this record already. */
 int swap_is_told(struct kw_loader *loader, const struct kw_header *header);
 void swap_free(struct kw_loader *loader);

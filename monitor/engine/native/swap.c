@@ -16,7 +16,6 @@
 #include <unistd.h>
 
 #include <bpf/bpf.h>
-#include <bpf/libbpf.h>
 
 #include "loader_parts.h"
 
@@ -34,6 +33,7 @@ struct overlap {
 	uint64_t cut_ns; /* CLOCK_BOOTTIME when the old hooks were gone: later records are ours alone */
 	struct told *told;
 	uint64_t used;
+	int drained;				/* the old ring, and the old rows are noted */
 	struct kw_counters_row twice[KW_SLOTS]; /* what both counted */
 };
 
@@ -327,19 +327,34 @@ int swap_hand_over(struct kw_loader *loader, struct kernel_set *old)
 
 /* -------- when the old hooks are gone -------- */
 
-static int old_record(void *context, void *data, size_t size)
+int swap_old_ring(struct kw_loader *loader, struct ring *ring)
 {
-	struct kw_loader *loader = context;
-	const struct kw_header *header = data;
-	const struct kw_id *id = size >= sizeof(*header) ? id_of(header) : NULL;
+	int error = ring_open(ring, loader->overlap->old.maps[MAP_EVENTS]);
 
-	if (header->flags & KW_UNDECIDED)
-		return 0; /* nobody remembers the verdict it waited for */
-	/* What the old set told long before our hooks were live cannot be among our records. */
-	if (id && header->time_ns + OVERLAP_MARGIN_NS > loader->begun_ns)
-		told_add(loader->overlap, header->kind, id);
-	stage(loader, data, size);
-	return 0;
+	return error ? loader_fail(loader, error, "cannot map the old ring: %s", strerror(-error)) : 0;
+}
+
+/* All of the old ring; its room is not given back, it goes with its set. */
+static int old_drain(struct kw_loader *loader)
+{
+	const struct kw_header *header;
+	struct ring ring;
+	uint32_t size;
+	int error = swap_old_ring(loader, &ring);
+
+	while (!error && (header = ring_next(&ring, &size))) {
+		const struct kw_id *id = size >= sizeof(*header) ? id_of(header) : NULL;
+
+		if (size < sizeof(*header) || header->flags & KW_UNDECIDED)
+			continue; /* nobody remembers the verdict it waited for */
+		/* What the old set told long before our hooks were live cannot be among our records. */
+		if (id && header->time_ns + OVERLAP_MARGIN_NS > loader->begun_ns)
+			told_add(loader->overlap, header->kind, id);
+		stage(loader, header, size);
+	}
+	ring_close(&ring);
+	staging_flush(loader);
+	return error;
 }
 
 static void raise_to(uint64_t *cell, uint64_t value)
@@ -371,19 +386,22 @@ static void counters_merge(struct overlap *overlap, struct kw_counters_row *ours
 int swap_finish(struct kw_loader *loader)
 {
 	struct overlap *overlap = loader->overlap;
-	struct ring_buffer *ring = ring_buffer__new(overlap->old.maps[MAP_EVENTS], old_record, loader, NULL);
 
-	if (!ring)
-		return loader_fail(loader, -errno, "cannot map the old ring: %s", strerror(errno));
-	ring_buffer__consume(ring);
-	ring_buffer__free(ring);
-	staging_flush(loader);
-	rows_each(&overlap->old, note_row, overlap);
+	if (!overlap->drained) {
+		int error = old_drain(loader);
+
+		if (error)
+			return error;
+		rows_each(&overlap->old, note_row, overlap);
+		overlap->drained = 1;
+	}
 	/* Our own ring up to now: all that overlaps is in it. */
 	do
 		loader->batch_bytes = 0;
-	while (ring_buffer__consume(loader->ring) == -EAGAIN); /* a batch is full: there is more */
+	while (drain_ring(loader) && !loader->undecided_bytes);
 	staging_flush(loader);
+	if (loader->undecided_bytes)
+		return 1;
 	counters_merge(overlap, loader->set.counters);
 	for (int i = 0; i < KW_STAGES; i++)
 		__sync_fetch_and_add(&loader->set.control->lost[i],

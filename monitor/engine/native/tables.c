@@ -270,6 +270,8 @@ int kw_loader_decide(struct kw_loader *loader, uint32_t pid, uint64_t start_ns, 
 	const struct kw_verdict verdict = {.watches = watches, .roots = roots};
 	int64_t settled;
 
+	if (loader->undecided_again && !watches)
+		return 0; /* a later image may have changed this since */
 	if (bpf_map_update_elem(loader->set.maps[MAP_DECIDED], &id, &verdict, BPF_ANY))
 		return loader_fail(loader, -errno, "cannot write a verdict: %s", strerror(errno));
 	if (!watches)
@@ -278,10 +280,29 @@ int kw_loader_decide(struct kw_loader *loader, uint32_t pid, uint64_t start_ns, 
 	return settled < 0 ? settled : 0;
 }
 
+uint64_t kw_loader_verdict(struct kw_loader *loader, uint32_t pid, uint64_t start_ns, uint64_t *roots)
+{
+	const struct kw_id id = {.start_ns = start_ns, .pid = pid};
+	struct kw_verdict verdict = {0};
+
+	if (bpf_map_lookup_elem(loader->set.maps[MAP_DECIDED], &id, &verdict))
+		verdict = (struct kw_verdict){0};
+	*roots = verdict.roots;
+	return verdict.watches;
+}
+
+/* From here on whoever reads the record again knows that it is counted. */
+static void judged(struct kw_loader *loader)
+{
+	__atomic_store_n(drain_judged(loader), loader->ring.position, __ATOMIC_SEQ_CST);
+}
+
 void kw_loader_count_ended(struct kw_loader *loader, uint64_t watches, uint64_t roots)
 {
 	static const uint64_t begun = 1ULL << KW_PACKED_BITS;
 
+	if (loader->undecided_again)
+		return;
 	for (uint32_t slot = 0; slot < KW_SLOTS; slot++) {
 		struct kw_counters_row *row = &loader->set.counters[slot];
 
@@ -290,25 +311,46 @@ void kw_loader_count_ended(struct kw_loader *loader, uint64_t watches, uint64_t 
 		else if (watches >> slot & 1)
 			__sync_fetch_and_add(&row->children, begun);
 	}
+	judged(loader);
 }
 
 void kw_loader_count_exec(struct kw_loader *loader, uint64_t watches)
 {
+	if (loader->undecided_again)
+		return;
 	for (uint32_t slot = 0; slot < KW_SLOTS; slot++)
 		if (watches >> slot & 1)
 			__sync_fetch_and_add(&loader->set.counters[slot].execs, 1);
+	judged(loader);
 }
 
-uint64_t kw_loader_watches_of(struct kw_loader *loader, uint32_t pid, uint64_t start_ns)
+/* The row of a process; 0: it has none. */
+static int row_get(struct kw_loader *loader, uint32_t pid, uint64_t start_ns, struct kw_kin *row)
 {
 	uint32_t index = pid & loader->set.control->row_mask;
-	struct kw_kin row;
 	uint64_t tag;
 
 	if (bpf_map_lookup_elem(loader->set.maps[MAP_TAGS], &index, &tag))
 		return 0;
-	if (tag == pid ? bpf_map_lookup_elem(loader->set.maps[MAP_ROWS], &index, &row)
-		       : bpf_map_lookup_elem(loader->set.maps[MAP_OVERFLOW], &pid, &row))
+	if (tag == pid ? bpf_map_lookup_elem(loader->set.maps[MAP_ROWS], &index, row)
+		       : bpf_map_lookup_elem(loader->set.maps[MAP_OVERFLOW], &pid, row))
 		return 0;
-	return row.start_ns == start_ns ? row.watches : 0;
+	return row->start_ns == start_ns;
+}
+
+uint64_t kw_loader_watches_of(struct kw_loader *loader, uint32_t pid, uint64_t start_ns)
+{
+	struct kw_kin row;
+
+	return row_get(loader, pid, start_ns, &row) ? row.watches : 0;
+}
+
+uint64_t kw_loader_inherited_by(struct kw_loader *loader, uint32_t pid, uint64_t start_ns)
+{
+	struct kw_kin row;
+
+	if (!row_get(loader, pid, start_ns, &row))
+		return 0;
+	/* what the earlier daemon's verdict on this record made it a root of is no inheritance */
+	return loader->undecided_again ? row.watches & ~row.roots : row.watches;
 }
