@@ -11,9 +11,9 @@ set -eu
 BUILD="python3 python3-venv python3-dev gcc libc6-dev make pkg-config clang llvm libbpf-dev libelf-dev zlib1g-dev"
 # bpftool: looks into objects, maps and links. libclang-rt-dev: the sanitizers and libFuzzer.
 # util-linux: unshare. procps, iproute2: the truth that tests compare with. forkstat: the bench's rival.
-# mosquitto, openssl, softhsm2: a broker, revoked certificates and a PKCS#11 token for the tests of publishing.
+# mosquitto, openssl, softhsm2, faketime: a broker, certificates, a PKCS#11 token, a clock that is set, to test publishing.
 DEV="bpftool clang-format clang-tidy cppcheck libclang-rt-dev binutils util-linux procps iproute2 forkstat
-	mosquitto openssl softhsm2"
+	mosquitto openssl softhsm2 faketime"
 # The broker of the demonstration of publishing.
 DEMO="mosquitto openssl"
 

@@ -77,6 +77,7 @@ class Agent:
         self._failure: BaseException | None = None
         self._publication: Publication | None = None
         self._exit_code = 0
+        self._unreachable = False
         self._since_ns = time.time_ns()
 
     def run(self) -> int:
@@ -210,7 +211,9 @@ class Agent:
             self._report()
         if self._publication is not None:
             await asyncio.to_thread(self._fanout.flush, FINISH_S)
-            accepted = await self._publication.delivery.finish(FINISH_S, report=not self._reported_once)
+            accepted = await self._publication.delivery.finish(
+                0.0 if self._unreachable else FINISH_S, report=not self._reported_once
+            )
             if self._command is not None and not accepted and not self._reported_once:
                 say("no report about the end left in time; the next run with this daemon.state_dir sends it")
 
@@ -373,6 +376,7 @@ class Agent:
         def failed(why: str) -> None:
             say(f"cannot connect to {settings.endpoint}:{settings.port}: {why}")
             self._exit_code = UNDELIVERED
+            self._unreachable = True
             self._stop.set()
 
         return AttendedLink(link, settings.thing, say, failed)

@@ -228,6 +228,11 @@ def _add_machine(verbs: Verbs) -> None:
     verb = _add(verbs, "doctor", _doctor, "say what this machine can do, what it cannot, why, and what to do about it")
     _add_config(verb, "configuration (default: /etc/kinwatch/config.toml, where it exists)")
     _add_json(verb)
+    way = verb.add_mutually_exclusive_group()
+    way.add_argument("--no-connect", action="store_true", help="do not try the connection that [defender] describes")
+    way.add_argument(
+        "--send-report", action="store_true", help="try it with a report, which takes the slot of the next real one"
+    )
     _add(verbs, "unload", _unload, "remove every pinned program and map that a daemon left in the kernel")
 
 
@@ -328,7 +333,7 @@ def _doctor(options: argparse.Namespace) -> int:
     settings = config.load(path) if path else None
     from monitor import doctor
 
-    return doctor.main(settings, options.json)
+    return doctor.main(settings, options.json, connect=not options.no_connect, send_report=options.send_report)
 
 
 def _unload(_options: argparse.Namespace) -> int:

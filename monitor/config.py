@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import msgspec
 
 from monitor.errors import ConfigInvalid
+from monitor.publishing import rules
 from monitor.schema import (
     TABLES,
     Capture,
@@ -300,6 +301,11 @@ def _value_at(raw: object, key: str) -> object:
 
 def _check_tables(origin: str, file: File) -> None:
     """Rules that a type cannot say."""
+    if file.defender is not None:
+        try:
+            rules(file.defender)
+        except ConfigInvalid as wrong:
+            raise ConfigInvalid(f"{origin}: {wrong}") from None
     ring = file.capture.ring_bytes
     if ring & (ring - 1):
         nearest = 1 << (ring.bit_length() - 1)

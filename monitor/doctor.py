@@ -5,9 +5,11 @@ Owns the words. Refuses to decide: `capture.choose` does, and the agent decides 
 
 from __future__ import annotations
 
+import asyncio
 import os
 import platform
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,19 +21,24 @@ from monitor.capture.choose import choose, obstacles, probe
 from monitor.capture.core import PINS
 from monitor.capture.poll import LOWER_BOUNDS
 from monitor.capture.rules import cgroup2_mount
+from monitor.defender.trial import trial
 from monitor.detect.behaviors import expected
 from monitor.detect.metrics import FIELDS
 from monitor.errors import CaptureUnavailable
 
 if TYPE_CHECKING:
     from monitor.config import Config
+    from monitor.defender.trial import Step
 
 SERVICE_SPACING_S = 300
 """The service's limit between two reports of a device, unless raised (quota "Device metric minimum delay")."""
 
 
-def findings(config: Config | None) -> dict[str, Any]:
-    """Everything doctor knows, as data."""
+UNDELIVERED = 4
+
+
+def findings(config: Config | None, *, connect: bool = True, send_report: bool = False) -> dict[str, Any]:
+    """Everything doctor knows, as data. `connect`, `send_report`: as in defender.trial, where there is a [defender]."""
     settings = config or configuration.Config()
     facts = probe(settings.capture.btf)
     found: dict[str, Any] = {
@@ -63,17 +70,24 @@ def findings(config: Config | None) -> dict[str, Any]:
     found["behaviors"] = [
         behavior.aws_form() for watch in settings.watches for behavior in expected(watch.name, watch.child_limit)
     ]
+    if settings.defender is not None:
+        found["endpoint"] = f"{settings.defender.endpoint}:{settings.defender.port}"
+        found["connection"] = asyncio.run(
+            trial(settings.defender, now_s=time.time(), connect=connect, send_report=send_report)
+        )
     return found
 
 
-def main(config: Config | None, as_json: bool) -> int:  # noqa: FBT001 - the flag of the command line
-    """Print the findings. Returns 0; 3 when nothing can be captured."""
-    found = findings(config)
+def main(config: Config | None, as_json: bool, *, connect: bool = True, send_report: bool = False) -> int:  # noqa: FBT001 - the flag of the command line
+    """Print the findings. Returns 0; 3 when nothing can be captured; 4 when a step to the broker failed."""
+    found = findings(config, connect=connect, send_report=send_report)
     if as_json:
         sys.stdout.write(msgspec.json.encode(found).decode() + "\n")
     else:
         sys.stdout.write("".join(f"{line}\n" for line in _lines(found)))
-    return 0 if found["capture"] else 3
+    if not found["capture"]:
+        return CaptureUnavailable.exit_code
+    return UNDELIVERED if any(step.ok is False for step in found.get("connection", ())) else 0
 
 
 def _lines(found: dict[str, Any]) -> list[str]:
@@ -94,6 +108,14 @@ def _lines(found: dict[str, Any]) -> list[str]:
     if found["behaviors"]:
         lines += ["", "expectations, as behaviors of a security profile"]
         lines += [f"  {msgspec.json.encode(behavior).decode()}" for behavior in found["behaviors"]]
+    if found.get("connection"):
+        lines += ["", f"connection to {found['endpoint']}"]
+        lines += [line for step in found["connection"] for line in _step(step)]
     if found["notes"]:
         lines += ["", "notes"] + [f"  {note}" for note in found["notes"]]
     return lines
+
+
+def _step(step: Step) -> list[str]:
+    word = "-" if step.ok is None else "ok" if step.ok else "FAIL"
+    return [f"  {word:5} {step.name:10} {step.detail}"] + ([f"  {'':16} {step.remedy}"] if step.remedy else [])

@@ -1,8 +1,9 @@
-# ruff: noqa: PLC0415 - the flags are known to every call of the program, the rest only to this verb's
 """The command line of AWS's sample agent (AWSIoTDeviceDefenderAgentSDK 2.0.0), understood as a run of ours.
 
 Owns its flags, their meaning here and the words in which a wrong one is refused. Refuses to know how a run is done.
 """
+
+# ruff: noqa: PLC0415 - the flags are known to every call of the program, the rest only to this verb's
 
 from __future__ import annotations
 
@@ -111,11 +112,6 @@ def requested(given: argparse.Namespace) -> tuple[Config, RunOptions, list[str]]
         if isinstance(value, str) and "\0" in value:
             _refuse(f"--{name.replace('_', '-')}", "expected text, found a zero byte", "look at the @file")
     interval_s = _whole("-i/--interval", given.interval, "seconds")
-    defender = _defender(given, interval_s)
-    base, notes = _watches(given)
-    if interval_s < SERVICE_SPACING_S:
-        notes.append(f"-i {interval_s}: the service promises to take a report every {SERVICE_SPACING_S} s, no more")
-    state_dir = _path(given.state_dir) or f"{base.daemon.state_dir}/agent/{defender.thing}"
     report = _checked(
         "-i/--interval",
         Report,
@@ -125,6 +121,11 @@ def requested(given: argparse.Namespace) -> tuple[Config, RunOptions, list[str]]
             "cpu_usage": given.custom_metrics,
         },
     )
+    defender = _defender(given, interval_s)
+    base, notes = _watches(given)
+    if interval_s < SERVICE_SPACING_S:
+        notes.append(f"-i {interval_s}: the service promises to take a report every {SERVICE_SPACING_S} s, no more")
+    state_dir = _path(given.state_dir) or f"{base.daemon.state_dir}/agent/{defender.thing}"
     config = msgspec.structs.replace(
         base,
         log=Log(),
@@ -150,6 +151,8 @@ def in_flags(message: str) -> str:
 
 
 def _defender(given: argparse.Namespace, interval_s: int) -> Defender:
+    import msgspec
+
     from monitor.schema import Defender
 
     websocket = _WEBSOCKET.get(given.use_websocket.lower())
@@ -172,20 +175,12 @@ def _defender(given: argparse.Namespace, interval_s: int) -> Defender:
         "private_key": _path(given.private_key),
         "format": given.format,
         "min_spacing_s": min(SERVICE_SPACING_S, interval_s),
-        "answer_s": min(Defender.__struct_defaults__[_default_of("answer_s")], interval_s),
         "auth": {"method": "websocket", "region": given.signing_region} if websocket else {},
         "proxy": {"host": given.proxy_host, "port": _whole("-pp/--proxy-port", given.proxy_port, "a port")},
     }
     made: Defender = _checked("-id/--client_id" if given.thing_name is None else "", Defender, values)
-    return made
-
-
-def _default_of(field: str) -> int:
-    """Where a field's default stands among the defaults, which are those of the last fields."""
-    from monitor.schema import Defender
-
-    fields = Defender.__struct_fields__
-    return fields.index(field) - len(fields)
+    # a report that nobody answers must not take the place of the next
+    return msgspec.structs.replace(made, answer_s=min(made.answer_s, interval_s))
 
 
 def _complete(given: argparse.Namespace, *, websocket: bool) -> None:

@@ -66,7 +66,7 @@ class _Kept(msgspec.Struct, kw_only=True):
     pending: Report | None = None
     """The last report, while it is not accepted."""
     carried: tuple[Metric, ...] = ()
-    """Metrics of windows that no report brought to an end before the capture's counters went away."""
+    """Metrics of windows that no report brought to an end before what they were made of went away."""
 
 
 class Window:
@@ -165,6 +165,12 @@ class Window:
                 reading=kept.reading,
                 carried=kept.pending.metrics if kept.pending else kept.carried,
             )
+        elif kept.pending is not None:
+            # The counters go on, but executables are in the engine's memory, and its marks mean nothing to another one.
+            numbers = [metric for metric in kept.carried if not isinstance(metric.value, tuple)]
+            lists = [metric for metric in kept.pending.metrics if isinstance(metric.value, tuple)]
+            kept.carried = (*numbers, *lists)
+            kept.pending = msgspec.structs.replace(kept.pending, mark=0)
         self._kept = kept
         try:
             store.save(msgspec.json.encode(kept))

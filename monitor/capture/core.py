@@ -157,6 +157,7 @@ class CoreCapture:
                 self._engine.watch(slot, text, watch.child_limit)
         if stale:
             self._check(lib.kw_loader_forget(self._handle, stale))
+        self._judge = Judge(self._expressions())
         mentioned = self._check(lib.kw_loader_resume(self._handle, self._engine.handle))
         self._spoken_for = mentioned & ~sum(1 << held.slot for held in self._slots.values())
         self.drain()
@@ -196,7 +197,7 @@ class CoreCapture:
 
     def _read_command_lines(self, fresh: int) -> None:
         """Let the hooks ask about every image from now on; what runs already is looked at once."""
-        expressions = {held.slot: held.watch.value for held in self._slots.values() if held.watch.kind == "cmdline"}
+        expressions = self._expressions()
         self._judge = Judge(expressions)
         self._check(lib.kw_loader_cmdline(self._handle, self._judge.slots))
         if fresh & self._judge.slots:
@@ -204,6 +205,9 @@ class CoreCapture:
                 for slot in expressions:
                     if mask & fresh & 1 << slot and pid != os.getpid():
                         self._check(lib.kw_loader_match_pid(self._handle, slot, pid))
+
+    def _expressions(self) -> dict[int, str]:
+        return {held.slot: held.watch.value for held in self._slots.values() if held.watch.kind == "cmdline"}
 
     def _refresh(self) -> None:
         """Look again at what the watches' paths name: a file may have been replaced, a link turned elsewhere."""

@@ -46,6 +46,9 @@ class IdleCapture:
         self._woken.clear()
         return not self._stopping
 
+    def commit(self) -> None:
+        """There is nothing to give back."""
+
     def interrupt(self) -> None:
         """Make poll() return once, from any thread."""
         self._woken.set()

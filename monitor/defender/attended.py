@@ -26,10 +26,10 @@ class AttendedLink:
     """A Link (monitor.defender.link) around another one."""
 
     def __init__(self, link: Link, thing: str, say: Callable[[str], None], failed: Callable[[str], None]) -> None:
-        """`failed(why)`: called once when the first attempt to connect fails; the listener is not told of that."""
+        """`failed(why)`: called once when the first attempt to connect fails; the listener hears nothing then."""
         self._link, self._thing, self._say, self._failed = link, thing, say, failed
         self._listener: Listener | None = None
-        self._settled = False
+        self._ever: bool | None = None
 
     def start(self, listener: Listener) -> None:
         """Connect, and again whenever the connection breaks."""
@@ -50,18 +50,18 @@ class AttendedLink:
 
     def connected(self, *, resumed: bool) -> None:
         """Say so the first time."""
-        if not self._settled:
-            self._settled = True
+        if self._ever is None:
+            self._ever = True
             self._say("connected")
-        if self._listener is not None:
+        if self._ever and self._listener is not None:
             self._listener.connected(resumed=resumed)
 
     def disconnected(self, why: str) -> None:
         """Give up when there never was a connection."""
-        if not self._settled:
-            self._settled = True
+        if self._ever is None:
+            self._ever = False
             self._failed(why)
-        elif self._listener is not None:
+        elif self._ever and self._listener is not None:
             self._listener.disconnected(why)
 
     def received(self, topic: str, payload: bytes) -> None:

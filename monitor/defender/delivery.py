@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import threading
 import time
 from typing import TYPE_CHECKING, Any, Final
 
@@ -83,10 +84,13 @@ class Delivery:
         """`interval_s`: between periodic reports. `say`: a line for the user."""
         self._settings, self._link, self._spool, self._say = settings, link, spool, say
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._starting = threading.Lock()
+        self._early: list[Callable[[asyncio.AbstractEventLoop], object]] = []
         self._connected = asyncio.Event()
         self._unsynced = asyncio.Event()
         self._ending = asyncio.Event()
         self._finishing = False
+        self._alarmed = False
         self._events: EventSink | None = None
         self._synced_s = 0.0
         self._trouble = ""
@@ -115,7 +119,11 @@ class Delivery:
         if self._alarm_channel.topic:
             self._alarms.put(lines, time.time(), time.clock_gettime(time.CLOCK_BOOTTIME))
         # The end of an alarm can wait for the next report; it must not take the slot of an alarm.
-        self._call(self._alarm_came if ALARM in lines else self._clear_came)
+        if ALARM in lines:
+            self._alarmed = True
+            self._call(self._alarm_came)
+        else:
+            self._call(self._clear_came)
 
     def event_sink(self) -> EventSink | None:
         """A sink for the event log; None: no topic is configured."""
@@ -135,10 +143,13 @@ class Delivery:
         return sink
 
     def _call(self, what: Callable[[asyncio.AbstractEventLoop], object]) -> None:
-        """Have something done in the loop. Before and after its time the spool has everything that matters."""
-        if self._loop is not None:
-            with contextlib.suppress(RuntimeError):  # it is closed
-                self._loop.call_soon_threadsafe(what, self._loop)
+        """Have something done in the loop, as soon as there is one; after its end the spool has what matters."""
+        with self._starting:
+            if self._loop is None:
+                self._early.append(what)
+                return
+        with contextlib.suppress(RuntimeError):  # it is closed
+            self._loop.call_soon_threadsafe(what, self._loop)
 
     def _clear_came(self, _: asyncio.AbstractEventLoop) -> None:
         self._alarm_channel.wake.set()
@@ -153,6 +164,11 @@ class Delivery:
     async def run(self) -> None:
         """Connect and send, until `finish`."""
         self._loop = asyncio.get_running_loop()
+        # What came until now could not be told.
+        if self._alarmed:
+            self._alarm_came(self._loop)
+        if self._events is not None:
+            await asyncio.to_thread(self._events.flush)
         async with asyncio.TaskGroup() as group:
             self._group = group
             self._link.start(self)
@@ -192,13 +208,14 @@ class Delivery:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(deadline):
                     await self._connected.wait()
+        for channel in self._channels:
+            channel.empty.clear()
+            channel.wake.set()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(deadline):
                 if report:
                     accepted = await self.reporter.last(connected=self._connected.is_set(), timeout_s=timeout_s)
                 for channel in self._channels if self._connected.is_set() else ():
-                    channel.empty.clear()
-                    channel.wake.set()
                     await channel.empty.wait()
         self._ending.set()
         await self._link.stop(max(LAST_S, deadline - loop.time()))

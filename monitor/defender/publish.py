@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote
 
 import awscrt.auth
 import awscrt.http
@@ -19,6 +21,8 @@ from awscrt import mqtt5
 from awsiot import mqtt5_client_builder as builder
 
 from monitor.defender.link import Refused, Unreachable
+from monitor.errors import ConfigInvalid
+from monitor.publishing import client_id_of, region_of
 from monitor.schema import Auth, Defender, Proxy
 
 if TYPE_CHECKING:
@@ -28,26 +32,60 @@ if TYPE_CHECKING:
 
 ACK_S: Final = 30
 """Longest wait for an acknowledgement."""
+PING_S: Final = 30
+"""Longest wait for the answer to a ping; never longer than the time between two of them."""
 SESSION_S: Final = 3600
 """How long the broker keeps the session of a connection that broke; AWS IoT's default."""
 _ERROR: Final = 128
+_TOPIC_INVALID: Final = 144
+_TOO_LARGE: Final = 149
 _WORDS: Final = {
     "AWS_IO_TLS_ERROR_NEGOTIATION_FAILURE": "TLS failed; is root_ca the broker's, and endpoint its name?",
+    "AWS_IO_TLS_NEGOTIATION_TIMEOUT": "TLS did not come about in time; is it a TLS port?",
     "AWS_IO_TLS_ERROR_READ_FAILURE": "the broker ended TLS; does it know this certificate, and is it active?",
+    "AWS_IO_TLS_ERROR_ALERT_RECEIVED": "the broker ended TLS; does it know this certificate, and is it active?",
     "AWS_IO_SOCKET_CONNECTION_REFUSED": "nobody listens on that port",
+    "AWS_IO_SOCKET_TIMEOUT": "no connection came about in time; is there a firewall?",
+    "AWS_IO_SOCKET_NO_ROUTE_TO_HOST": "there is no way to that address; is the network up?",
+    "AWS_IO_SOCKET_NETWORK_DOWN": "the network is down",
+    "AWS_IO_SOCKET_CLOSED": "the connection was closed",
     "AWS_IO_DNS_QUERY_FAILED": "the name of the endpoint is not known",
+    "AWS_IO_DNS_QUERY_AGAIN": "no name server answers",
     "AWS_IO_DNS_INVALID_NAME": "the name of the endpoint is not known",
-    "AWS_ERROR_MQTT_UNEXPECTED_HANGUP": "the broker hung up; does another client use this client id?",
+    "AWS_IO_DNS_NO_ADDRESS_FOR_HOST": "the name of the endpoint has no address",
+    "AWS_ERROR_HTTP_PROXY_CONNECT_FAILED": "the proxy does not let us through",
+    "AWS_ERROR_HTTP_WEBSOCKET_UPGRADE_FAILURE": "the WebSocket was refused; are AWS credentials and clock right?",
+    "AWS_ERROR_MQTT5_CONNACK_TIMEOUT": "the broker does not answer to CONNECT",
+    "AWS_ERROR_MQTT_UNEXPECTED_HANGUP": "the broker hung up; did it end, or does another client use this client id?",
     "AWS_ERROR_MQTT_TIMEOUT": "no acknowledgement came in time",
     "AWS_ERROR_MQTT5_PING_RESPONSE_TIMEOUT": "the broker is silent",
+    "AWS_ERROR_MQTT5_OPERATION_FAILED_DUE_TO_OFFLINE_QUEUE_POLICY": "the connection broke before the acknowledgement",
+    "AWS_ERROR_MQTT5_USER_REQUESTED_STOP": "the link was stopped before the acknowledgement",
 }
 _REASONS: Final = {
+    128: "the broker does not say why",
+    133: "client id invalid",
     134: "bad user name or password",
     135: "not authorized; does the policy allow it?",
+    136: "the broker is unavailable",
+    137: "the broker is busy",
+    139: "the broker is shutting down",
+    140: "bad authentication method",
+    141: "it heard nothing for longer than the keep-alive",
     142: "another client took over this client id",
+    143: "topic filter invalid",
     144: "topic name invalid",
+    147: "too many messages without acknowledgement",
     149: "packet too large",
+    150: "too many messages",
     151: "quota exceeded",
+    153: "payload format invalid",
+}
+# What the token says, by a part of the name of the runtime's error.
+_TOKEN_KEYS: Final = {
+    "_PIN_": ("defender.auth.pin_file", "the token does not take this PIN"),
+    "TOKEN_NOT_FOUND": ("defender.auth.token", "no token has this label"),
+    "KEY_NOT_FOUND": ("defender.auth.key_label", "no private key, or several, with this label"),
 }
 
 
@@ -68,6 +106,8 @@ class Connection(msgspec.Struct, frozen=True, kw_only=True):
     """Keep to AWS IoT Core's limits (100 publishes/s, 512 KB/s)."""
     reconnect_ms: tuple[int, int] = (1000, 120_000)
     """First and longest wait before the next attempt; random between zero and it."""
+    session_s: int = SESSION_S
+    """How long the broker keeps the session; 0: no longer than the connection."""
 
 
 def connection_of(settings: Defender) -> Connection:
@@ -75,7 +115,7 @@ def connection_of(settings: Defender) -> Connection:
     return Connection(
         endpoint=settings.endpoint,
         port=settings.port,
-        client_id=settings.client_id or f"{settings.thing}-kinwatch",
+        client_id=client_id_of(settings),
         root_ca=settings.root_ca,
         certificate=settings.certificate,
         private_key=settings.private_key,
@@ -99,74 +139,96 @@ class MqttLink:
         self._listener: Listener | None = None
         self._up = False
         self._stopped = asyncio.Event()
+        self._waiting: set[asyncio.Future[None]] = set()
+        """What no acknowledgement came for yet."""
+        self._handed: deque[tuple[Callable[..., object], tuple[object, ...]]] = deque()
+        self._called = False
 
     def start(self, listener: Listener) -> None:
-        """Connect, and again whenever the connection breaks."""
+        """Connect, and again whenever the connection breaks.
+
+        Raises ConfigInvalid: a file or a token is not (any more) what the configuration says.
+        """
         self._loop = asyncio.get_running_loop()
         self._listener = listener
-        self._client = _client(
-            self._connection,
-            {
-                "on_publish_received": self._on_message,
-                "on_lifecycle_connection_success": self._on_success,
-                "on_lifecycle_connection_failure": self._on_failure,
-                "on_lifecycle_disconnection": self._on_disconnection,
-                "on_lifecycle_stopped": lambda _: self._hand(self._stopped.set),
-            },
-        )
+        callbacks = {
+            "on_publish_callback_fn": self._on_message,
+            "on_lifecycle_event_connection_success_fn": self._on_success,
+            "on_lifecycle_event_connection_failure_fn": self._on_failure,
+            "on_lifecycle_event_disconnection_fn": self._on_disconnection,
+            "on_lifecycle_event_stopped_fn": lambda _: self._hand(self._stopped.set),
+        }
+        try:
+            self._client = _client(self._connection, callbacks)
+        except Exception as error:
+            raise _impossible(self._connection, error) from error
         self._client.start()
 
     def publish(self, topic: str, payload: bytes) -> asyncio.Future[None]:
         """Send with QoS 1, after everything published earlier."""
+        packet = mqtt5.PublishPacket(topic=topic, payload=payload, qos=mqtt5.QoS.AT_LEAST_ONCE)
+
+        def judge(result: Any) -> Refused | None:  # noqa: ANN401 - untyped
+            code = 0 if result.puback is None else int(result.puback.reason_code or 0)
+            return _refusal(f"publish to {topic}", code, result.puback) if code >= _ERROR else None
+
+        return self._issue(f"publish to {topic}", lambda client: client.publish(packet), judge)
+
+    async def subscribe(self, filters: Sequence[str]) -> None:
+        """Subscribe with QoS 1."""
+        wanted = [mqtt5.Subscription(topic_filter=name, qos=mqtt5.QoS.AT_LEAST_ONCE) for name in filters]
+        packet = mqtt5.SubscribePacket(subscriptions=wanted)
+
+        def judge(suback: Any) -> Refused | None:  # noqa: ANN401
+            for name, code in zip(filters, suback.reason_codes, strict=False):
+                if int(code) >= _ERROR:
+                    return _refusal(f"subscribe to {name}", int(code), suback)
+            return None
+
+        await self._issue(f"subscribe to {', '.join(filters)}", lambda client: client.subscribe(packet), judge)
+
+    async def stop(self, timeout_s: float) -> None:
+        """Say goodbye; after `timeout_s` leave without. What was not acknowledged by then is Unreachable."""
+        client, self._client = self._client, None
+        self._listener = None
+        self._up = False
+        if client is None:
+            return
+        client.stop(mqtt5.DisconnectPacket(reason_code=mqtt5.DisconnectReasonCode.NORMAL_DISCONNECTION))
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    await self._stopped.wait()
+        finally:
+            for done in self._waiting.copy():
+                self._settle(done, Unreachable(_WORDS["AWS_ERROR_MQTT5_USER_REQUESTED_STOP"]))
+
+    def _issue(
+        self, what: str, issue: Callable[[mqtt5.Client], Any], judge: Callable[[Any], Refused | None]
+    ) -> asyncio.Future[None]:
+        """Give the runtime something to do; `judge` says what its acknowledgement means."""
         done: asyncio.Future[None] = self._loop.create_future()
         if self._client is None or not self._up:
             done.set_exception(Unreachable("there is no connection"))
             return done
-        packet = mqtt5.PublishPacket(topic=topic, payload=payload, qos=mqtt5.QoS.AT_LEAST_ONCE)
-
-        def acknowledged(future: Any) -> None:  # noqa: ANN401 - untyped
-            error: Exception | None = future.exception()
-            if error is not None:
-                self._hand(_settle, done, Unreachable(_words(error)))
-                return
-            puback = future.result().puback
-            code = 0 if puback is None else int(puback.reason_code)
-            self._hand(_settle, done, _refusal(f"publish to {topic}", code, puback) if code >= _ERROR else None)
-
-        self._client.publish(packet).add_done_callback(acknowledged)
-        return done
-
-    async def subscribe(self, filters: Sequence[str]) -> None:
-        """Subscribe with QoS 1."""
-        if self._client is None or not self._up:
-            raise Unreachable("there is no connection")
-        wanted = [mqtt5.Subscription(topic_filter=name, qos=mqtt5.QoS.AT_LEAST_ONCE) for name in filters]
         try:
-            suback = await asyncio.wrap_future(self._client.subscribe(mqtt5.SubscribePacket(subscriptions=wanted)))
-        except asyncio.CancelledError:
-            raise
-        except Exception as error:
-            raise Unreachable(_words(error)) from error
-        for name, code in zip(filters, suback.reason_codes, strict=False):
-            if int(code) >= _ERROR:
-                raise _refusal(f"subscribe to {name}", int(code), suback)
-
-    async def stop(self, timeout_s: float) -> None:
-        """Say goodbye; after `timeout_s` leave without."""
-        client, self._client = self._client, None
-        self._listener = None
-        if client is None:
-            return
-        client.stop(mqtt5.DisconnectPacket(reason_code=mqtt5.DisconnectReasonCode.NORMAL_DISCONNECTION))
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                await self._stopped.wait()
+            future = issue(self._client)
+        except Exception as error:  # noqa: BLE001 - the runtime refuses to send what the broker could not take
+            done.set_exception(Refused(f"{what} is impossible: {_words(error)}", _TOPIC_INVALID))
+            return done
+        self._waiting.add(done)
+        future.add_done_callback(lambda future: self._hand(self._acknowledged, what, done, future, judge))
+        return done
 
     # -------- in the thread of the AWS runtime --------
 
     def _hand(self, what: Callable[..., object], *arguments: object) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            self._loop.call_soon_threadsafe(what, *arguments)
+        """Have it done in the loop, in order; one wake-up for all that comes until it is up."""
+        self._handed.append((what, arguments))
+        if not self._called:
+            self._called = True
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                self._loop.call_soon_threadsafe(self._take)
 
     def _on_message(self, data: Any) -> None:  # noqa: ANN401
         packet = data.publish_packet
@@ -183,13 +245,46 @@ class MqttLink:
 
     # -------- in the loop --------
 
+    def _take(self) -> None:
+        self._called = False  # first: what comes from now on calls again
+        for _ in range(len(self._handed)):
+            what, arguments = self._handed.popleft()
+            try:
+                what(*arguments)
+            except Exception as error:  # noqa: BLE001 - one that fails must not take the others with it
+                self._loop.call_exception_handler({"message": "the listener failed", "exception": error})
+
+    def _acknowledged(
+        self,
+        what: str,
+        done: asyncio.Future[None],
+        future: Any,  # noqa: ANN401
+        judge: Callable[[Any], Refused | None],
+    ) -> None:
+        error = future.exception()
+        if error is None:
+            self._settle(done, judge(future.result()))
+        elif getattr(error, "name", "") == "AWS_ERROR_MQTT5_PACKET_VALIDATION":
+            self._settle(done, Refused(f"{what} is impossible: the packet is larger than the broker takes", _TOO_LARGE))
+        else:
+            self._settle(done, Unreachable(f"{what}: {_words(error)}"))
+
+    def _settle(self, done: asyncio.Future[None], error: Exception | None) -> None:
+        self._waiting.discard(done)
+        if done.done():  # cancelled, or too late
+            return
+        if error is None:
+            done.set_result(None)
+        else:
+            done.set_exception(error)
+
     def _received(self, topic: str, payload: bytes) -> None:
         if self._listener is not None:
             self._listener.received(topic, payload)
 
     def _connected(self, resumed: bool) -> None:  # noqa: FBT001 - handed over by position
-        self._up = True
         if self._listener is not None:
+            self._up = True
             self._listener.connected(resumed=resumed)
 
     def _disconnected(self, why: str) -> None:
@@ -198,24 +293,19 @@ class MqttLink:
             self._listener.disconnected(why)
 
 
-def _settle(done: asyncio.Future[None], error: Exception | None) -> None:
-    if done.done():
-        return
-    if error is None:
-        done.set_result(None)
-    else:
-        done.set_exception(error)
-
-
 def _refusal(what: str, code: int, packet: Any) -> Refused:  # noqa: ANN401
+    return Refused(f"{what} was refused with {_reason(code, packet)}", code)
+
+
+def _reason(code: int, packet: Any) -> str:  # noqa: ANN401
     said = f" ({packet.reason_string})" if getattr(packet, "reason_string", None) else ""
-    return Refused(f"{what} was refused with {code}: {_REASONS.get(code, 'see the MQTT 5 reason codes')}{said}", code)
+    return f"{code}: {_REASONS.get(code, 'see the MQTT 5 reason codes')}{said}"
 
 
 def _why(error: Any, packet: Any) -> str:  # noqa: ANN401
-    code = int(packet.reason_code) if packet is not None else 0
+    code = 0 if packet is None else int(packet.reason_code or 0)
     if code >= _ERROR:
-        return f"refused with {code}: {_REASONS.get(code, 'see the MQTT 5 reason codes')}"
+        return f"refused with {_reason(code, packet)}"
     return _words(error)
 
 
@@ -224,60 +314,60 @@ def _words(error: Any) -> str:  # noqa: ANN401
     return f"{_WORDS[name]} ({name})" if name in _WORDS else name
 
 
+def _impossible(connection: Connection, error: Exception) -> ConfigInvalid:
+    text = " ".join(str(error).split())
+    if isinstance(error, OSError):
+        return ConfigInvalid(f"defender: {error.filename} cannot be read: {error.strerror}; name a file that is there")
+    if connection.auth.method == "pkcs11":
+        key, what = next(
+            (found for part, found in _TOKEN_KEYS.items() if part in text),
+            ("defender.auth.library", "no session with the token came about"),
+        )
+        return ConfigInvalid(f"{key}: {what} ({text}); look with 'p11tool --list-tokens' or 'pkcs11-tool -L'")
+    return ConfigInvalid(f"defender: no TLS can be made with these files ({text}); try 'kinwatch doctor'")
+
+
 def _client(connection: Connection, callbacks: dict[str, Any]) -> mqtt5.Client:
     """Make the client that the configured way of proving who we are needs."""
     validation = mqtt5.ExtendedValidationAndFlowControlOptions
-    options: dict[str, Any] = {
-        "endpoint": connection.endpoint,
-        "port": connection.port,
-        "client_id": connection.client_id,
-        "keep_alive_interval_sec": connection.keep_alive_s,
-        "ping_timeout_ms": min(30_000, (connection.keep_alive_s - 1) * 1000),
-        "ack_timeout_sec": ACK_S,
-        "session_behavior": mqtt5.ClientSessionBehaviorType.REJOIN_ALWAYS,
-        "session_expiry_interval_sec": SESSION_S,
-        "offline_queue_behavior": mqtt5.ClientOperationQueueBehaviorType.FAIL_ALL_ON_DISCONNECT,
-        "retry_jitter_mode": mqtt5.ExponentialBackoffJitterMode.FULL,
-        "min_reconnect_delay_ms": connection.reconnect_ms[0],
-        "max_reconnect_delay_ms": connection.reconnect_ms[1],
-        "extended_validation_and_flow_control_options": (
-            validation.AWS_IOT_CORE_DEFAULTS if connection.throttle else validation.NONE
-        ),
-        "enable_metrics_collection": False,
-        **callbacks,
-    }
-    if connection.root_ca:
-        options["ca_filepath"] = connection.root_ca
-    if connection.proxy.host:
-        options["http_proxy_options"] = awscrt.http.HttpProxyOptions(connection.proxy.host, connection.proxy.port)
-    return _MAKERS[connection.auth.method](connection, options)
-
-
-def _mtls(connection: Connection, options: dict[str, Any]) -> mqtt5.Client:
-    if connection.certificate:
-        return builder.mtls_from_path(connection.certificate, connection.private_key, **options)
-    plain = mqtt5.ClientOptions(
+    sessions = mqtt5.ClientSessionBehaviorType
+    options = mqtt5.ClientOptions(
         host_name=connection.endpoint,
         port=connection.port,
         connect_options=mqtt5.ConnectPacket(
             client_id=connection.client_id,
             keep_alive_interval_sec=connection.keep_alive_s,
-            session_expiry_interval_sec=SESSION_S,
+            session_expiry_interval_sec=connection.session_s,
         ),
-        session_behavior=options["session_behavior"],
-        offline_queue_behavior=options["offline_queue_behavior"],
+        ping_timeout_ms=min(PING_S, connection.keep_alive_s - 1) * 1000,
         ack_timeout_sec=ACK_S,
-        on_publish_callback_fn=options["on_publish_received"],
-        on_lifecycle_event_stopped_fn=options["on_lifecycle_stopped"],
-        on_lifecycle_event_connection_success_fn=options["on_lifecycle_connection_success"],
-        on_lifecycle_event_connection_failure_fn=options["on_lifecycle_connection_failure"],
-        on_lifecycle_event_disconnection_fn=options["on_lifecycle_disconnection"],
+        session_behavior=sessions.REJOIN_ALWAYS if connection.session_s else sessions.CLEAN,
+        offline_queue_behavior=mqtt5.ClientOperationQueueBehaviorType.FAIL_ALL_ON_DISCONNECT,
+        retry_jitter_mode=mqtt5.ExponentialBackoffJitterMode.FULL,
+        min_reconnect_delay_ms=connection.reconnect_ms[0],
+        max_reconnect_delay_ms=connection.reconnect_ms[1],
+        extended_validation_and_flow_control_options=(
+            validation.AWS_IOT_CORE_DEFAULTS if connection.throttle else validation.NONE
+        ),
         disable_metrics=True,
+        **callbacks,
     )
-    return mqtt5.Client(client_options=plain)
+    if connection.proxy.host:
+        options.http_proxy_options = awscrt.http.HttpProxyOptions(connection.proxy.host, connection.proxy.port)
+    # endpoint: the builder asks for it although the options have it
+    common = {"client_options": options, "endpoint": connection.endpoint, "enable_metrics_collection": False}
+    if connection.root_ca:
+        common["ca_filepath"] = connection.root_ca
+    return _MAKERS[connection.auth.method](connection, common)
 
 
-def _pkcs11(connection: Connection, options: dict[str, Any]) -> mqtt5.Client:
+def _mtls(connection: Connection, common: dict[str, Any]) -> mqtt5.Client:
+    if connection.certificate:
+        return builder.mtls_from_path(connection.certificate, connection.private_key, **common)
+    return mqtt5.Client(client_options=common["client_options"])
+
+
+def _pkcs11(connection: Connection, common: dict[str, Any]) -> mqtt5.Client:
     auth = connection.auth
     library = awscrt.io.Pkcs11Lib(file=auth.library, behavior=awscrt.io.Pkcs11Lib.InitializeFinalizeBehavior.STRICT)
     return builder.mtls_with_pkcs11(
@@ -286,35 +376,38 @@ def _pkcs11(connection: Connection, options: dict[str, Any]) -> mqtt5.Client:
         token_label=auth.token or None,
         private_key_label=auth.key_label or None,
         cert_filepath=connection.certificate,
-        **options,
+        **common,
     )
 
 
-def _websocket(connection: Connection, options: dict[str, Any]) -> mqtt5.Client:
+def _websocket(connection: Connection, common: dict[str, Any]) -> mqtt5.Client:
     provider = awscrt.auth.AwsCredentialsProvider
     profile = connection.auth.profile
     credentials = provider.new_profile(profile_name=profile) if profile else provider.new_default_chain()
-    # example-ats.iot.eu-west-1.amazonaws.com
-    _, _, after = connection.endpoint.partition(".iot.")
-    region = connection.auth.region or after.partition(".")[0]
-    return builder.websockets_with_default_aws_signing(region, credentials, **options)
+    region = connection.auth.region or region_of(connection.endpoint)
+    return builder.websockets_with_default_aws_signing(region, credentials, **common)
 
 
-def _custom(connection: Connection, options: dict[str, Any]) -> mqtt5.Client:
+def _custom(connection: Connection, common: dict[str, Any]) -> mqtt5.Client:
     auth = connection.auth
     return builder.direct_with_custom_authorizer(
         auth_username=auth.username or None,
-        auth_authorizer_name=auth.authorizer or None,
-        auth_authorizer_signature=_secret(auth.signature_file) or None,
+        auth_authorizer_name=_quoted(auth.authorizer) or None,
+        auth_authorizer_signature=_secret(auth.signature_file) or None,  # the builder quotes it
         auth_password=_secret(auth.password_file).encode() or None,
-        auth_token_key_name=auth.token_key or None,
-        auth_token_value=_secret(auth.token_file) or None,
-        **options,
+        auth_token_key_name=_quoted(auth.token_key) or None,
+        auth_token_value=_quoted(_secret(auth.token_file)) or None,
+        **common,
     )
 
 
 _MAKERS: Final = {"mtls": _mtls, "pkcs11": _pkcs11, "websocket": _websocket, "custom-authorizer": _custom}
 
 
+def _quoted(text: str) -> str:
+    """Part of a query string; what is quoted already stays as it is, as the builder has it with signatures."""
+    return text if "%" in text else quote(text, safe="")
+
+
 def _secret(path: str) -> str:
-    return Path(path).read_text(encoding="utf-8").rstrip("\n") if path else ""
+    return Path(path).read_text(encoding="utf-8").rstrip("\r\n") if path else ""

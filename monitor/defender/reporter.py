@@ -88,6 +88,7 @@ class Reporter:
         self._schedule = Schedule(thing, interval_s, spacing_s, _last_sent(spool), moment())
         self._changed = asyncio.Event()
         self._sending = asyncio.Lock()
+        self._windowing = asyncio.Lock()  # one thread at a time in the window
         self._flight: int | None = None
         self._answer: asyncio.Future[Answer] | None = None
         self._first: asyncio.Future[bool]
@@ -118,7 +119,8 @@ class Reporter:
     async def run(self, connected: asyncio.Event) -> None:
         """Send reports when they are due and there is a connection, until cancelled."""
         self._first = asyncio.get_running_loop().create_future()
-        await asyncio.to_thread(self._window.begin)
+        async with self._windowing:
+            await asyncio.to_thread(self._window.begin)
         while True:
             while (left_s := self.next_in_s) > 0:
                 self._changed.clear()
@@ -129,6 +131,8 @@ class Reporter:
                     continue
             await connected.wait()
             async with self._sending:
+                if self.next_in_s > 0:
+                    continue  # another one left while this one waited
                 accepted = await self.attempt(self._answer_s)
             if not self._first.done():
                 self._first.set_result(accepted)
@@ -139,25 +143,31 @@ class Reporter:
         return await self._first
 
     async def last(self, *, connected: bool, timeout_s: float) -> bool:
-        """At the end: send the unfinished window if that may be, else keep it for the next start. True: accepted."""
-        async with self._sending:
-            if connected and self.next_in_s <= 0:
-                return await self.attempt(timeout_s)
-            await asyncio.to_thread(self._window.report, int(time.time()), self._names, self._form)
-        return False
+        """At the end: send the unfinished window if that may be, else keep it for the next start. True: accepted.
+
+        It is kept as well when this is cancelled because an earlier report is still waiting for its answer.
+        """
+        attempted = False
+        try:
+            async with self._sending:
+                attempted = connected and self.next_in_s <= 0
+                return attempted and await self.attempt(timeout_s)
+        finally:
+            if not attempted:
+                await self._make()
 
     async def attempt(self, answer_s: float) -> bool:
         """Make a report, send it, wait for its answer; True: it was accepted, and its window is over."""
-        now = moment()
-        try:
-            await asyncio.to_thread(self._spool.save, _SENT, msgspec.json.encode(now))
-        except OSError as error:
-            self._tell_once("state", f"{error}; the spacing of reports will not survive a restart")
         # Before the snapshot: an alarm that comes after it is not in this report and must be in a next one.
-        self._schedule.sent(now.boot_s)
-        report = await asyncio.to_thread(self._window.report, int(time.time()), self._names, self._form)
+        self._schedule.making()
+        report = await self._make()
         if report.dropped:
             self._say(f"the report was too long: {report.dropped} entries left out, totals are true")
+        try:
+            await asyncio.to_thread(self._spool.save, _SENT, msgspec.json.encode(moment()))
+        except OSError as error:
+            self._tell_once("state", f"{error}; the spacing of reports will not survive a restart")
+        self._schedule.sent(moment().boot_s)
         self._flight = report.report_id
         self._answer = asyncio.get_running_loop().create_future()
         self.counts.sent += 1
@@ -190,6 +200,10 @@ class Reporter:
         self._schedule.failed()
         return False
 
+    async def _make(self) -> Any:  # noqa: ANN401 - the window's own type
+        async with self._windowing:
+            return await asyncio.to_thread(self._window.report, int(time.time()), self._names, self._form)
+
     def received(self, topic: str, payload: bytes) -> Coroutine[Any, Any, None] | None:
         """Take what came on a topic. A late acceptance still ends its window: await what is returned."""
         answer = parse(topic, payload, self._thing)
@@ -208,7 +222,12 @@ class Reporter:
         return None
 
     async def _accept(self, report: Any) -> None:  # noqa: ANN401 - the window's own type
-        await asyncio.to_thread(self._window.accept, report)
+        async with self._windowing:
+            pending = self._window.pending
+            if pending is None or pending.report_id != report.report_id:
+                self.counts.foreign_answers += 1  # it came twice, or the next report has been made meanwhile
+                return
+            await asyncio.to_thread(self._window.accept, report)
         self.counts.accepted += 1
         self._schedule.accepted()
         self._told.clear()

@@ -235,7 +235,7 @@ class Responder:
     def _written(self, heard: Heard, now_s: float) -> Document:
         written: Document = {"thingName": heard.thing}
         if heard.report_id is not None:
-            written["reportId"] = heard.report_id + (_FOREIGN if self._faults.foreign_id else 0)
+            written["reportId"] = _foreign(heard.report_id) if self._faults.foreign_id else heard.report_id
         written["status"] = heard.status.upper()
         if heard.status == "rejected":
             written["statusDetails"] = {"ErrorCode": heard.code, "ErrorMessage": heard.reason}
@@ -271,6 +271,11 @@ class Responder:
         """The judge of a thing. None: no report of it is remembered, or there is no profile."""
         known = self._things.get(thing)
         return known.evaluator if known else None
+
+
+def _foreign(report_id: int) -> int:
+    """An id that a report could have, yet this one has not."""
+    return report_id - _FOREIGN if report_id > _FOREIGN else report_id + _FOREIGN
 
 
 def _answerable(topic: str) -> bool:

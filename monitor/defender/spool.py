@@ -172,7 +172,7 @@ class Spool:
                 self._remember(held)
             else:
                 self._last_id += len(held)
-            return self._last_id
+            return int(self._last_id)
 
     def merge(self, entry_id: int, payload: bytes, lines: int) -> bool:
         """Let a message that still waits stand for `lines` more, with a newer payload.
@@ -390,7 +390,7 @@ class Spool:
     # -------- out --------
 
     def _shrink(self) -> None:
-        """Make room, if there is too little: the oldest batches of events first, alarms last, the oldest of them first."""
+        """Make room, if there is too little: the oldest batches of events first, alarms last."""
         spare = self._bytes - self._max_bytes
         if spare <= 0:
             return
@@ -408,18 +408,20 @@ class Spool:
         """Take messages away; returns how many lines were dropped."""
         with self._lock:
             lost = 0
+            filed: list[int] = []
             for number in ids:
                 held = self._memory.get(number)
-                if held is not None and dropped:
+                if held is None:
+                    filed.append(number)
+                elif dropped:
                     lost += self._forget(number)
-                elif held is not None:
+                else:
                     del self._memory[number]
                     self._memory_bytes -= len(held.entry.payload)
             self._tell_dropped(lost)
             self._given.difference_update(ids)
-            lost += self._leave([number for number in ids if number <= self._last_id], dropped=dropped)
-            if self._memory and not self._troubled:
-                self._flush_memory()
+            lost += self._leave(filed, dropped=dropped)
+            self._flush_memory()
         return lost
 
     def _leave(self, ids: Sequence[int], *, dropped: bool) -> int:
@@ -436,7 +438,6 @@ class Spool:
             except sqlite3.Error as error:
                 self._complain(error)
                 continue
-            self._troubled = False
             for (number,) in marks:
                 del self._leaving[number]
                 self._given.discard(number)

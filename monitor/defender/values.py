@@ -17,12 +17,12 @@ _STATS: Final = ("bytes_out", "bytes_in", "packets_out", "packets_in")
 _MAX_BITS: Final = 63  # beyond, an integer fits neither JSON libraries nor counters
 
 
-def metric_values(document: Document) -> dict[str, float | tuple[float, ...] | tuple[str, ...]]:
+def metric_values(document: Document) -> dict[str, float | tuple[float | str, ...]]:
     """Every metric of a report with long names, as `monitor.defender.validate` returns it; custom ones last.
 
     What the report leaves out is left out here. Lists keep their order and lose what is in them twice.
     """
-    found: dict[str, float | tuple[float, ...] | tuple[str, ...]] = {}
+    found: dict[str, float | tuple[float | str, ...]] = {}
     metrics = document.get("metrics", {})
     stats = metrics.get("network_stats", {})
     found |= {f"aws:all-{field.replace('_', '-')}": stats[field] for field in _STATS if field in stats}
@@ -44,7 +44,7 @@ def metric_values(document: Document) -> dict[str, float | tuple[float, ...] | t
     return found
 
 
-def _custom(wrapped: dict[str, Any]) -> float | tuple[float, ...] | tuple[str, ...]:
+def _custom(wrapped: dict[str, Any]) -> float | tuple[float | str, ...]:
     if VALUE_KEYS["number"] in wrapped:
         return _number(wrapped[VALUE_KEYS["number"]])
     ((kind, members),) = wrapped.items()

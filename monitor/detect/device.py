@@ -12,7 +12,6 @@ from monitor.detect.metrics import CPU_USAGE, Metric
 LIST_LIMIT = 250
 """Entries kept of each list; totals stay true. Three lists of it stay well under the 128 KB of a report."""
 
-
 LEAST_CPU_S = 1.0
 """Of processor time that a percentage needs: clock ticks of 10 ms say no percent of less."""
 

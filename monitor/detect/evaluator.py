@@ -21,7 +21,7 @@ from monitor.detect.profile import SUMMED, Behavior, Profile
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-Value = float | tuple[float, ...] | tuple[str, ...]
+Value = float | tuple[float | str, ...]
 """What a metric carries: a number, numbers, strings (addresses are strings)."""
 
 Kind = Literal["in-alarm", "alarm-cleared", "alarm-invalidated"]

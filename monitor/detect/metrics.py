@@ -47,7 +47,7 @@ class Metric(msgspec.Struct, frozen=True):
 
     name: str
     kind: MetricKind
-    value: float | tuple[float, ...] | tuple[str, ...]
+    value: float | tuple[float | str, ...]
 
     def __post_init__(self) -> None:
         """Check the name, once, where it is born."""

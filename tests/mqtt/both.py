@@ -1,4 +1,4 @@
-"""The sample agent's collector and ours look at the same sockets: `python -m tests.mqtt.both STATE`, in a network alone.
+"""The sample agent's collector and ours look at the same sockets: `python -m tests.mqtt.both STATE`.
 
 Owns the states and the two looks, one right after the other. Refuses to judge: it prints both reports and the truth.
 """

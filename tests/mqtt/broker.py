@@ -6,7 +6,7 @@ Owns its certificates, its process and its folder. Refuses to know what is publi
 from __future__ import annotations
 
 import contextlib
-import datetime
+import datetime as dt
 import os
 import signal
 import socket
@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
 DEADLINE_S = 60.0
@@ -63,11 +63,16 @@ class Authority:
         self.root_ca = folder / f"{name}.pem"
         self._ca.cert_pem.write_to_path(str(self.root_ca))
 
+    def known(self, name: str) -> Identity:
+        """The client's certificate, issued when it is first asked for."""
+        made = Identity(name, self._folder / f"{name}.pem", self._folder / f"{name}.key")
+        return made if made.certificate.exists() else self.identity(name)
+
     def identity(
         self,
         name: str,
         *hosts: str,
-        not_after: datetime.datetime | None = None,
+        not_after: dt.datetime | None = None,
         key_type: trustme.KeyType = trustme.KeyType.ECDSA,
     ) -> Identity:
         """Issue a certificate for a client, or for a server with the names of its hosts."""
@@ -86,13 +91,13 @@ class Authority:
         assert isinstance(key, ec.EllipticCurvePrivateKey)
         authority = x509.load_pem_x509_certificate(self._ca.cert_pem.bytes())
         revoked = x509.load_pem_x509_certificate(identity.certificate.read_bytes())
-        now = datetime.datetime.now(datetime.UTC)
+        now = dt.datetime.now(dt.UTC)
         entry = x509.RevokedCertificateBuilder().serial_number(revoked.serial_number).revocation_date(now).build()
         crl = (
             x509.CertificateRevocationListBuilder()
             .issuer_name(authority.subject)
-            .last_update(now - datetime.timedelta(days=1))
-            .next_update(now + datetime.timedelta(days=1))
+            .last_update(now - dt.timedelta(days=1))
+            .next_update(now + dt.timedelta(days=1))
             .add_revoked_certificate(entry)
             .sign(key, hashes.SHA256())
         )
@@ -103,7 +108,7 @@ class Authority:
 
 @dataclass
 class Broker:
-    """mosquitto on a free port of 127.0.0.1. A context manager."""
+    """mosquitto on a free port. A context manager."""
 
     folder: Path
     authority: Authority
@@ -111,13 +116,16 @@ class Broker:
     port: int = 0
     more: Iterable[str] = ()
     """Further lines of its configuration."""
+    address: str = "127.0.0.1"
+    hosts: Sequence[str] = ("localhost", "127.0.0.1")
+    """Names and addresses that its certificate is for."""
     listener: Iterable[str] = ("require_certificate true", "use_identity_as_username true")
     process: subprocess.Popen[bytes] | None = field(default=None, init=False)
 
     def __enter__(self) -> Self:
         """Start it."""
         self.port = self.port or free_port()
-        server = self.authority.identity("localhost", "localhost", "127.0.0.1")
+        server = self.authority.identity("localhost", *self.hosts)
         (self.folder / "acl").write_text(self.acl)
         (self.folder / "acl").chmod(0o600)
         lines = [
@@ -130,7 +138,7 @@ class Broker:
             "connection_messages true",
             "max_inflight_messages 1000",
             "max_queued_messages 100000",
-            f"listener {self.port} 127.0.0.1",
+            f"listener {self.port} {self.address}",
             f"cafile {self.authority.root_ca}",
             f"certfile {server.certificate}",
             f"keyfile {server.private_key}",

@@ -39,14 +39,20 @@ class Listener:
     """A client that may hear everything; with a responder it is the local Device Defender. A context manager."""
 
     def __init__(
-        self, broker: Broker, filters: Sequence[str], *, name: str = "reader", responder: Responder | None = None
+        self,
+        broker: Broker,
+        filters: Sequence[str],
+        *,
+        name: str = "reader",
+        client_id: str = "",
+        responder: Responder | None = None,
     ) -> None:
-        identity = broker.authority.identity(name)
+        identity = broker.authority.known(name)
         self._link = MqttLink(
             Connection(
                 endpoint="localhost",
                 port=broker.port,
-                client_id=f"{name}-{id(self)}",
+                client_id=client_id or f"{name}-{id(self)}",
                 root_ca=str(broker.authority.root_ca),
                 certificate=str(identity.certificate),
                 private_key=str(identity.private_key),
@@ -161,14 +167,16 @@ class Kinwatch:
     arguments: Sequence[str] = ()
     command: Sequence[str] = ()
     """`-- COMMAND`; none: the daemon."""
+    endpoint: str = "localhost"
+    before: Sequence[str] = ()
+    """What the command line begins with."""
     environment: dict[str, str] = field(default_factory=dict)
     process: subprocess.Popen[bytes] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
+        """Write the configuration."""
         self.folder.mkdir(exist_ok=True)
-        known = self.broker.folder / f"{self.identity}.pem"
-        if not known.exists():
-            self.broker.authority.identity(self.identity)
+        known = self.broker.authority.known(self.identity)
         self.log = self.folder / "events.jsonl"
         self.stderr = self.folder / "stderr"
         self.configuration = self.folder / "kinwatch.toml"
@@ -183,11 +191,11 @@ state_dir = "{self.folder / "state"}"
 socket = "{self.folder / "control.sock"}"
 [defender]
 thing = "{THING}"
-endpoint = "localhost"
+endpoint = "{self.endpoint}"
 port = {self.broker.port}
 root_ca = "{self.broker.authority.root_ca}"
-certificate = "{known}"
-private_key = "{known.with_suffix(".key")}"
+certificate = "{known.certificate}"
+private_key = "{known.private_key}"
 {self.defender}
 {self.more}
 """
@@ -207,9 +215,7 @@ private_key = "{known.with_suffix(".key")}"
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
-        if self.process is not None and self.process.stdin is not None:
-            with contextlib.suppress(BrokenPipeError):
-                self.process.stdin.close()
+        self._close_stdin()
 
     def start(self) -> Self:
         """Start it and wait until it watches."""
@@ -225,17 +231,21 @@ private_key = "{known.with_suffix(".key")}"
         return self.process.wait(DEADLINE_S)
 
     def _spawn(self) -> None:
-        if self.process is not None and self.process.stdin is not None:
-            self.process.stdin.close()
+        self._close_stdin()
         with self.stderr.open("ab") as stderr:
             self.process = subprocess.Popen(
-                [*KINWATCH, "run", "-c", str(self.configuration), *self.arguments]
+                [*self.before, *KINWATCH, "run", "-c", str(self.configuration), *self.arguments]
                 + (["--", *self.command] if self.command else []),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,
                 env={**os.environ, **self.environment},
             )
+
+    def _close_stdin(self) -> None:
+        if self.process is not None and self.process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self.process.stdin.close()
 
     def said(self) -> str:
         """What it wrote to stderr, over all starts."""
@@ -257,8 +267,14 @@ private_key = "{known.with_suffix(".key")}"
         self.process.stdin.write(text.encode() + b"\n")
         self.process.stdin.flush()
 
+    def live(self, seconds: float) -> None:
+        """Let it live for a while; it must not end by itself."""
+        assert self.process is not None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            raise AssertionError((self.process.wait(seconds), self.said()))
+
     def kill(self) -> None:
-        """kill -9."""
+        """Send SIGKILL."""
         assert self.process is not None
         self.process.kill()
         self.process.wait()

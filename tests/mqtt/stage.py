@@ -13,12 +13,14 @@ import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import msgspec
-
-from monitor.defender.responder import Heard, Responder
+from monitor.defender.responder import Responder
 from tests.mqtt.broker import DEADLINE_S, EVERYTHING, LEAST_PRIVILEGE, THING, Authority, Broker
 from tests.mqtt.rig import defender
+
+if TYPE_CHECKING:
+    from monitor.defender.responder import Heard
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 HTTPS = 443
@@ -28,8 +30,8 @@ HTTPS = 443
 class Play:
     """What was seen."""
 
-    heard: list[Heard]
-    """What the local Device Defender heard and said."""
+    heard: list[tuple[str, str, str]]
+    """Of every report that the local Device Defender heard: thing, format, status."""
     reports: list[tuple[str, bytes]]
     """Topic and payload, as they came."""
     returncode: int
@@ -60,12 +62,17 @@ def play(folder: Path, reports: int, *command: str) -> Play:
     assert ran.returncode == 0, ran.stderr
     seen = json.loads(ran.stdout)
     return Play(
-        heard=msgspec.convert(seen["heard"], list[Heard]),
+        heard=[tuple(one) for one in seen["heard"]],
         reports=[(topic, base64.b64decode(payload)) for topic, payload in seen["reports"]],
         returncode=seen["returncode"],
         stdout=seen["stdout"],
         stderr=seen["stderr"],
     )
+
+
+def _tell_end(process: subprocess.Popen[bytes], enough: threading.Event) -> None:
+    process.wait()
+    enough.set()
 
 
 def _perform(folder: Path, reports: int, command: list[str]) -> None:
@@ -88,7 +95,7 @@ def _perform(folder: Path, reports: int, command: list[str]) -> None:
         subprocess.Popen(command, stdout=out, stderr=err) as process,
     ):
         try:
-            threading.Thread(target=lambda: (process.wait(), enough.set()), daemon=True).start()
+            threading.Thread(target=_tell_end, args=(process, enough), daemon=True).start()
             enough.wait(DEADLINE_S)
             if process.poll() is None:
                 listener.wait("$aws/", lambda found: len(found) >= reports or not heard)
@@ -99,7 +106,7 @@ def _perform(folder: Path, reports: int, command: list[str]) -> None:
     print(
         json.dumps(
             {
-                "heard": msgspec.to_builtins(heard),
+                "heard": [(one.thing, one.format, one.status) for one in heard],
                 "reports": [
                     (topic, base64.b64encode(payload).decode())
                     for topic, payload in listener.messages

@@ -6,7 +6,7 @@ Owns what reaches whom when nothing goes wrong. Refuses to know faults (test_fau
 from __future__ import annotations
 
 import gzip
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import pytest
 
@@ -25,7 +25,7 @@ EXPECT = ("--expect", "child_processes=0")
 @pytest.mark.parametrize("form", ["json", "cbor"])
 @pytest.mark.parametrize("names", ["long", "short"])
 def test_a_child_of_a_millisecond_is_an_alarm_and_an_accepted_report(
-    broker: Broker, tmp_path: Path, form: str, names: str
+    broker: Broker, tmp_path: Path, form: Literal["json", "cbor"], names: str
 ) -> None:
     heard: list[Heard] = []
     responder = Responder(None, min_spacing_s=300, heard=heard.append)

@@ -161,7 +161,9 @@ tree = st.recursive(
 )
 
 
-@given(st.binary() | tree.map(cbor2.dumps), st.sampled_from(["json", "cbor"]), st.sampled_from(["accepted", "rejected"]))
+@given(
+    st.binary() | tree.map(cbor2.dumps), st.sampled_from(["json", "cbor"]), st.sampled_from(["accepted", "rejected"])
+)
 def test_no_bytes_from_outside_raise_anything(payload: bytes, form: str, what: str) -> None:
     seen = parse(topic(what, form), payload, THING)
     assert seen is None or seen.accepted <= (what == "accepted")

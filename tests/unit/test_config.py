@@ -29,6 +29,7 @@ from monitor.config import (
     with_command_line,
 )
 from monitor.errors import ConfigInvalid
+from monitor.publishing import region_of, topic
 from monitor.schema import TABLES, keys
 
 DOCUMENTED = r"""
@@ -51,6 +52,7 @@ file = "/var/log/kinwatch/events.jsonl"
 file = ""
 interval_s = 300
 names = "long"
+cpu_usage = false
 
 [daemon]
 state_dir = "/var/lib/kinwatch"
@@ -68,11 +70,30 @@ certificate = "/etc/kinwatch/cert.pem"
 private_key = "/etc/kinwatch/key.pem"
 format = "json"
 min_spacing_s = 300
+keep_alive_s = 45
+answer_s = 30
 alarm_topic = "kinwatch/{thing}/alarms"
 events_topic = ""
+events_s = 5
+events_bytes = 98304
+events_gzip = false
 security_profile = ""
-auth = { method = "mtls" }
 proxy = { host = "", port = 8080 }
+
+[defender.auth]
+method = "mtls"
+library = ""
+token = ""
+key_label = ""
+pin_file = ""
+region = ""
+profile = ""
+authorizer = ""
+username = ""
+password_file = ""
+token_key = ""
+token_file = ""
+signature_file = ""
 
 [spool]
 max_bytes = 67108864
@@ -108,7 +129,7 @@ def test_the_documented_file_is_accepted_and_means_the_defaults() -> None:
 def test_the_documented_file_shows_every_key() -> None:
     shown = set(re.findall(r"^([a-z_]+) =|[{,] ([a-z_]+) =", DOCUMENTED, re.MULTILINE))
     words = {first or second for first, second in shown} | {"exe", "pid", "unit", "cgroup", "cmdline"}
-    words |= {"executables", "destinations", "listening_ports"}
+    words |= {"executables", "destinations", "listening_ports", "auth"}
     assert {key.rpartition(".")[2] for key in keys()} == words
 
 
@@ -135,6 +156,46 @@ def test_limits_are_those_of_the_wire() -> None:
     longest = "a" * (int(wire["KW_NAME_BYTES"]) - 1)
     assert parse(f'[[watch]]\nname = "w"\nprocess = "{longest}"', "f").watches[0].value == longest
     assert "at most 63 bytes" in refused(f'[[watch]]\nname = "w"\nprocess = "{longest}a"')
+
+
+# Lines of [defender], and what is said of them.
+DEFENDER_REFUSED = (
+    ('auth = { method = "password" }', "auth.method: expected mtls | pkcs11 | websocket | custom-authorizer"),
+    ('certificate = "cert.pem"', "certificate: expected an absolute path, found 'cert.pem'"),
+    ('auth = { method = "pkcs11", library = "p11.so" }', "auth.library: expected an absolute path"),
+    ('auth = { region = "eu-west-1" }', "auth.region: auth.method mtls has no use for it; remove it, or choose a"),
+    ('auth = { username = "me" }', "auth.username: auth.method mtls has no use for it"),
+    ('private_key = "/k"\nauth = { method = "pkcs11" }', "private_key: auth.method pkcs11 has no use for it"),
+    (
+        'port = 443\ncertificate = "/c"\nauth = { method = "websocket" }',
+        "certificate: auth.method websocket has no use",
+    ),
+    (
+        'auth = { method = "custom-authorizer" }',
+        "port: 8883 takes certificates only; auth.method custom-authorizer goes",
+    ),
+    ('auth = { method = "websocket" }', "port: 8883 takes certificates only; auth.method websocket goes to 443"),
+    (
+        'port = 443\nauth = { method = "custom-authorizer", token_key = "k", token_file = "/t" }',
+        "auth.signature_file: expected a value beside auth.token_key, found none",
+    ),
+    ('client_id = "' + "ä" * 65 + '"', "client_id: expected at most 128 bytes"),
+    ('client_id = "a\\n"', "client_id: expected printable characters"),
+    ('proxy = { host = "http://proxy" }', "proxy.host: expected a host name, found 'http://proxy'"),
+    ('alarm_topic = "{host}/alarms"', "alarm_topic: there is no {host}; {thing} is the only placeholder"),
+    ('alarm_topic = "{}/alarms"', "alarm_topic: there is no {}"),
+    ('alarm_topic = "{thing.x}"', "alarm_topic: there is no {thing.x}"),
+    ('alarm_topic = "{thing!r}"', "alarm_topic: there is no {thing}"),
+    ('alarm_topic = "{thing"', "alarm_topic: expected a topic with {thing} at most, found '{thing'"),
+    ('events_topic = "a/+/b"', "events_topic: expected a topic, found a filter, 'a/+/b'"),
+    ('events_topic = "a/#"', "events_topic: expected a topic, found a filter"),
+    ('events_topic = "a\\u0000b"', "events_topic: expected printable characters"),
+    ('events_topic = "a/b/c/d/e/f/g/h/i"', "events_topic: expected at most 7 slashes, found 8"),
+    ('alarm_topic = "' + "a" * 257 + '"', "alarm_topic: expected at most 256 bytes, found 257"),
+    ('alarm_topic = "$aws/things/a/shadow/update"', "alarm_topic: '$aws/things/a/shadow/update' is reserved"),
+    ('alarm_topic = "$aws/rules/a b/c"', "alarm_topic: '$aws/rules/a b/c' is reserved"),
+    ('alarm_topic = "$aws/rules/r/1/2/3/4/5/6/7/8/9"', "alarm_topic: expected at most 7 slashes, found 8"),
+)
 
 
 @pytest.mark.parametrize(
@@ -169,9 +230,9 @@ def test_limits_are_those_of_the_wire() -> None:
         ('[defender]\nthing = "a b"\nendpoint = "e"', "defender.thing: expected a thing's name"),
         ('[defender]\nthing = "a\\n"\nendpoint = "e"', "defender.thing: expected a thing's name"),
         ('[defender]\nthing = "a"\nendpoint = "e"\nport = 0', "defender.port: expected an integer >= 1"),
-        (
-            '[defender]\nthing = "a"\nendpoint = "e"\nauth = { method = "pkcs11" }',
-            "defender.auth.method: 'pkcs11' is not supported yet",
+        *(
+            (f'[defender]\nthing = "a"\nendpoint = "e.iot.eu-west-1.amazonaws.com"\n{text}', f"defender.{message}")
+            for text, message in DEFENDER_REFUSED
         ),
         ("[spool]\nmax_age_s = 0", "spool.max_age_s: expected an integer >= 1"),
         ("[enforcement]\nmax_kills_per_minute = 0", "enforcement.max_kills_per_minute: expected an integer >= 1"),
@@ -379,7 +440,63 @@ def test_nothing_to_watch_is_refused_with_what_to_do() -> None:
         require_watches(Config())
 
 
-def test_a_defender_table_is_not_passed_over_in_silence() -> None:
-    assert notes(parse(DOCUMENTED, "f")) == (
-        "[defender] is checked, but this version does not publish; reports go to --report-to",
-    )
+@pytest.mark.parametrize("endpoint", ["https://a.com", "a.com:8883", "a.com/mqtt", "a b", "-", "[::1]"])
+def test_an_endpoint_is_a_host_name_alone(endpoint: str) -> None:
+    text = f'[defender]\nthing = "a"\nendpoint = "{endpoint}"'
+    assert refused(text).startswith(f"defender.endpoint: expected a host name, found '{endpoint}'; without https://")
+
+
+def test_a_long_thing_needs_a_client_id_of_its_own() -> None:
+    text = f'[defender]\nthing = "{"a" * 120}"\nendpoint = "e"\n'
+    assert refused(text).endswith("; the thing's name is long: set one")
+    parse(text + 'client_id = "short"', "f")
+
+
+def test_a_region_that_the_endpoint_does_not_name_must_be_said() -> None:
+    text = '[defender]\nthing = "a"\nendpoint = "iot.example.com"\nport = 443\nauth = { method = "websocket"'
+    assert refused(text + " }").startswith("defender.auth.region: expected an AWS region, found none")
+    parse(text + ', region = "eu-west-1" }', "f")
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "region"),
+    [
+        ("a1-ats.iot.eu-west-1.amazonaws.com", "eu-west-1"),
+        ("a1.ats.iot.cn-north-1.amazonaws.com.cn", "cn-north-1"),
+        ("a1.iot.us-gov-west-1.amazonaws.com", "us-gov-west-1"),
+        ("broker.iot.example.com", ""),
+        ("localhost", ""),
+    ],
+)
+def test_the_region_is_that_of_the_endpoint(endpoint: str, region: str) -> None:
+    assert region_of(endpoint) == region
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        'endpoint = "127.0.0.1"',
+        'endpoint = "::1"',
+        'alarm_topic = ""',
+        'alarm_topic = "$aws/rules/' + "r" * 128 + '/1/2/3/4/5/6/7/8"',
+        'alarm_topic = "$aws/rules/r/' + "a" * 256 + '"',
+        'alarm_topic = "{{x}}/{thing}"\nevents_topic = "a/b/c/d/e/f/g/h"',
+        'certificate = "/c"\nauth = { method = "pkcs11", library = "/l", pin_file = "/p", key_label = "k" }',
+        'port = 443\nauth = { method = "websocket", profile = "p", region = "eu-west-1" }',
+        'port = 443\nauth = { method = "custom-authorizer", authorizer = "a", username = "u", password_file = "/p" }',
+        'port = 443\nproxy = { host = "proxy", port = 3128 }',
+    ],
+)
+def test_what_a_broker_takes_is_taken(lines: str) -> None:
+    endpoint = "" if lines.startswith("endpoint") else 'endpoint = "e.iot.eu-west-1.amazonaws.com"\n'
+    assert parse(f'[defender]\nthing = "a"\n{endpoint}{lines}', "f").defender is not None
+
+
+def test_a_topic_names_the_thing() -> None:
+    config = parse('[defender]\nthing = "t:1"\nendpoint = "e"\nalarm_topic = "{{a}}/{thing}"', "f")
+    assert config.defender is not None
+    assert topic(config.defender, "alarm_topic") == "{a}/t:1"
+
+
+def test_a_file_that_publishes_has_nothing_to_be_said_about() -> None:
+    assert notes(parse(DOCUMENTED, "f")) == ()

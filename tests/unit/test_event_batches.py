@@ -6,6 +6,7 @@ Owns lines of every length. Refuses to know the broker.
 from __future__ import annotations
 
 import gzip
+import itertools
 import threading
 from typing import TYPE_CHECKING
 
@@ -53,7 +54,7 @@ def test_chunks_are_whole_lines_within_bounds_and_nothing_is_lost(lines: list[by
 @given(WHOLE_LINES)
 def test_no_chunk_has_room_for_the_line_behind_it(lines: list[bytes]) -> None:
     pieces = chunks(b"".join(lines), CHUNK)
-    for piece, following in zip(pieces, pieces[1:], strict=False):
+    for piece, following in itertools.pairwise(pieces):
         assert len(piece) + following.index(b"\n") + 1 > CHUNK
 
 

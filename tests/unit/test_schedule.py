@@ -55,6 +55,7 @@ class Life(RuleBasedStateMachine):
         """Send if it is due."""
         now = self.now()
         if self.schedule.due_s <= now.boot_s:
+            self.schedule.making()
             self.saved = msgspec.json.encode(now)
             self.schedule.sent(now.boot_s)
             self.left.append(self.true_s)
@@ -165,6 +166,7 @@ def test_without_an_alarm_the_next_report_leaves_after_the_interval() -> None:
 def test_an_alarm_begins_the_period_anew() -> None:
     made = schedule(at(0.0))
     made.want()
+    made.making()
     made.sent(1000.0)
     assert made.due_s == 1000.0 + INTERVAL_S
 
@@ -230,6 +232,7 @@ def test_failures_wait_twice_as_long_each_time_up_to_the_interval(spacing_s: flo
         made.failed()
         waits.append(made.due_s - now_s)
         now_s = made.due_s
+        made.making()
         made.sent(now_s)
     expected = [max(spacing_s, min(RETRY_S * 2**failures, INTERVAL_S)) for failures in range(20)]
     assert waits == pytest.approx(expected)
@@ -246,13 +249,15 @@ def test_a_late_acceptance_ends_the_back_off() -> None:
     for _ in range(12):
         made.failed()
         now_s = made.due_s
+        made.making()
         made.sent(now_s)
     made.failed()
     made.accepted()
     assert made.due_s == now_s + INTERVAL_S
     made.want()
     assert made.due_s == now_s + SPACING_S
-    made.sent(made.due_s)
+    made.making()
+    made.sent(now_s + SPACING_S)
     made.failed()
     assert made.due_s == now_s + 2 * SPACING_S
 

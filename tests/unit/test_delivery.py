@@ -1,0 +1,680 @@
+"""What leaves a device besides reports, in which order, and the end in good order whatever the broker does.
+
+Owns a broker in memory that takes, refuses, keeps silent and breaks. Refuses to know MQTT and machines' clocks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from monitor.defender.alarms import BURST
+from monitor.defender.delivery import HOPELESS, LAST_S, PIPELINE
+from monitor.defender.link import Refused
+from tests.unit.service import (
+    ALARM,
+    ALARMS,
+    ANSWER_S,
+    CLEAR,
+    EVENTS,
+    INTERVAL_S,
+    METRICS,
+    SPACING_S,
+    Clock,
+    Device,
+    Service,
+    refuse,
+    spawned,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+FINISH_S: Final = 5.0
+EVENTS_S: Final = 10
+
+
+@pytest.fixture(name="clock")
+def the_clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
+    """Time that passes at once."""
+    clock = Clock()
+    clock.rule(monkeypatch)
+    yield clock
+    clock.close()
+
+
+@pytest.fixture(name="service")
+def the_service(clock: Clock) -> Service:
+    """A service that accepts everything."""
+    return Service(clock)
+
+
+@pytest.fixture(name="device")
+def the_device(clock: Clock, service: Service, tmp_path: Path) -> Device:
+    """A device with a topic for its event log, that has not begun."""
+    return Device(clock, service, tmp_path / "spool.db", events_topic=EVENTS, events_s=EVENTS_S, events_bytes=1024)
+
+
+def values(service: Service) -> list[int]:
+    """What the alarms say, in order."""
+    return [alarm["value"] for alarm in service.alarms()]
+
+
+def events(service: Service) -> list[bytes]:
+    """Batches of event lines."""
+    return [payload for _, payload in service.messages[EVENTS]]
+
+
+# -------- alarms --------
+
+
+def test_alarms_leave_at_once_while_reports_keep_their_spacing(clock: Clock, service: Service, device: Device) -> None:
+    async def story() -> None:
+        await device.begin()
+        moments = []
+        for number in range(5):
+            moments.append(clock.time())
+            device.delivery.alarm(ALARM % number)
+            await asyncio.sleep(7.0)
+        assert values(service) == list(range(5))
+        assert service.moments(ALARMS) == pytest.approx(moments, abs=0.01)
+        assert len(service.reports()) == 1
+        await device.finish()
+
+    clock.run(story())
+
+
+def test_the_end_of_an_alarm_is_a_message_and_asks_for_no_report(
+    clock: Clock, service: Service, device: Device
+) -> None:
+    async def story() -> None:
+        await device.begin()
+        device.delivery.alarm(CLEAR % 1)
+        await asyncio.sleep(SPACING_S)
+        assert [alarm["event"] for alarm in service.alarms()] == ["clear"]
+        assert service.reports() == []
+        await device.finish(report=False)
+
+    clock.run(story())
+
+
+def test_an_alarm_before_the_loop_runs_is_sent_and_reported_like_any_other(
+    clock: Clock, service: Service, device: Device
+) -> None:
+    async def story() -> None:
+        delivery = device.open()
+        device.spawn(1)
+        delivery.alarm(ALARM % 1)
+        await device.go()
+        await asyncio.sleep(1.0)
+        assert values(service) == [1]
+        assert [spawned(report) for report in service.reports()] == [1]
+        await device.finish(report=False)
+
+    clock.run(story())
+
+
+def test_alarms_without_a_topic_still_ask_for_a_report(clock: Clock, service: Service) -> None:
+    device = Device(clock, service, alarm_topic="")
+
+    async def story() -> None:
+        await device.begin()
+        device.delivery.alarm(ALARM % 1)
+        await asyncio.sleep(1.0)
+        assert (service.alarms(), len(service.reports())) == ([], 1)
+        await device.finish(report=False)
+
+    clock.run(story())
+
+
+def test_without_a_connection_alarms_wait_and_come_in_order(clock: Clock, service: Service, device: Device) -> None:
+    async def story() -> None:
+        service.up = False
+        await device.begin()
+        for number in range(2 * PIPELINE + 3):
+            device.delivery.alarm(ALARM % number if number % 2 else CLEAR % number)
+            await asyncio.sleep(2.0)
+        service.connect()
+        await asyncio.sleep(1.0)
+        assert values(service) == list(range(2 * PIPELINE + 3))
+        assert device.spool.sizes().alarms == 0
+        await device.finish(report=False)
+
+    clock.run(story())
+
+
+def test_what_was_on_its_way_when_the_connection_broke_is_sent_again_under_its_id(
+    clock: Clock, service: Service, device: Device
+) -> None:
+    async def story() -> None:
+        await device.begin()
+        tried: list[str] = []
+
+        def silent(topic: str, payload: bytes) -> bool:
+            if topic == ALARMS:
+                tried.append(json.loads(payload)["alarm_id"])
+            return False
+
+        service.ack = silent
+        for number in range(3):
+            device.delivery.alarm(ALARM % number)
+        await asyncio.sleep(1.0)
+        service.disconnect()
+        device.delivery.alarm(ALARM % 3)
+        service.ack = lambda _topic, _payload: True
+        await asyncio.sleep(60.0)
+        service.connect()
+        await asyncio.sleep(5.0)
+        assert values(service) == [0, 1, 2, 3]
+        assert [alarm["alarm_id"] for alarm in service.alarms()][:3] == tried
+        status = device.delivery.status()
+        assert (status["alarms"]["undelivered"], status["alarms"]["delivered"]) == (3, 4)
+        await device.finish(report=False)
+
+    clock.run(story())
+
+
+def test_a_kill_with_alarms_on_their_way_sends_them_again_in_the_next_life(
+    clock: Clock, service: Service, device: Device
+) -> None:
+    async def story() -> None:
+        await device.begin()
+        service.ack = lambda _topic, _payload: False
+        device.delivery.alarm((ALARM % 1) + (CLEAR % 2))
+        await asyncio.sleep(1.0)
+        await device.kill()
+        service.ack = lambda _topic, _payload: True
+        await device.begin()
+        device.delivery.alarm(ALARM % 3)
+        await asyncio.sleep(1.0)
+        assert values(service) == [1, 2, 3]
+        assert len({alarm["alarm_id"] for alarm in service.alarms()}) == 3
+        await device.finish(report=False)
+
+    clock.run(story())
+
+
+@pytest.mark.parametrize("code", sorted(HOPELESS))
+def test_what_no_later_attempt_changes_is_dropped_and_counted(
+    clock: Clock, service: Service, device: Device, code: int
+) -> None:
+    async def story() -> None:
+        await device.begin()
+        refusal = refuse(code)
+        service.ack = lambda topic, payload: refusal(topic, payload) if b'"value":1,' in payload else True
+        device.delivery.alarm(b"".join(ALARM % number for number in range(3)))
+        await asyncio.sleep(600.0)
+        assert values(service) == [0, 2]
+        assert device.dropped == [1]
+        status = device.delivery.status()
+        assert (status["alarms"]["refused"], status["alarms"]["delivered"]) == (1, 2)
+        assert status["spool"]["dropped"] == {"alarm": 1}
+        assert len([text for text in device.said if f"refused with {code}" in text]) == 1
+        await device.finish(report=False)
+
+    clock.run(story())
+
+
+@pytest.mark.parametrize("code", [128, 131, 135, 151])
+def test_what_a_policy_or_a_quota_refuses_is_tried_again_less_and_less_often(
+    clock: Clock, service: Service, device: Device, code: int
+) -> None:
+    async def story() -> None:
+        await device.begin()
+        tried: list[float] = []
+
+        def refusing(topic: str, _payload: bytes) -> Exception | bool:
+            if topic != ALARMS:
+                return True
+            tried.append(clock.time())
+            return Refused(f"refused with {code}", code)
+
+        service.ack = refusing
+        device.delivery.alarm(ALARM % 1)
+        await asyncio.sleep(INTERVAL_S / 2)
+        waits = [later - earlier for earlier, later in zip(tried, tried[1:], strict=False)]
+        assert waits[0] <= 1.0
+        assert 150.0 <= waits[-1] <= 300.0
+        assert len(tried) < 20
+        assert device.dropped == []
+        service.ack = lambda _topic, _payload: True
+        await asyncio.sleep(301.0)
+        assert values(service) == [1]
+        assert len([text for text in device.said if f"refused with {code}" in text]) == 1
+        await device.finish(report=False)
+
+    clock.run(story())
+
+
+def test_a_storm_of_alarms_is_a_burst_and_one_message_a_second(clock: Clock, service: Service, device: Device) -> None:
+    async def story() -> None:
+        await device.begin()
+        for number in range(5 * BURST):
+            device.delivery.alarm(ALARM % number)
+            await asyncio.sleep(0.01)
+        device.delivery.alarm(CLEAR % -1)
+        await asyncio.sleep(10.0)
+        alarms = service.alarms()
+        assert BURST <= len(alarms) <= BURST + 5 * BURST * 0.01 + 2
+        assert sum(1 + alarm.get("merged", 0) for alarm in alarms) == 5 * BURST + 1
+        assert (alarms[-1]["event"], alarms[-1]["value"]) == ("clear", -1)
+        await device.finish(report=False)
+
+    clock.run(story())
+
+
+def test_a_word_that_comes_while_the_merged_one_is_on_its_way_is_not_lost_with_it(
+    clock: Clock, service: Service, device: Device
+) -> None:
+    async def story() -> None:
+        await device.begin()
+        device.delivery.alarm(b"".join(ALARM % number for number in range(BURST)))
+        await asyncio.sleep(0.01)
+        service.ack = lambda topic, _payload: topic != ALARMS
+        device.delivery.alarm(ALARM % BURST)
+        await asyncio.sleep(1.5)  # it has left and nobody has said yet that it arrived
+        device.delivery.alarm(CLEAR % -1)
+        service.ack = lambda _topic, _payload: True
+        for future in service._unanswered:
+            future.set_result(None)
+        await asyncio.sleep(5.0)
+        assert values(service)[-1] == -1
+        assert device.spool.sizes().alarms == 0
+        await device.finish(report=False)
+
+    clock.run(story())
+
+
+# -------- event lines --------
+
+
+def test_event_lines_wait_for_company_and_leave_as_one_batch(clock: Clock, service: Service, device: Device) -> None:
+    async def story() -> None:
+        await device.begin()
+        sink = device.delivery.event_sink()
+        assert sink is not None
+        for number in range(5):
+            sink.write(b"%d\n" % number)
+            await asyncio.sleep(1.0)
+        assert events(service) == []
+        await asyncio.sleep(2 * EVENTS_S)
+        assert events(service) == [b"0\n1\n2\n3\n4\n"]
+        assert device.delivery.status()["events"]["delivered"] == 1
+        await device.finish(report=False)
+
+    clock.run(story())
+
+
+def test_batches_are_bounded_and_nothing_is_lost_or_out_of_order(
+    clock: Clock, service: Service, device: Device
+) -> None:
+    async def story() -> None:
+        await device.begin()
+        sink = device.delivery.event_sink()
+        assert sink is not None
+        lines = [b"%03d" % number + b"x" * (number % 97) + b"\n" for number in range(500)]
+        for line in lines:
+            sink.write(line)
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(3 * EVENTS_S)
+        assert b"".join(events(service)) == b"".join(lines)
+        assert max(map(len, events(service))) <= 1024
+        assert min(map(len, events(service)[:-2])) > 512
+        await device.finish(report=False)
+
+    clock.run(story())
+
+
+def test_a_batch_may_be_packed(clock: Clock, service: Service) -> None:
+    device = Device(clock, service, events_topic=EVENTS, events_s=1, events_gzip=True)
+
+    async def story() -> None:
+        await device.begin()
+        sink = device.delivery.event_sink()
+        assert sink is not None
+        sink.write(b"a\nb\n")
+        await asyncio.sleep(5.0)
+        assert [gzip.decompress(batch) for batch in events(service)] == [b"a\nb\n"]
+        await device.finish(report=False)
+
+    clock.run(story())
+
+
+def test_lines_before_the_loop_runs_are_kept_like_any_other(clock: Clock, service: Service, device: Device) -> None:
+    async def story() -> None:
+        delivery = device.open()
+        sink = delivery.event_sink()
+        assert sink is not None
+        sink.write(b"early\n")
+        await device.go()
+        assert device.spool.sizes().events == 1
+        sink.write(b"later\n")
+        await asyncio.sleep(3 * EVENTS_S)
+        assert events(service) == [b"early\nlater\n"]
+        await device.finish(report=False)
+
+    clock.run(story())
+
+
+def test_without_a_topic_there_is_no_sink(clock: Clock, service: Service) -> None:
+    device = Device(clock, service)
+    assert device.open().event_sink() is None
+    device.spool.close()
+
+
+def test_refused_batches_do_not_hold_alarms_back(clock: Clock, service: Service, device: Device) -> None:
+    async def story() -> None:
+        await device.begin()
+        service.ack = lambda topic, _payload: Refused("no", 135) if topic == EVENTS else True
+        sink = device.delivery.event_sink()
+        assert sink is not None
+        sink.write(b"x\n")
+        await asyncio.sleep(3 * EVENTS_S)
+        device.delivery.alarm(ALARM % 1)
+        await asyncio.sleep(0.1)
+        assert values(service) == [1]
+        assert device.delivery.status()["events"]["refused"] > 0
+        await device.finish(report=False)
+
+    clock.run(story())
+
+
+# -------- connections --------
+
+
+def test_a_session_that_was_forgotten_is_subscribed_again_and_one_that_was_kept_is_not(
+    clock: Clock, service: Service, device: Device
+) -> None:
+    async def story() -> None:
+        await device.begin()
+        assert len(service.subscribed) == 1
+        for resumed, count in ((True, 1), (False, 2), (True, 2)):
+            service.disconnect()
+            await asyncio.sleep(5.0)
+            service.connect(resumed=resumed)
+            await asyncio.sleep(1.0)
+            assert len(service.subscribed) == count
+            assert device.delivery.status()["connected"] is True
+        assert device.delivery.status()["connections"] == 4
+        await device.finish(report=False)
+
+    clock.run(story())
+
+
+def test_the_first_connection_of_a_life_subscribes_though_the_broker_kept_the_session(
+    clock: Clock, service: Service, device: Device
+) -> None:
+    async def story() -> None:
+        service.up = False
+        await device.begin()
+        service.connect(resumed=True)
+        await asyncio.sleep(1.0)
+        assert len(service.subscribed) == 1
+        await device.finish(report=False)
+
+    clock.run(story())
+
+
+def test_a_broken_connection_is_said_once_and_its_return_too(clock: Clock, service: Service, device: Device) -> None:
+    async def story() -> None:
+        await device.begin()
+        for _ in range(3):
+            service.disconnect("no route")
+            await asyncio.sleep(1.0)
+        assert device.delivery.status()["trouble"] == "no route"
+        service.connect()
+        await asyncio.sleep(1.0)
+        assert len(device.said) == 2
+        assert "no connection to example.org: no route" in device.said[0]
+        assert device.said[1] == "connected again"
+        assert "trouble" not in device.delivery.status()
+        await device.finish(report=False)
+
+    clock.run(story())
+
+
+def test_status_tells_what_became_of_everything(clock: Clock, service: Service, device: Device) -> None:
+    async def story() -> None:
+        await device.begin()
+        device.delivery.alarm(ALARM % 1)
+        await asyncio.sleep(1.0)
+        service.disconnect("no route")
+        device.delivery.alarm(CLEAR % 2)
+        status = device.delivery.status()
+        json.dumps(status)
+        assert (status["endpoint"], status["thing"], status["connected"]) == ("example.org:8883", "mything1", False)
+        assert status["next_report_in_s"] == pytest.approx(INTERVAL_S, abs=2)
+        assert (status["reports"]["sent"], status["reports"]["accepted"]) == (1, 1)
+        assert status["alarms"] == {"delivered": 1, "refused": 0, "undelivered": 0, "taken": 2, "merged": 0}
+        assert status["spool"]["alarms"] == 1
+        await device.finish(report=False)
+
+    clock.run(story())
+
+
+# -------- the end --------
+
+
+def connected(_: Service) -> None:
+    """All is well."""
+
+
+def away(service: Service) -> None:
+    """There is no connection."""
+    service.disconnect()
+
+
+def silent_broker(service: Service) -> None:
+    """Nothing is acknowledged."""
+    service.ack = lambda _topic, _payload: False
+
+
+def silent_service(service: Service) -> None:
+    """Everything is taken, no report is answered."""
+    service.answer = Service.silent
+
+
+def refusing(service: Service) -> None:
+    """A policy allows nothing."""
+    service.ack = refuse(135)
+
+
+def rejecting(service: Service) -> None:
+    """No report is right."""
+    service.answer = Service.reject
+
+
+STATES: Final = [connected, away, silent_broker, silent_service, refusing, rejecting]
+
+
+@pytest.mark.parametrize("report", [True, False])
+@pytest.mark.parametrize("in_flight", [True, False])
+@pytest.mark.parametrize("state", STATES)
+def test_the_end_comes_in_its_time_and_nothing_is_lost_in_any_state(  # noqa: PLR0913 - fixtures
+    clock: Clock,
+    service: Service,
+    device: Device,
+    state: Any,  # noqa: ANN401 - one of STATES
+    in_flight: bool,  # noqa: FBT001 - pytest gives it by name
+    report: bool,  # noqa: FBT001 - the same
+) -> None:
+    async def story() -> None:
+        await device.begin()
+        sink = device.delivery.event_sink()
+        assert sink is not None
+        await asyncio.sleep(1.0)
+        state(service)
+        if in_flight:
+            device.spawn(3)
+            device.delivery.alarm(ALARM % 1)
+            await asyncio.sleep(0.1)
+        device.spawn(2)
+        device.delivery.alarm(CLEAR % 2)
+        sink.write(b"the last line\n")
+        began_s = clock.time()
+        accepted = await device.finish(FINISH_S, report=report)
+        assert service.stopped_s is not None
+        assert service.stopped_s - began_s <= FINISH_S + LAST_S + 0.01
+        assert clock.time() - began_s <= FINISH_S + LAST_S + 0.01
+        # What had not arrived comes in the next life, in order, and the reports say everything.
+        service.ack, service.answer = lambda _topic, _payload: True, Service.accept
+        before = [spawned(made) for made in service.reports()] if state is connected else []
+        service.up = True
+        await device.begin()
+        device.delivery.alarm(ALARM % 9)
+        await asyncio.sleep(SPACING_S + ANSWER_S)
+        assert values(service) == [*([1] if in_flight else []), 2, 9]
+        assert b"".join(events(service)) == b"the last line\n"
+        told = sum(before) + sum(spawned(made) for made in service.reports()[len(before) :][-1:])
+        assert told == device.counters.spawned
+        assert not accepted or state is connected
+        await device.finish(report=False)
+
+    clock.run(story())
+
+
+def test_in_good_order_the_end_sends_everything_and_a_last_report(
+    clock: Clock, service: Service, device: Device
+) -> None:
+    async def story() -> None:
+        await device.begin()
+        sink = device.delivery.event_sink()
+        assert sink is not None
+        device.spawn(4)
+        device.delivery.alarm(CLEAR % 1)
+        sink.write(b"the last line\n")
+        began_s = clock.time()
+        assert await device.finish(FINISH_S)
+        assert clock.time() - began_s < 1.0
+        assert values(service) == [1]
+        assert events(service) == [b"the last line\n"]
+        assert [spawned(report) for report in service.reports()] == [4]
+
+    clock.run(story())
+
+
+def test_a_report_that_nobody_answers_does_not_keep_the_last_lines_from_leaving(
+    clock: Clock, service: Service, device: Device
+) -> None:
+    async def story() -> None:
+        await device.begin()
+        sink = device.delivery.event_sink()
+        assert sink is not None
+        service.answer = Service.silent
+        sink.write(b"the last line\n")
+        device.delivery.alarm(CLEAR % 1)
+        assert not await device.finish(FINISH_S)
+        assert len(service.reports()) == 1
+        assert (values(service), events(service)) == ([1], [b"the last line\n"])
+
+    clock.run(story())
+
+
+def test_a_last_report_within_the_spacing_is_not_sent_but_kept(clock: Clock, service: Service, device: Device) -> None:
+    async def story() -> None:
+        await device.begin()
+        device.spawn(1)
+        device.delivery.alarm(ALARM % 1)
+        await asyncio.sleep(1.0)
+        device.spawn(2)
+        assert not await device.finish(FINISH_S)
+        assert len(service.reports()) == 1
+        # Even when the counters are gone with the capture.
+        device.counters.spawned, device.generation = 4, 2
+        await device.begin()
+        device.delivery.alarm(ALARM % 2)
+        await asyncio.sleep(SPACING_S)
+        assert [spawned(report) for report in service.reports()] == [1, 2 + 4]
+        await device.finish(report=False)
+
+    clock.run(story())
+
+
+@pytest.mark.parametrize("answer_after_s", [None, 2.0])
+def test_what_came_after_a_report_on_its_way_is_kept_though_the_counters_go(
+    clock: Clock, service: Service, device: Device, answer_after_s: float | None
+) -> None:
+    async def story() -> None:
+        await device.begin()
+        service.answer = (
+            Service.silent
+            if answer_after_s is None
+            else lambda number: [(answer_after_s, "accepted", {"reportId": number})]
+        )
+        device.spawn(1)
+        device.delivery.alarm(ALARM % 1)
+        await asyncio.sleep(0.5)
+        device.spawn(2)
+        await device.finish(FINISH_S)
+        device.counters.spawned, device.generation = 4, 2
+        service.answer = Service.accept
+        await device.begin()
+        device.delivery.alarm(ALARM % 2)
+        await asyncio.sleep(SPACING_S)
+        unaccepted = 1 if answer_after_s is None else 0
+        assert [spawned(report) for report in service.reports()] == [1, unaccepted + 2 + 4]
+        await device.finish(report=False)
+
+    clock.run(story())
+
+
+def test_the_last_report_of_all_does_not_draw_another_one_after_it(
+    clock: Clock, service: Service, device: Device
+) -> None:
+    async def story() -> None:
+        clock.thread_s = 1.0
+        service.answer = Service.silent
+        await device.begin()
+        await asyncio.sleep(2.0)
+        finishing = asyncio.create_task(device.delivery.finish(60.0, report=True))
+        await asyncio.sleep(0.2)
+        device.delivery.alarm(ALARM % 1)  # the reporter itself wakes while the last report is being made
+        await finishing
+        await device.running
+        device.spool.close()
+        moments = service.moments(f"{METRICS}/json")
+        assert all(later - earlier >= SPACING_S for earlier, later in zip(moments, moments[1:], strict=False))
+
+    clock.run(story())
+
+
+# -------- a run of one report --------
+
+
+def test_a_first_report_is_sent_at_once_and_tells_what_became_of_it(
+    clock: Clock, service: Service, device: Device
+) -> None:
+    async def story() -> None:
+        await device.begin()
+        assert await device.delivery.first_report()
+        assert len(service.reports()) == 1
+        await device.finish(report=False)
+
+    clock.run(story())
+
+
+def test_without_a_connection_a_first_report_is_given_up_in_time(
+    clock: Clock, service: Service, device: Device
+) -> None:
+    async def story() -> None:
+        service.up = False
+        await device.begin()
+        assert not await device.delivery.first_report()
+        await device.finish(report=False)
+
+    clock.run(story())
+
+
+def test_a_first_report_that_is_rejected_is_not_accepted(clock: Clock, service: Service, device: Device) -> None:
+    async def story() -> None:
+        service.answer = Service.reject
+        await device.begin()
+        assert not await device.delivery.first_report()
+        await device.finish(report=False)
+
+    clock.run(story())
