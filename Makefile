@@ -12,10 +12,10 @@ EBPF := $(wildcard ebpf/*.[ch])
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build native ebpf dev run demo test test-long sanitise fuzz bench lint format wheel clean
+.PHONY: help build native ebpf dev run demo demo-defender test test-long sanitise fuzz bench lint format wheel clean
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf 'make %-10s %s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf 'make %-13s %s\n' "$$name" "$$text"; done
 
 build: packages $(MODULE) $(OBJECT) $(PROGRAM) ## install what is missing, compile, prepare .venv/
 
@@ -28,6 +28,10 @@ run: build ## watch every process called WATCH (default myapp), expecting that i
 
 demo: build ## the walkthrough: an application starts a child, the alarm comes
 	exec $(PYTHON) -m monitor.demo
+
+demo-defender: build ## the same with a broker and a local Device Defender: alarm and report arrive
+	@build/packages.sh demo
+	exec $(PYTHON) -m monitor.demo_defender
 
 test: dev sanitise ## the suite (as root): sanitizers, 20 s of fuzzing, then every test
 	$(MAKE) fuzz FUZZ_SECONDS=20

@@ -209,7 +209,7 @@ def start_daemon(folder: Path, application: Path, stack: contextlib.ExitStack) -
     arguments = ["-c", str(settings), "--exe", str(application), "--expect", "child_processes=0", *files]
     with (folder / "stderr").open("wb") as stderr:
         daemon = subprocess.Popen([sys.executable, "-m", "monitor", "run", *arguments], stderr=stderr)
-    stack.callback(_end, daemon, unload=True)
+    stack.callback(end, daemon, unload=True)
     return daemon
 
 
@@ -236,11 +236,12 @@ def start_on_terminal(application: Path, stack: contextlib.ExitStack) -> tuple[i
         )
     finally:
         os.close(screen)
-    stack.callback(_end, process)
+    stack.callback(end, process)
     return keyboard, process
 
 
-def _end(process: subprocess.Popen[bytes], *, unload: bool = False) -> None:
+def end(process: subprocess.Popen[bytes], *, unload: bool = False) -> None:
+    """Stop a process that the story started; `unload`: also what it may have left in the kernel."""
     if process.poll() is None:
         process.terminate()
         try:

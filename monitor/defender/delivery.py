@@ -226,8 +226,8 @@ class Delivery:
 
     def connected(self, *, resumed: bool) -> None:
         """Subscribe where the broker forgot, then send what waits."""
-        if self._trouble:
-            self._say("connected again" if self._connections else "connected")
+        if self._trouble and self._connections:
+            self._say("connected again")
         self._trouble = ""
         self._connections += 1
         if resumed and self._connections > 1:
@@ -255,6 +255,9 @@ class Delivery:
             self._say(f"{error}; reports are sent, but no answer will come")
         except Unreachable:
             return  # the link says so itself, and connects again
+        if self._connections == 1:
+            settings = self._settings
+            self._say(f"publishing as {settings.thing} to {settings.endpoint}:{settings.port}")
         self._connected.set()
 
     # -------- the senders --------

@@ -150,7 +150,7 @@ class Reporter:
         attempted = False
         try:
             async with self._sending:
-                attempted = connected and self.next_in_s <= 0
+                attempted = connected and self._schedule.allowed_s <= moment().boot_s
                 return attempted and await self.attempt(timeout_s)
         finally:
             if not attempted:

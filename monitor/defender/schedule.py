@@ -63,6 +63,11 @@ class Schedule:
         self._alarmed = True
 
     @property
+    def allowed_s(self) -> float:
+        """From when on the spacing allows a report."""
+        return self._earliest_s
+
+    @property
     def due_s(self) -> float:
         """When the next report is to leave."""
         return self._earliest_s if self._alarmed or self._retrying else max(self._earliest_s, self._periodic_s)

@@ -11,15 +11,16 @@ from __future__ import annotations
 import ipaddress
 import math
 import re
-from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
 
+from monitor.detect.fields import Wrong, api_name, either, flag, integer, object_of, one_of, refuse, shown
 from monitor.detect.metrics import NAME as CUSTOM_NAME
 from monitor.errors import ConfigInvalid
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable
 
 Operator = Literal[
     "less-than",
@@ -61,7 +62,6 @@ _SET: Final = ("in-set", "not-in-set")
 _OPERATORS: Final = (*_SCALAR, *_CIDR, *_PORT, *_SET)
 _ADDRESSES: Final = frozenset({"aws:destination-ip-addresses", "aws:source-ip-address"})
 _PORTS: Final = frozenset({"aws:listening-tcp-ports", "aws:listening-udp-ports"})
-_API_NAME: Final = re.compile(r"[a-zA-Z0-9:_-]{1,128}\Z")
 _PERCENTILES: Final = (
     *("p0", "p0.1", "p0.01", "p1", "p10", "p50", "p90", "p99", "p99.9", "p99.99", "p100"),
     "Average",  # CloudFormation's schema has it
@@ -69,7 +69,6 @@ _PERCENTILES: Final = (
 _CIDR_TEXT: Final = re.compile(r"[a-fA-F0-9:.]{2,39}(/[0-9]{1,3})?\Z")
 _MAX_COUNT: Final = (1 << 63) - 1
 _MAX_BITS: Final = 1023  # beyond, an integer is no double
-_MAX_SHOWN: Final = 80
 _SIGNS: Final = {"less-than": "<", "less-than-equals": "<=", "greater-than": ">", "greater-than-equals": ">="}
 
 
@@ -138,16 +137,8 @@ def load(data: bytes, source: str = "security profile") -> Profile:
         ) from None
     try:
         return _profile(decoded)
-    except _Wrong as wrong:
+    except Wrong as wrong:
         raise ConfigInvalid(f"{source}: {wrong}") from None
-
-
-class _Wrong(Exception):
-    """Where and what, still without the name of the file."""
-
-
-def _refuse(where: str, what: str) -> NoReturn:
-    raise _Wrong(f"{where}: {what}" if where else what)
 
 
 def _profile(found: object) -> Profile:
@@ -155,13 +146,13 @@ def _profile(found: object) -> Profile:
         other = isinstance(found, dict) and ("Behaviors" in found or "Properties" in found)
         hint = "; this looks like CloudFormation's spelling, the API's begins with small letters" if other else ""
         inner = found.get("behaviors", found) if isinstance(found, dict) else found
-        _refuse("", f"expected an object with the key 'behaviors', a list, found {_shown(inner)}{hint}")
+        refuse("", f"expected an object with the key 'behaviors', a list, found {shown(inner)}{hint}")
     name = found.get("securityProfileName", "")
     if "securityProfileName" in found:
-        _api_name(name, "securityProfileName")
+        api_name(name, "securityProfileName")
     entries = found["behaviors"]
     if len(entries) > MAX_BEHAVIORS:
-        _refuse("behaviors", f"expected at most {MAX_BEHAVIORS}, found {len(entries)}; split the profile")
+        refuse("behaviors", f"expected at most {MAX_BEHAVIORS}, found {len(entries)}; split the profile")
     behaviors: list[Behavior] = []
     elsewhere: list[tuple[str, str]] = []
     names: set[str] = set()
@@ -172,14 +163,14 @@ def _profile(found: object) -> Profile:
         elements += size
         called = result.name if isinstance(result, Behavior) else result[0]
         if called in names:
-            _refuse(f"{where}.name", f"{called!r} names an earlier behavior as well; names in a profile are unique")
+            refuse(f"{where}.name", f"{called!r} names an earlier behavior as well; names in a profile are unique")
         names.add(called)
         if isinstance(result, Behavior):
             behaviors.append(result)
         else:
             elsewhere.append(result)
     if elements > MAX_ELEMENTS:
-        _refuse("behaviors", f"expected at most {MAX_ELEMENTS} values in all criteria together, found {elements}")
+        refuse("behaviors", f"expected at most {MAX_ELEMENTS} values in all criteria together, found {elements}")
     return Profile(name=name, behaviors=tuple(behaviors), elsewhere=tuple(elsewhere))
 
 
@@ -192,15 +183,15 @@ _CRITERIA_KEYS: Final = (
 
 def _behavior(entry: object, where: str) -> tuple[Behavior | tuple[str, str], int]:
     """One behavior, or its name and why it cannot be judged here; and how many values its criteria hold."""
-    fields = _object(entry, where, _BEHAVIOR_KEYS, required="name")
-    name = _api_name(fields["name"], f"{where}.name")
-    suppressed = _flag(fields, "suppressAlerts", where)
-    _flag(fields, "exportMetric", where)
+    fields = object_of(entry, where, _BEHAVIOR_KEYS, required="name")
+    name = api_name(fields["name"], f"{where}.name")
+    suppressed = flag(fields, "suppressAlerts", where)
+    flag(fields, "exportMetric", where)
     metric = fields.get("metric")
     if metric is None and "metric" not in fields:
         return (name, "it names no metric"), 0
     if not isinstance(metric, str) or not (metric.startswith("aws:") or CUSTOM_NAME.match(metric)):
-        _refuse(f"{where}.metric", f"expected aws:... or a name of [a-zA-Z0-9:_-], 1 to 128, found {_shown(metric)}")
+        refuse(f"{where}.metric", f"expected aws:... or a name of [a-zA-Z0-9:_-], 1 to 128, found {shown(metric)}")
     if "metricDimension" in fields:
         _dimension(fields["metricDimension"], metric, f"{where}.metricDimension")
     if "criteria" not in fields:
@@ -209,7 +200,7 @@ def _behavior(entry: object, where: str) -> tuple[Behavior | tuple[str, str], in
     if metric in CLOUD_SIDE:
         reason = f"{metric} is measured in the cloud"
     elif metric.startswith("aws:") and metric not in DEVICE_SIDE:
-        reason = f"{_shown(metric)} is not among the device-side metrics known here"
+        reason = f"{shown(metric)} is not among the device-side metrics known here"
     elif "metricDimension" in fields:
         reason = "a dimension narrows its metric down, and reports are not divided by dimensions"
     if behavior is None or reason:
@@ -219,32 +210,32 @@ def _behavior(entry: object, where: str) -> tuple[Behavior | tuple[str, str], in
 
 def _criteria(entry: object, name: str, metric: str, where: str) -> tuple[Behavior | None, int, str]:
     """The behavior, how many values it holds, and why it cannot be judged here ("": it can)."""
-    fields = _object(entry, where, _CRITERIA_KEYS)
+    fields = object_of(entry, where, _CRITERIA_KEYS)
     kinds = [kind for kind in ("value", "statisticalThreshold", "mlDetectionConfig") if kind in fields]
     if len(kinds) != 1:
         found = " and ".join(kinds) or "none of them"
-        _refuse(where, f"expected one of value, statisticalThreshold and mlDetectionConfig, found {found}")
+        refuse(where, f"expected one of value, statisticalThreshold and mlDetectionConfig, found {found}")
     datapoints: dict[str, Any] = {
-        field: _integer(fields.get(key, 1), f"{where}.{key}", 1, MAX_DATAPOINTS)
+        field: integer(fields.get(key, 1), f"{where}.{key}", 1, MAX_DATAPOINTS)
         for field, key in (("to_alarm", "consecutiveDatapointsToAlarm"), ("to_clear", "consecutiveDatapointsToClear"))
     }
     duration_s = fields.get("durationSeconds")
     if "durationSeconds" in fields:
-        _one_of(duration_s, f"{where}.durationSeconds", DURATIONS_S)
+        one_of(duration_s, f"{where}.durationSeconds", DURATIONS_S)
     if kinds == ["mlDetectionConfig"]:
-        learnt = _object(
+        learnt = object_of(
             fields["mlDetectionConfig"], f"{where}.mlDetectionConfig", ("confidenceLevel",), "confidenceLevel"
         )
-        _one_of(learnt["confidenceLevel"], f"{where}.mlDetectionConfig.confidenceLevel", ("LOW", "MEDIUM", "HIGH"))
+        one_of(learnt["confidenceLevel"], f"{where}.mlDetectionConfig.confidenceLevel", ("LOW", "MEDIUM", "HIGH"))
         return None, 0, "what is normal is learnt in the cloud (ML Detect)"
     operator = _operator(fields, metric, where)
     if duration_s is not None and operator not in _SCALAR:
-        _refuse(f"{where}.durationSeconds", f"{operator} judges a list, and durationSeconds goes with numbers only")
+        refuse(f"{where}.durationSeconds", f"{operator} judges a list, and durationSeconds goes with numbers only")
     if kinds == ["statisticalThreshold"]:
         if operator not in _SCALAR:
-            _refuse(f"{where}.comparisonOperator", f"a statisticalThreshold goes with {_either(_SCALAR)}")
-        ranked = _object(fields["statisticalThreshold"], f"{where}.statisticalThreshold", ("statistic",), "statistic")
-        _one_of(ranked["statistic"], f"{where}.statisticalThreshold.statistic", _PERCENTILES)
+            refuse(f"{where}.comparisonOperator", f"a statisticalThreshold goes with {either(_SCALAR)}")
+        ranked = object_of(fields["statisticalThreshold"], f"{where}.statisticalThreshold", ("statistic",), "statistic")
+        one_of(ranked["statistic"], f"{where}.statisticalThreshold.statistic", _PERCENTILES)
         return None, 0, "its threshold is a percentile over all devices, which one device cannot know"
     value = _value(fields["value"], operator, metric, f"{where}.value")
     size = len(value.get("numbers", ())) + len(value.get("texts", ())) + ("number" in value)
@@ -256,7 +247,7 @@ def _criteria(entry: object, name: str, metric: str, where: str) -> tuple[Behavi
 
 
 def _operator(fields: dict[str, Any], metric: str, where: str) -> Operator:
-    operator: Operator = _one_of(fields.get("comparisonOperator"), f"{where}.comparisonOperator", _OPERATORS)
+    operator: Operator = one_of(fields.get("comparisonOperator"), f"{where}.comparisonOperator", _OPERATORS)
     if metric in _ADDRESSES:
         allowed: tuple[str, ...] = _CIDR
     elif metric in _PORTS:
@@ -268,13 +259,13 @@ def _operator(fields: dict[str, Any], metric: str, where: str) -> Operator:
     else:
         allowed = (*_SCALAR, *_CIDR, *_SET)
     if operator not in allowed:
-        _refuse(f"{where}.comparisonOperator", f"{_shown(metric)} goes with {_either(allowed)}, found {operator!r}")
+        refuse(f"{where}.comparisonOperator", f"{shown(metric)} goes with {either(allowed)}, found {operator!r}")
     return operator
 
 
 def _value(entry: object, operator: Operator, metric: str, where: str) -> dict[str, Any]:
     """Fields of Behavior."""
-    fields = _object(entry, where, ("count", "cidrs", "ports", "number", "numbers", "strings"))
+    fields = object_of(entry, where, ("count", "cidrs", "ports", "number", "numbers", "strings"))
     if operator in _SCALAR:
         wanted: tuple[str, ...] = ("count",) if metric.startswith("aws:") else ("number",)
     elif operator in _CIDR:
@@ -285,15 +276,15 @@ def _value(entry: object, operator: Operator, metric: str, where: str) -> dict[s
         wanted = ("numbers", "strings")
     if len(fields) != 1 or next(iter(fields)) not in wanted:
         found = ", ".join(fields) or "none"
-        _refuse(where, f"{operator} of {_shown(metric)} goes with exactly one of {_either(wanted)}, found {found}")
+        refuse(where, f"{operator} of {shown(metric)} goes with exactly one of {either(wanted)}, found {found}")
     ((key, value),) = fields.items()
     where = f"{where}.{key}"
     if key == "count":
-        return {"number": _integer(value, where, 0, _MAX_COUNT)}
+        return {"number": integer(value, where, 0, _MAX_COUNT)}
     if key == "number":
         return {"number": _number(value, where)}
     if not isinstance(value, list):
-        _refuse(where, f"expected a list, found {_shown(value)}")
+        refuse(where, f"expected a list, found {shown(value)}")
     return {
         "numbers" if key in {"ports", "numbers"} else "texts": tuple(
             _MEMBERS[key](member, f"{where}[{index}]") for index, member in enumerate(value)
@@ -302,12 +293,12 @@ def _value(entry: object, operator: Operator, metric: str, where: str) -> dict[s
 
 
 def _port(value: object, where: str) -> int:
-    return _integer(value, where, 0, 65_535)
+    return integer(value, where, 0, 65_535)
 
 
 def _text(value: object, where: str) -> str:
     if not isinstance(value, str):
-        _refuse(where, f"expected text, found {_shown(value)}")
+        refuse(where, f"expected text, found {shown(value)}")
     return value
 
 
@@ -318,14 +309,14 @@ def _cidr(value: object, where: str) -> str:
             raise ValueError  # noqa: TRY301 - one refusal for all of them
         return str(ipaddress.ip_network(value, strict=False))
     except ValueError:
-        _refuse(where, f"expected a network such as 10.0.0.0/8 or fd00::/8, found {_shown(value)}")
+        refuse(where, f"expected a network such as 10.0.0.0/8 or fd00::/8, found {shown(value)}")
 
 
 def _number(value: object, where: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        _refuse(where, f"expected a number, found {_shown(value)}")
+        refuse(where, f"expected a number, found {shown(value)}")
     if value.bit_length() > _MAX_BITS if isinstance(value, int) else not math.isfinite(value):
-        _refuse(where, "expected a finite number")
+        refuse(where, "expected a finite number")
     return float(value) if abs(value) > _MAX_COUNT else value
 
 
@@ -339,63 +330,11 @@ _MEMBERS: Final[dict[str, Callable[[object, str], Any]]] = {
 
 def _dimension(entry: object, metric: str, where: str) -> None:
     if not metric.startswith("aws:"):
-        _refuse(where, "a custom metric has no dimensions; take it out")
-    fields = _object(entry, where, ("dimensionName", "operator"), required="dimensionName")
-    _api_name(fields["dimensionName"], f"{where}.dimensionName")
+        refuse(where, "a custom metric has no dimensions; take it out")
+    fields = object_of(entry, where, ("dimensionName", "operator"), required="dimensionName")
+    api_name(fields["dimensionName"], f"{where}.dimensionName")
     if "operator" in fields:
-        _one_of(fields["operator"], f"{where}.operator", ("IN", "NOT_IN"))
-
-
-def _object(value: object, where: str, allowed: Collection[str], required: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
-        _refuse(where, f"expected an object, found {_shown(value)}")
-    for key in value:
-        if key not in allowed:
-            _refuse(where, f"unknown key {_shown(key)}; expected {_either(allowed)}")
-    if required and required not in value:
-        _refuse(where, f"expected the key {required!r}")
-    return value
-
-
-def _api_name(value: object, where: str) -> str:
-    if not isinstance(value, str) or not _API_NAME.match(value):
-        _refuse(where, f"expected a name of [a-zA-Z0-9:_-], 1 to 128, found {_shown(value)}")
-    return value
-
-
-def _flag(fields: dict[str, Any], key: str, where: str) -> bool:
-    value = fields.get(key, False)
-    if not isinstance(value, bool):
-        _refuse(f"{where}.{key}", f"expected true or false, found {_shown(value)}")
-    return value
-
-
-def _integer(value: object, where: str, least: int, most: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        _refuse(where, f"expected a whole number of {least} to {most}, found {_shown(value)}")
-    return value
-
-
-def _one_of(value: Any, where: str, allowed: Collection[Any]) -> Any:  # noqa: ANN401 - one of any constants
-    if isinstance(value, bool) or not isinstance(value, str | int) or value not in allowed:
-        _refuse(where, f"expected {_either(allowed)}, found {_shown(value)}")
-    return value
-
-
-def _either(words: Collection[object]) -> str:
-    *most, last = map(str, words)
-    return f"{', '.join(most)} or {last}" if most else last
-
-
-def _shown(value: object) -> str:
-    """As much of a value as a message can bear."""
-    if isinstance(value, dict):
-        return "an object"
-    if isinstance(value, list):
-        return f"a list of {len(value)}"
-    if isinstance(value, int) and value.bit_length() > _MAX_BITS:
-        return f"an integer of {value.bit_length()} bits"  # Python refuses to print one of many digits
-    return "nothing" if value is None else ascii(value)[:_MAX_SHOWN]
+        one_of(fields["operator"], f"{where}.operator", ("IN", "NOT_IN"))
 
 
 def plain(value: float) -> str:

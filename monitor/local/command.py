@@ -218,7 +218,7 @@ class _Desk:
             return
         here, there = len(self._profile.behaviors), len(self._profile.elsewhere)
         name = self._profile.name or self._options.profile
-        self._say(f"local Device Defender ready ({where}, {name}: {here} behaviors judged, {there} not)")
+        self._say(f"local Device Defender ready ({where}, profile {name}: {here} of {here + there} behaviors judged)")
         for behavior, why in self._profile.elsewhere:
             self._say(f"behavior {behavior} is not judged: {why}")
 

@@ -216,7 +216,7 @@ def test_the_profile_s_verdicts_are_printed_as_the_alarm_begins_and_ends(tmp_pat
     (tmp_path / "profile.json").write_text(json.dumps(PROFILE))
     more = ("--min-spacing-s", "0", "--profile", str(tmp_path / "profile.json"))
     with Command(tmp_path, flags(broker, *more)) as command, device(broker) as publisher:
-        assert "1 behaviors judged, 1 not" in command.said()
+        assert "profile kinwatch: 1 of 2 behaviors judged" in command.said()
         command.wait(lambda: "behavior peers is not judged" in command.said())
         for report_id, value in enumerate((0, 2, 3, 0), start=1):
             answer(publisher, "json", json.dumps(report(report_id, value)).encode())

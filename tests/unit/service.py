@@ -82,8 +82,13 @@ class Clock(asyncio.SelectorEventLoop):
         return self.wall_s + self.time()
 
     def run(self, story: Coroutine[Any, Any, T]) -> T:
-        """Tell a story to its end."""
-        return self.run_until_complete(story)
+        """Tell a story to its end; one that fails leaves nothing running."""
+        try:
+            return self.run_until_complete(story)
+        finally:
+            for task in (left := asyncio.all_tasks(self)):
+                task.cancel()
+            self.run_until_complete(asyncio.gather(*left, return_exceptions=True))
 
     def rule(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Let this clock be the one the modules look at; their threads run in the loop, one step later."""
@@ -314,6 +319,11 @@ class Device:
         self.spool: Spool
         self.delivery: Delivery
         self.running: asyncio.Task[None]
+
+    @property
+    def troubles(self) -> list[str]:
+        """What it said, but for where it publishes."""
+        return [text for text in self.said if not text.startswith("publishing as ")]
 
     def open(self) -> Delivery:
         """Everything before the loop runs."""

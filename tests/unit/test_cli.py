@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 CHECKOUT = Path(cli.__file__).parents[1]
-VERBS = ("run", "report", "status", "tree", "replay", "doctor", "unload")
+VERBS = ("run", "report", "status", "tree", "replay", "doctor", "unload", "defender", "agent")
 
 
 class Agent(types.ModuleType):
@@ -61,7 +61,7 @@ class Launch(types.ModuleType):
 def agent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Agent:
     """The double, with no configuration on the machine."""
     double = Agent()
-    for name in ("agent", "doctor"):
+    for name in ("agent", "doctor", "oneshot"):
         monkeypatch.setitem(sys.modules, f"monitor.{name}", double)
         monkeypatch.setattr(monitor, name, double, raising=False)
     monkeypatch.setitem(sys.modules, "monitor.launch", Launch("monitor.launch"))

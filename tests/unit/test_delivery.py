@@ -214,7 +214,7 @@ def test_what_no_later_attempt_changes_is_dropped_and_counted(
         status = device.delivery.status()
         assert (status["alarms"]["refused"], status["alarms"]["delivered"]) == (1, 2)
         assert status["spool"]["dropped"] == {"alarm": 1}
-        assert len([text for text in device.said if f"refused with {code}" in text]) == 1
+        assert len([text for text in device.troubles if f"refused with {code}" in text]) == 1
         await device.finish(report=False)
 
     clock.run(story())
@@ -245,7 +245,7 @@ def test_what_a_policy_or_a_quota_refuses_is_tried_again_less_and_less_often(
         service.ack = lambda _topic, _payload: True
         await asyncio.sleep(301.0)
         assert values(service) == [1]
-        assert len([text for text in device.said if f"refused with {code}" in text]) == 1
+        assert len([text for text in device.troubles if f"refused with {code}" in text]) == 1
         await device.finish(report=False)
 
     clock.run(story())
@@ -429,9 +429,9 @@ def test_a_broken_connection_is_said_once_and_its_return_too(clock: Clock, servi
         assert device.delivery.status()["trouble"] == "no route"
         service.connect()
         await asyncio.sleep(1.0)
-        assert len(device.said) == 2
-        assert "no connection to example.org: no route" in device.said[0]
-        assert device.said[1] == "connected again"
+        assert len(device.troubles) == 2
+        assert "no connection to example.org: no route" in device.troubles[0]
+        assert device.troubles[1] == "connected again"
         assert "trouble" not in device.delivery.status()
         await device.finish(report=False)
 

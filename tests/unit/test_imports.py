@@ -21,10 +21,10 @@ NATIVE = PACKAGE / "engine" / "native"
 
 # From the top down. A room may import from lower layers and from itself, never from its own layer's other rooms.
 LAYERS = (
-    {"__main__"},
+    {"__main__", "demo_defender"},
     {"cli", "demo"},
     {"agent", "oneshot", "doctor", "tree", "local"},
-    {"launch", "publication"},
+    {"launch", "publication", "sample"},
     {"window", "command"},
     {"capture", "defender", "sinks", "control", "notify", "options"},
     {"engine", "detect"},

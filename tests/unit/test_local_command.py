@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     Script = Callable[["Broker"], Coroutine[Any, Any, None]]
 
+DEADLINE_S = 30.0
 JSON = "$aws/things/mything1/defender/metrics/json"
 
 
@@ -44,6 +46,8 @@ class Broker:
         self.filters: list[list[str]] = []
         self.sent: list[tuple[str, bytes]] = []
         self.stopped = False
+        self.overdue = False
+        """The command did not end by itself."""
         self.refusal: Exception | None = None
         """Of subscriptions."""
         self.raised: Exception | None = None
@@ -55,7 +59,21 @@ class Broker:
         """Let the test play."""
         self.listener = listener
         self.subscribed, self.published = asyncio.Event(), asyncio.Event()
-        self._playing = asyncio.get_running_loop().create_task(self._script(self))
+        loop = asyncio.get_running_loop()
+        self._playing = loop.create_task(self._play())
+        self._deadline = loop.call_later(DEADLINE_S, self._overdue)
+
+    async def _play(self) -> None:
+        try:
+            await self._script(self)
+        except BaseException:
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise
+
+    def _overdue(self) -> None:
+        self.overdue = True
+        os.kill(os.getpid(), signal.SIGTERM)
+        self._playing.cancel()
 
     def publish(self, topic: str, payload: bytes) -> asyncio.Future[None]:
         """Keep it."""
@@ -83,7 +101,10 @@ class Broker:
         """Remember it."""
         assert timeout_s > 0
         self.stopped = True
-        await self._playing
+        self._deadline.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._playing
+        assert not self.overdue, self.sent
 
     async def connect(self) -> None:
         """Tell that a connection stands, and wait until it was used."""
@@ -136,7 +157,7 @@ def test_verdicts_follow_their_report_and_what_cannot_be_judged_is_said_by_name(
     said: list[str] = []
     served(script, said, once=1, profile=profile(tmp_path, "kin"))
     ready, elsewhere = said
-    assert ready.endswith("p: 1 behaviors judged, 1 not)")
+    assert ready.endswith("profile p: 1 of 2 behaviors judged)")
     assert elsewhere.startswith("behavior learnt is not judged: ")
     assert [line.split("  ")[1:3] for line in capfd.readouterr().out.splitlines() if "mything1" in line] == [
         ["mything1", "report 1"],
@@ -191,9 +212,12 @@ def test_a_refused_subscription_is_the_end() -> None:
 def test_an_answer_that_cannot_be_sent_is_said_and_the_next_one_is_sent() -> None:
     async def script(broker: Broker) -> None:
         await broker.connect()
-        for broker.raised, broker.failed in ((ValueError("no topic"), None), (None, Unreachable("gone")), (None, None)):
-            broker.listener.received(*report(1 + len(said)))
-            await asyncio.sleep(0.01)
+        broker.raised = ValueError("no topic")
+        broker.listener.received(*report(1))
+        broker.failed = Unreachable("gone")
+        broker.listener.received(*report(2))
+        await asyncio.sleep(0)
+        broker.listener.received(*report(3))
 
     said: list[str] = []
     broker = served(script, said, once=3, min_spacing_s=0)

@@ -136,7 +136,7 @@ def test_an_accepted_report_ends_its_window(clock: Clock, service: Service, devi
         assert [spawned(report) for report in service.reports()] == [3, 0, 2]
         counts = device.delivery.reporter.counts
         assert (counts.sent, counts.accepted, counts.foreign_answers) == (3, 3, 0)
-        assert device.said == []
+        assert device.troubles == []
         await device.finish(report=False)
 
     clock.run(story())
@@ -253,13 +253,13 @@ def test_a_trouble_is_said_once_until_a_report_is_accepted(clock: Clock, service
         device.delivery.alarm(ALARM % 1)
         await asyncio.sleep(5 * INTERVAL_S)
         assert len(service.reports()) > 3
-        assert len(device.said) == 1
-        assert "rejected: InvalidPayload Malformed metrics report" in device.said[0]
+        assert len(device.troubles) == 1
+        assert "rejected: InvalidPayload Malformed metrics report" in device.troubles[0]
         heal(service)
         await asyncio.sleep(INTERVAL_S + A_WHILE_S)
         fail(service, "rejected")
         await asyncio.sleep(2 * INTERVAL_S)
-        assert len(device.said) == 2
+        assert len(device.troubles) == 2
         await device.finish(report=False)
 
     clock.run(story())
@@ -404,7 +404,7 @@ def test_a_refused_subscription_does_not_keep_reports_from_leaving(
         await device.begin()
         await alarm(device)
         assert len(service.reports()) >= 1
-        assert "no answer will come" in device.said[0]
+        assert "no answer will come" in device.troubles[0]
         await device.finish(report=False)
 
     clock.run(story())
