@@ -28,7 +28,7 @@ from monitor.detect.behaviors import expected
 from monitor.sinks.text import styled, wants_colour
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from typing import IO
 
 THING: Final = "demo-device"
 SPACING_S: Final = 3
@@ -58,8 +58,7 @@ class Teller:
 
     def read(self, process: subprocess.Popen[bytes]) -> None:
         """Print every line until the end; for a thread."""
-        assert process.stdout is not None
-        for line in process.stdout:
+        for line in process.stdout or ():
             text = line.decode(errors="replace").rstrip()
             print(f"   {styled(self._name, 'dim', colour=self._colour)} {text}", flush=True)
             self._lines.append(text)
@@ -155,9 +154,7 @@ def follow(
     arguments: list[str], teller: Teller, stack: contextlib.ExitStack, program: tuple[str, ...] = ("-m", "monitor")
 ) -> None:
     """Start a part of kinwatch and print what it writes."""
-    process = subprocess.Popen(
-        [sys.executable, *program, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
+    process = subprocess.Popen([sys.executable, *program, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     thread = threading.Thread(target=teller.read, args=(process,))
     thread.start()
     stack.callback(thread.join)
@@ -209,15 +206,15 @@ def keys(folder: Path, name: str) -> list[str]:
     return ["-keyout", str(folder / f"{name}.key"), "-out", str(folder / f"{name}.pem")]
 
 
-def run(command: list[str], log: object) -> subprocess.Popen[bytes]:
+def run(command: list[str], log: IO[bytes]) -> subprocess.Popen[bytes]:
     """Start a program of the system. StepFailed: it is not installed."""
     try:
-        return subprocess.Popen(command, stdout=log, stderr=log)  # type: ignore[call-overload,no-any-return]
+        return subprocess.Popen(command, stdout=log, stderr=log)
     except FileNotFoundError:
         raise StepFailed(f"{command[0]} is not installed; run: sudo make demo-defender") from None
 
 
-def finished(command: list[str], log: object) -> None:
+def finished(command: list[str], log: IO[bytes]) -> None:
     """Run a program of the system to its end. StepFailed: it failed."""
     if run(command, log).wait(DEADLINE_S) != 0:
         raise StepFailed(f"{' '.join(command)} failed")
@@ -292,11 +289,9 @@ def read_alarms(folder: Path, port: int) -> None:
             message = msgspec.json.decode(payload)
             chain = " → ".join(f"{kin['comm']}({kin['pid']})" for kin in message.get("lineage", []))
             after_ms = (time.time_ns() - _nanoseconds(message["time"])) / 1e6
-            print(
-                f"{message['event']:5} {message['metric']} = {message['value']}, {after_ms:.1f} ms after the kernel saw it"
-                + (f": {chain}" if chain else ""),
-                flush=True,
-            )
+            text = f"{message['event']:5} {message['metric']} = {message['value']}"
+            text += f", {after_ms:.1f} ms after the kernel saw it"
+            print(text + (f": {chain}" if chain else ""), flush=True)
 
     async def listen() -> None:
         done = asyncio.Event()

@@ -226,6 +226,8 @@ class Delivery:
 
     def connected(self, *, resumed: bool) -> None:
         """Subscribe where the broker forgot, then send what waits."""
+        if self._ending.is_set():
+            return
         if self._trouble and self._connections:
             self._say("connected again")
         self._trouble = ""
@@ -245,7 +247,9 @@ class Delivery:
     def received(self, topic: str, payload: bytes) -> None:
         """An answer to a report."""
         late = self.reporter.received(topic, payload)
-        if late is not None:
+        if late is not None and self._ending.is_set():
+            late.close()  # nobody is left to wait for it; the next life says it all again
+        elif late is not None:
             self._group.create_task(late)
 
     async def _subscribe(self) -> None:

@@ -200,8 +200,7 @@ class MqttLink:
                 async with asyncio.timeout(timeout_s):
                     await self._stopped.wait()
         finally:
-            for done in self._waiting.copy():
-                self._settle(done, Unreachable(_WORDS["AWS_ERROR_MQTT5_USER_REQUESTED_STOP"]))
+            self._give_up("the link was stopped before the acknowledgement")
 
     def _issue(
         self, what: str, issue: Callable[[mqtt5.Client], Any], judge: Callable[[Any], Refused | None]
@@ -278,6 +277,11 @@ class MqttLink:
         else:
             done.set_exception(error)
 
+    def _give_up(self, why: str) -> None:
+        """The runtime holds what it had not written yet until the next connection, and forgets what comes after stop()."""
+        for done in self._waiting.copy():
+            self._settle(done, Unreachable(why))
+
     def _received(self, topic: str, payload: bytes) -> None:
         if self._listener is not None:
             self._listener.received(topic, payload)
@@ -289,6 +293,7 @@ class MqttLink:
 
     def _disconnected(self, why: str) -> None:
         self._up = False
+        self._give_up(f"the connection broke before the acknowledgement: {why}")
         if self._listener is not None:
             self._listener.disconnected(why)
 

@@ -165,7 +165,7 @@ class Responder:
         if len(name.encode()) > MAX_THING_BYTES or not name.isprintable():
             return _refused(name, kind, "InvalidPayload", "the name of a thing is printable, at most 128 bytes"), None
         try:
-            document = parse(payload, kind)
+            document = parse(payload, kind, sample=True)
         except ReportInvalid as error:
             return _refused(name, kind, "InvalidPayload", f"Malformed metrics report: {error}"), None
         report_id: int = document["header"]["report_id"]

@@ -148,18 +148,10 @@ class _Walk:
         return f"through the proxy to {there}"
 
     def _handshake(self, connection: socket.socket) -> str:
-        method, endpoint = self._settings.auth.method, self._settings.endpoint
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        if self._settings.root_ca:
-            context.load_verify_locations(self._settings.root_ca)
-        else:
-            context.load_default_certs()
-        if method == "mtls":
-            context.load_cert_chain(self._settings.certificate, self._settings.private_key)
-        if self._settings.port == _ALPN_PORT or method == "custom-authorizer":
-            context.set_alpn_protocols([_ALPN[method]])
+        method = self._settings.auth.method
+        context = _context(self._settings)
         try:
-            with context.wrap_socket(connection.dup(), server_hostname=endpoint) as wrapped:
+            with context.wrap_socket(connection.dup(), server_hostname=self._settings.endpoint) as wrapped:
                 if method == "mtls":
                     _refusal(wrapped)
                 return _described(wrapped)
@@ -232,8 +224,8 @@ class _Walk:
             return _CERTIFICATE
         if "refused with" in why or "hung up" in why:
             return (
-                f"the policy must allow iot:Connect on client/{self._client_id}, for the daemon, and, for this trial, on"
-                f" client/{self._own_id}"
+                f"the policy must allow iot:Connect on client/{self._client_id}, for the daemon, and on"
+                f" client/{self._own_id}, for this trial"
             )
         return "look at defender.endpoint, defender.port, defender.proxy and the credentials"
 
@@ -264,8 +256,8 @@ class _Walk:
         except TimeoutError:
             what = f"the broker took report {report_id}, and no answer came within {answer_s} s"
             remedy = (
-                f"the policy must allow iot:Receive on topic/{self._topic}/accepted and /rejected; else the account has no"
-                " Device Defender Detect, or a report was sent a short while ago"
+                f"the policy must allow iot:Receive on topic/{self._topic}/accepted and /rejected; else the account has"
+                " no Device Defender Detect, or a report was sent a short while ago"
             )
             raise _Wrong(what, remedy) from None
         if not answer.accepted:
@@ -333,6 +325,21 @@ def _connected(addresses: list[str], port: int) -> tuple[socket.socket, str]:
         family = "IPv6" if ":" in address else "IPv4"
         return connection, "; ".join([f"{address} port {port} ({family})", *failed])
     raise _Wrong(f"port {port}: {', '.join(failed)}", "look at the port, the network, and firewalls in between")
+
+
+def _context(settings: Defender) -> ssl.SSLContext:
+    """As the link has it, with the standard library, which says what is wrong at once and in words."""
+    method = settings.auth.method
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if settings.root_ca:
+        context.load_verify_locations(settings.root_ca)
+    else:
+        context.load_default_certs()
+    if method == "mtls":
+        context.load_cert_chain(settings.certificate, settings.private_key)
+    if settings.port == _ALPN_PORT or method == "custom-authorizer":
+        context.set_alpn_protocols([_ALPN[method]])
+    return context
 
 
 def _refusal(wrapped: ssl.SSLSocket) -> None:

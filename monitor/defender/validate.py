@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 _TEXT: Final = re.compile(r"[A-Za-z0-9:_./-]+\Z")
 _REMOTE: Final = re.compile(r"(?:\[(?P<six>[^\[\]]+)\]|(?P<four>[0-9.]+)):(?P<port>[0-9]{1,5})\Z")
+_BARE: Final = re.compile(r"([0-9a-fA-F:]*:[0-9a-fA-F:.]*):([0-9]{1,5})\Z")
+"""An IPv6 address and a port, without brackets."""
 _MAX_ID: Final = (1 << 63) - 1
 _MAX_BITS: Final = 1023  # beyond, an integer is no double
 _MAX_SHOWN: Final = 80
@@ -44,8 +46,11 @@ class _Keys:
         return SHORT[long] if self.short else long
 
 
-def parse(payload: bytes, format: Format) -> Document:  # noqa: A002 - the word of flags and topics
-    """Decode and judge a report as it came over the wire; returns it with long names. Raises ReportInvalid."""
+def parse(payload: bytes, format: Format, *, sample: bool = False) -> Document:  # noqa: A002 - the word of flags and topics
+    """Decode and judge a report as it came over the wire; returns it with long names. Raises ReportInvalid.
+
+    `sample`: take as well what AWS's sample agent sends and nobody documents (see `_as_documented`).
+    """
     if len(payload) > MAX_BYTES:
         raise ReportInvalid(f"the report takes {len(payload)} bytes, {MAX_BYTES} are allowed")
     try:
@@ -54,7 +59,28 @@ def parse(payload: bytes, format: Format) -> Document:  # noqa: A002 - the word 
         raise
     except Exception as error:  # noqa: BLE001 - any bytes may come, and both decoders raise whatever they like
         raise ReportInvalid(f"the report is not {format.upper()}: {error}") from None
-    return validate(decoded)
+    return validate(_as_documented(decoded) if sample else decoded)
+
+
+def _as_documented(decoded: object) -> object:
+    """Write the peers of the sample agent (awsiotdevicedefenderagentsdk 2.0.0) as documented.
+
+    It puts no brackets around an IPv6 address before a port, and a null where it knows no interface.
+    """
+    node: Any = decoded
+    for long in ("metrics", "tcp_connections", "established_connections", "connections"):
+        node = (node.get(long) or node.get(SHORT[long])) if isinstance(node, dict) else None
+    for connection in node if isinstance(node, list) else ():
+        if not isinstance(connection, dict):
+            continue
+        for name in ("local_interface", SHORT["local_interface"]):
+            if name in connection and connection[name] is None:
+                del connection[name]
+        for name in ("remote_addr", SHORT["remote_addr"]):
+            bare = _BARE.match(value) if isinstance(value := connection.get(name), str) else None
+            if bare:
+                connection[name] = f"[{bare[1]}]:{bare[2]}"
+    return decoded
 
 
 def validate(document: object) -> Document:

@@ -21,10 +21,12 @@ class Wrong(Exception):
 
 
 def refuse(where: str, what: str) -> NoReturn:
+    """Raise Wrong."""
     raise Wrong(f"{where}: {what}" if where else what)
 
 
 def object_of(value: object, where: str, allowed: Collection[str], required: str = "") -> dict[str, Any]:
+    """An object of allowed keys, with the required one among them; raises Wrong."""
     if not isinstance(value, dict):
         refuse(where, f"expected an object, found {shown(value)}")
     for key in value:
@@ -36,12 +38,14 @@ def object_of(value: object, where: str, allowed: Collection[str], required: str
 
 
 def api_name(value: object, where: str) -> str:
+    """A name of a profile, a behavior or a dimension; raises Wrong."""
     if not isinstance(value, str) or not _API_NAME.match(value):
         refuse(where, f"expected a name of [a-zA-Z0-9:_-], 1 to 128, found {shown(value)}")
     return value
 
 
 def flag(fields: dict[str, Any], key: str, where: str) -> bool:
+    """The value of a key that may be left out, false then; raises Wrong."""
     value = fields.get(key, False)
     if not isinstance(value, bool):
         refuse(f"{where}.{key}", f"expected true or false, found {shown(value)}")
@@ -49,18 +53,21 @@ def flag(fields: dict[str, Any], key: str, where: str) -> bool:
 
 
 def integer(value: object, where: str, least: int, most: int) -> int:
+    """A whole number within limits; raises Wrong."""
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
         refuse(where, f"expected a whole number of {least} to {most}, found {shown(value)}")
     return value
 
 
 def one_of(value: Any, where: str, allowed: Collection[Any]) -> Any:  # noqa: ANN401 - one of any constants
+    """One of some constants; raises Wrong."""
     if isinstance(value, bool) or not isinstance(value, str | int) or value not in allowed:
         refuse(where, f"expected {either(allowed)}, found {shown(value)}")
     return value
 
 
 def either(words: Collection[object]) -> str:
+    """Name alternatives: a, b or c."""
     *most, last = map(str, words)
     return f"{', '.join(most)} or {last}" if most else last
 

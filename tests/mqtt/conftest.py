@@ -24,7 +24,7 @@ def authority(tmp_path: Path) -> Authority:
 
 @pytest.fixture
 def broker(tmp_path: Path, authority: Authority) -> Iterator[Broker]:
-    """A broker that knows `<thing>-kinwatch` with least privilege, and `responder` and `reader`, who may do everything."""
+    """A broker that gives `<thing>-kinwatch` least privilege, and `responder` and `reader` everything."""
     acl = LEAST_PRIVILEGE.format(client=f"{THING}-kinwatch", thing=THING)
     acl += "".join(EVERYTHING.format(client=client) for client in ("responder", "reader"))
     with Broker(tmp_path, authority, acl) as running:

@@ -111,8 +111,14 @@ def test_of_an_odd_state_they_differ_as_documented() -> None:
         (f"[::1]:{six}", tcp6, "lo"),
     }
     assert theirs["metrics"]["network_stats"] == ours["metrics"]["network_stats"]
+    # the documented form has no place for these peers; a responder takes them, as written there
     with pytest.raises(ReportInvalid, match=r"remote_addr|local_interface"):
         validate(theirs)
+    taken = parse(json.dumps(theirs).encode(), "json", sample=True)
+    assert connections(taken) == {
+        (f"[::ffff:127.0.0.1]:{mapped}", dual, None),
+        *(connections(ours) - {(f"127.0.0.1:{mapped}", dual, "lo")}),
+    }
 
 
 def test_of_many_ports_the_sample_agent_lists_some_by_chance_and_both_count_all() -> None:

@@ -88,7 +88,8 @@ class Clock(asyncio.SelectorEventLoop):
         finally:
             for task in (left := asyncio.all_tasks(self)):
                 task.cancel()
-            self.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+            if left:
+                self.run_until_complete(asyncio.wait(left))
 
     def rule(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Let this clock be the one the modules look at; their threads run in the loop, one step later."""
@@ -204,24 +205,28 @@ class Service:
 
     def say(self, topic: str, payload: bytes) -> None:
         """A message for the device; there must be a connection."""
-        if self.up and self._listener is not None and self.stopped_s is None:
+        if self.up and self._listener is not None:
             self._listener.received(topic, payload)
 
     def connect(self, *, resumed: bool = False) -> None:
         """A connection stands."""
         self.up = True
-        assert self._listener is not None
-        self._listener.connected(resumed=resumed)
+        if self._listener is not None:
+            self._listener.connected(resumed=resumed)
 
     def disconnect(self, why: str = "the cable was pulled") -> None:
         """It broke; nobody will say what became of what was on its way."""
         self.up = False
-        assert self._listener is not None
-        self._listener.disconnected(why)
+        if self._listener is not None:
+            self._listener.disconnected(why)
         unanswered, self._unanswered = self._unanswered, []
         for future in unanswered:
             if not future.done():
                 future.set_exception(Unreachable(why))
+
+    def forget(self) -> None:
+        """Whoever listened is no more."""
+        self._listener = None
 
     # -------- what it has seen --------
 
@@ -361,6 +366,7 @@ class Device:
 
     async def kill(self) -> None:
         """The process is gone; what it had not written down with it."""
+        self.service.forget()
         self.running.cancel()
         await asyncio.gather(self.running, return_exceptions=True)
         self.spool.close()

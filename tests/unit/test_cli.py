@@ -38,9 +38,9 @@ class Agent(types.ModuleType):
         if name.startswith("_"):
             raise AttributeError(name)
 
-        def call(*arguments: Any) -> int:  # noqa: ANN401 - as many functions as the agent has
+        def call(*arguments: Any, **named: Any) -> int:  # noqa: ANN401 - as many functions as the agent has
             parts = arguments[0] if name == "run" else arguments
-            self.calls.append((name, *parts))
+            self.calls.append((name, *parts, *sorted(name for name, on in named.items() if on)))
             return self.answer()
 
         return call
@@ -159,12 +159,16 @@ def test_the_other_verbs_reach_the_agent(agent: Agent, tmp_path: Path) -> None:
     path.write_text("[capture]\nring_bytes = 8192\n")
     cli.main(["replay", "-c", str(path), "--format", "json", "x.rec"])
     cli.main(["doctor"])
+    cli.main(["doctor", "--send-report"])
+    cli.main(["doctor", "--no-connect"])
     loaded = config.load(path)
     assert agent.calls == [
         ("replay", None, Path("x.rec"), "auto"),
-        ("main", None, True),
+        ("main", None, True, "connect"),  # doctor
         ("unload",),
         ("replay", loaded, Path("x.rec"), "json"),
+        ("main", loaded, False, "connect"),
+        ("main", loaded, False, "connect", "send_report"),
         ("main", loaded, False),
     ]
 

@@ -643,6 +643,27 @@ def test_the_last_report_of_all_does_not_draw_another_one_after_it(
     clock.run(story())
 
 
+def test_what_comes_during_the_farewell_does_no_harm(clock: Clock, service: Service, device: Device) -> None:
+    async def story() -> None:
+        await device.begin()
+        service.answer = lambda number: [(ANSWER_S + 7.0, "accepted", {"reportId": number})]
+        device.spawn(3)
+        device.delivery.alarm(ALARM % 1)
+        await asyncio.sleep(ANSWER_S + 5.0)
+        service.disconnect()
+        clock.call_later(1.0, service.connect)
+        assert not await device.finish(0.0)  # the farewell takes a second, and the connection comes back meanwhile
+        await asyncio.sleep(5.0)
+        service.answer = Service.accept
+        await device.begin()
+        device.delivery.alarm(ALARM % 2)
+        await asyncio.sleep(SPACING_S)
+        assert [spawned(report) for report in service.reports()] == [3, 3]
+        await device.finish(report=False)
+
+    clock.run(story())
+
+
 # -------- a run of one report --------
 
 
