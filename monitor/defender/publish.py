@@ -21,6 +21,7 @@ from awscrt import mqtt5
 from awsiot import mqtt5_client_builder as builder
 
 from monitor.defender.link import Refused, Unreachable
+from monitor.defender.nodelay import send_at_once
 from monitor.errors import ConfigInvalid
 from monitor.publishing import client_id_of, region_of
 from monitor.schema import Auth, Defender, Proxy
@@ -278,7 +279,7 @@ class MqttLink:
             done.set_exception(error)
 
     def _give_up(self, why: str) -> None:
-        """The runtime holds what it had not written yet until the next connection, and forgets what comes after stop()."""
+        """The runtime keeps what it had not written until the next connection, and forgets it after stop()."""
         for done in self._waiting.copy():
             self._settle(done, Unreachable(why))
 
@@ -288,6 +289,8 @@ class MqttLink:
 
     def _connected(self, resumed: bool) -> None:  # noqa: FBT001 - handed over by position
         if self._listener is not None:
+            proxy = self._connection.proxy
+            send_at_once(proxy.port if proxy.host else self._connection.port)
             self._up = True
             self._listener.connected(resumed=resumed)
 

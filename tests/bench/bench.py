@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from tests.bench import daemon, hooks, page, programs, storms, table, watchers
+from tests.bench import daemon, hooks, page, programs, publishing, storms, table, watchers
 from tests.bench.watcher import Unmeasured
 
 if TYPE_CHECKING:
@@ -68,6 +68,9 @@ class Size:
     samples: int
     starts: int
     idle_s: float
+    alarms: int
+    backlog: int
+    throttled: int
     engine_runs: int = 5
 
 
@@ -81,6 +84,9 @@ FULL: Final = Size(
     samples=1000,
     starts=9,
     idle_s=10,
+    alarms=450,
+    backlog=10_000,
+    throttled=10_000,
 )
 QUICK: Final = Size(
     children=20_000,
@@ -92,6 +98,9 @@ QUICK: Final = Size(
     samples=200,
     starts=5,
     idle_s=10,
+    alarms=90,
+    backlog=10_000,
+    throttled=1_000,
 )
 
 
@@ -135,6 +144,7 @@ class Bench:
             page.daemon_row(results[page.KIN]),
             *page.hook_rows(costs),
             *self._daemon_rows(),
+            *self._publishing_rows(),
         ]
         parts = [
             head(self.size, max(others, loaded())),
@@ -184,6 +194,22 @@ class Bench:
             page.peak_row(tried("memory", lambda: daemon.peak_rss_kb(scratch, STORM, self.storm, size.children))),
             page.first_row(tried("first event", lambda: daemon.first_event_ns(scratch, self.first, size.samples))),
         ]
+
+    def _publishing_rows(self) -> list[table.Row]:
+        size, scratch = self.size, self.scratch
+        return [
+            *page.alarm_rows(tried("alarms", lambda: publishing.alarm_ns(scratch, size.alarms))),
+            page.connected_row(
+                tried("memory, connected", lambda: publishing.connected_rss_kb(scratch)),
+                tried("memory of the sample agent", lambda: publishing.sample_agent_rss_kb(scratch)),
+            ),
+            self._drain_row(throttle=False, count=size.backlog),
+            self._drain_row(throttle=True, count=size.throttled),
+        ]
+
+    def _drain_row(self, *, throttle: bool, count: int) -> table.Row:
+        drained = tried(f"drain, {throttle=}", lambda: publishing.drained(self.scratch, count, throttle=throttle))
+        return page.drain_row(drained, throttle=throttle)
 
 
 def loaded() -> int:

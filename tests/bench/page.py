@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from tests.bench.daemon import Idle
     from tests.bench.hooks import Cost
+    from tests.bench.publishing import Drain
     from tests.bench.storms import Result
 
 KIN: Final = "of kin"
@@ -27,6 +28,11 @@ ENGINE_NS: Final = 250.0
 READY_MS: Final = 300.0
 MEMORY_MB: Final = 40.0
 FIRST_MS: Final = 2.0
+ALARM_MS: Final = {50: 5.0, 99: 15.0}
+CONNECTED_MB: Final = 60.0
+DRAIN_PER_S: Final = 1000.0
+THROTTLE_PER_S: Final = 100.0
+"""Publishes a second that AWS IoT Core takes of a connection, and the SDK keeps to."""
 
 
 def seen_row(result: Result) -> Row:
@@ -151,6 +157,41 @@ def first_row(first_ns: Sequence[int] | str) -> Row:
         return at_most(what, first_ns, goal)
     more = f"p50 {percentile(first_ns, 50) / 1e6:.2f} ms, longest {max(first_ns) / 1e6:.2f} ms, {len(first_ns)} samples"
     return at_most(what, percentile(first_ns, 99) / 1e6, goal, digits=2, more=more)
+
+
+def alarm_rows(alarm_ns: Sequence[int] | str) -> list[Row]:
+    """From a fork to its alarm at a subscriber."""
+    rows = []
+    for percent, most in ALARM_MS.items():
+        what, goal = f"fork() to the alarm at an MQTT subscriber on loopback, p{percent}", (most, "ms")
+        if isinstance(alarm_ns, str):
+            rows.append(at_most(what, alarm_ns, goal))
+        else:
+            more = f"{len(alarm_ns)} samples, longest {max(alarm_ns) / 1e6:.1f} ms"
+            rows.append(at_most(what, percentile(alarm_ns, percent) / 1e6, goal, digits=2, more=more))
+    return rows
+
+
+def connected_row(ours_kb: int | str, sample_kb: int | str) -> Row:
+    """Memory with MQTT, beside AWS's sample agent."""
+    what, goal = "memory, connected, after a report", f"<= {CONNECTED_MB:g} MB and <= the sample agent's"
+    if isinstance(ours_kb, str) or isinstance(sample_kb, str):
+        failed = ours_kb if isinstance(ours_kb, str) else sample_kb
+        return Row(what, f"not measured: {failed}", goal)
+    text = f"{ours_kb / 1024:.1f} MB, the sample agent {sample_kb / 1024:.1f} MB (VmRSS)"
+    return Row(what, text, goal, verdict(good=ours_kb <= min(CONNECTED_MB * 1024, sample_kb)))
+
+
+def drain_row(drained: Drain | str, *, throttle: bool) -> Row:
+    """A backlog of alarms that leaves the spool."""
+    what = f"alarms drained from the spool, in order, throttle {'on' if throttle else 'off'}"
+    goal = f"at its {THROTTLE_PER_S:g}/s" if throttle else f">= {DRAIN_PER_S:g}/s"
+    if isinstance(drained, str):
+        return Row(what, f"not measured: {drained}", goal)
+    text = f"{drained.messages:,} at {drained.per_s:,.0f}/s, {'in order' if drained.in_order else 'NOT in order'}"
+    close = 0.9 * THROTTLE_PER_S <= drained.per_s <= 1.1 * THROTTLE_PER_S
+    fast = close if throttle else drained.per_s >= DRAIN_PER_S
+    return Row(what, text, goal, verdict(good=fast and drained.in_order))
 
 
 def peers(kinwatch: Result, psutil: Result, forkstat: Result) -> str:

@@ -26,18 +26,24 @@ class Between:
     port: int
     host: str = "127.0.0.1"
     """Where it listens itself."""
+    own: int = 0
+    """On which port; 0: a free one."""
     proxy: bool = False
     """It is an HTTP proxy: CONNECT says where to."""
     front: Identity | None = None
-    """It speaks TLS with the client, as this one, and notes the head of the first request."""
+    """It speaks TLS with the client, as this one, and plainly with the broker."""
+    http: bool = False
+    """What comes begins with an HTTP request, whose head is noted."""
     answer: bytes = b"HTTP/1.1 200 Connection established\r\n\r\n"
     """The proxy's."""
     heads: list[str] = field(default_factory=list, init=False)
     """Heads of HTTP requests, as they came."""
+    alpn: list[str | None] = field(default_factory=list, init=False)
+    """The protocol that the client asked for, of every TLS connection."""
 
     def __enter__(self) -> Self:
         """Listen."""
-        self._listener = socket.create_server((self.host, 0))
+        self._listener = socket.create_server((self.host, self.own))
         self._open: list[socket.socket] = []
         self._lock = threading.Lock()
         self._threads = [threading.Thread(target=self._accept, name="between")]
@@ -85,10 +91,12 @@ class Between:
             if self.front is not None:
                 context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
                 context.load_cert_chain(self.front.certificate, self.front.private_key)
+                context.set_alpn_protocols(["x-amzn-mqtt-ca", "mqtt", "http/1.1"])
                 client = stack.enter_context(context.wrap_socket(client, server_side=True))
+                self.alpn.append(client.selected_alpn_protocol())
                 with self._lock:
                     self._open.append(client)
-            if self.proxy or self.front is not None:
+            if self.proxy or self.http:
                 first = self._head(client)
             if self.proxy:
                 port = int(self.heads[-1].split()[1].rpartition(":")[2])

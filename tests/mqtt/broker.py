@@ -136,6 +136,7 @@ class Broker:
             "persistence false",
             "log_type all",
             "connection_messages true",
+            "set_tcp_nodelay true",  # else its answers wait for an acknowledgement, up to 40 ms
             "max_inflight_messages 1000",
             "max_queued_messages 100000",
             f"listener {self.port} {self.address}",

@@ -71,6 +71,8 @@ class Listener:
         self.ready = threading.Event()
         self.messages: list[tuple[str, bytes]] = []
         """Topic and payload, as they came."""
+        self.arrived_ns: list[int] = []
+        """When each message of the topic of alarms came (CLOCK_REALTIME)."""
         self.trouble: list[str] = []
 
     def __enter__(self) -> Self:
@@ -105,6 +107,8 @@ class Listener:
 
     def received(self, topic: str, payload: bytes) -> None:
         """Keep it, answer it."""
+        if topic == ALARMS:
+            self.arrived_ns.append(time.time_ns())
         if self.responder is not None:
             for answer in self.responder.answer(topic, payload, time.time()):
                 self._link.publish(*answer)

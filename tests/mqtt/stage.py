@@ -37,6 +37,8 @@ class Play:
     returncode: int
     stdout: str
     stderr: str
+    rss_kb: int
+    """Memory at its end (VmRSS); 0: it had ended already."""
 
 
 def isolated(*command: str) -> subprocess.CompletedProcess[str]:
@@ -67,7 +69,15 @@ def play(folder: Path, reports: int, *command: str) -> Play:
         returncode=seen["returncode"],
         stdout=seen["stdout"],
         stderr=seen["stderr"],
+        rss_kb=seen["rss_kb"],
     )
+
+
+def _rss_kb(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1])
+    return 0
 
 
 def _tell_end(process: subprocess.Popen[bytes], enough: threading.Event) -> None:
@@ -97,8 +107,10 @@ def _perform(folder: Path, reports: int, command: list[str]) -> None:
         try:
             threading.Thread(target=_tell_end, args=(process, enough), daemon=True).start()
             enough.wait(DEADLINE_S)
+            rss_kb = 0
             if process.poll() is None:
                 listener.wait("$aws/", lambda found: len(found) >= reports or not heard)
+                rss_kb = _rss_kb(process.pid)
                 process.terminate()
             process.wait(DEADLINE_S)
         finally:
@@ -112,6 +124,7 @@ def _perform(folder: Path, reports: int, command: list[str]) -> None:
                     for topic, payload in listener.messages
                     if topic.startswith("$aws/")
                 ],
+                "rss_kb": rss_kb,
                 "returncode": process.returncode,
                 "stdout": (folder / "stdout").read_text(errors="replace"),
                 "stderr": (folder / "stderr").read_text(errors="replace"),

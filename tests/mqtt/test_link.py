@@ -195,7 +195,7 @@ def test_a_wrong_authority_and_a_wrong_name_are_said(broker: Broker, tmp_path: P
 def test_a_certificate_that_the_broker_does_not_take_is_said(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     past = dt.datetime(2020, 1, 1, tzinfo=dt.UTC)
-    expired, revoked = authority.identity("expired", not_after=past), authority.identity("revoked")
+    expired, revoked = authority.identity("expired", not_after=past), authority.identity("withdrawn")
     with Broker(tmp_path, authority, "", more=[f"crlfile {authority.revoke(revoked)}"]) as broker:
 
         async def scenario() -> None:
@@ -227,7 +227,7 @@ def test_stop_comes_to_an_end_in_every_state(broker: Broker, tmp_path: Path, sta
         if state in {"connected", "frozen", "stopped"}:
             await ear.until(lambda: ear.ups)
         if state == "refused":  # in the midst of what the runtime takes so long for
-            await asyncio.to_thread(_wait_for_log, broker, "unknown ca")
+            await asyncio.to_thread(_wait_for_log, broker, "New connection")
         if state == "frozen":
             broker.signal(signal.SIGSTOP)
             flying = [link.publish(REPORT, b"x" * 100_000) for _ in range(50)]

@@ -311,15 +311,9 @@ class Device:
         self.said: list[str] = []
         self.dropped: list[int] = []
         self.interval_s = float(settings.pop("interval_s", INTERVAL_S))
+        settings.setdefault("alarm_topic", ALARMS)
         self.settings = Defender(
-            **{
-                "thing": THING,
-                "endpoint": "example.org",
-                "min_spacing_s": int(SPACING_S),
-                "answer_s": ANSWER_S,
-                "alarm_topic": ALARMS,
-            }
-            | settings
+            thing=THING, endpoint="example.org", min_spacing_s=int(SPACING_S), answer_s=ANSWER_S, **settings
         )
         self.spool: Spool
         self.delivery: Delivery

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monitor.detect.behaviors import expected, violated
-from monitor.detect.metrics import FIELDS, Metric, lower_bound_metrics, window_metrics
+from monitor.detect.metrics import FIELDS, Metric, lower_bound_metrics, merged, window_metrics
 from monitor.detect.snapshot import Snapshot, WatchSnapshot
 
 NOTHING: dict[str, Any] = dict.fromkeys(
@@ -127,6 +127,88 @@ def test_a_window_that_was_not_accepted_is_part_of_the_next(first: list[str], se
         population.step(what)
     assert values(window_metrics(None, population.snapshot(2))) == population.truth(2)
     assert values(refused).keys() == population.truth(2).keys()
+
+
+EVENTS = st.lists(st.sampled_from(["fork", "adopt", "exit", "exec", "root"]), max_size=30)
+
+
+@settings(deadline=None)
+@given(EVENTS, EVENTS)
+def test_a_window_that_another_life_of_the_capture_goes_on_with_says_what_one_life_would_have(
+    first: list[str], second: list[str]
+) -> None:
+    whole = Population()
+    for what in first:
+        whole.step(what)
+    refused = window_metrics(None, whole.snapshot(1))
+    # The next capture knows nothing, finds who is alive, and counts from there.
+    anew = Population()
+    for _ in whole.alive:
+        anew.step("adopt")
+    for _ in range(whole.roots):
+        anew.step("root")
+    for what in second:
+        whole.step(what)
+        anew.step(what)
+    seen = values(merged(refused, window_metrics(None, anew.snapshot(1))))
+    truth = whole.truth(2)
+    executables = seen.pop("child_exes_myapp")
+    assert isinstance(executables, tuple)
+    assert set(executables) <= {"/bin/0", "/bin/1", "/bin/2"}
+    assert len(executables) == len(set(executables))
+    del truth["child_exes_myapp"]
+    assert seen == truth
+
+
+def test_of_two_windows_counts_add_up_peaks_take_the_higher_states_the_later_and_lists_both() -> None:
+    earlier = window_metrics(
+        None,
+        snapshot(watch(roots=2, alive=3, window_peak=9, spawned=20, execs=4, exes=("/bin/a", "/bin/b"))),
+    )
+    later = window_metrics(
+        None,
+        snapshot(watch(roots=1, alive=1, window_peak=5, spawned=2, adopted=3, execs=1, exes=("/bin/b", "/bin/c"))),
+    )
+    assert values(merged(earlier, later)) == {
+        "num_child_procs_myapp": 22,  # the three that were alive are not counted twice
+        "child_procs_alive_myapp": 1,
+        "child_procs_peak_myapp": 9,
+        "child_procs_spawned_myapp": 22,
+        "child_execs_myapp": 5,
+        "child_exes_myapp": ("/bin/a", "/bin/b", "/bin/c"),
+        "roots_myapp": 1,
+        "events_lost": 0,
+    }
+
+
+def test_those_alive_before_a_reboot_are_not_missing_from_the_children_after_it() -> None:
+    earlier = window_metrics(None, snapshot(watch(alive=5, spawned=5)))
+    later = window_metrics(None, snapshot(watch(alive=0, spawned=2)))
+    # Whether the two were among the five cannot be known; never fewer than the first window had.
+    assert values(merged(earlier, later))["num_child_procs_myapp"] == 5
+
+
+def test_a_metric_of_only_one_window_stays() -> None:
+    earlier = window_metrics(None, snapshot(watch("gone", spawned=3), lost={"ring_full": 1}))
+    later = window_metrics(None, snapshot(watch("new", spawned=4), lost={"ring_full": 2}))
+    seen = values(merged(earlier, later))
+    assert (seen["num_child_procs_gone"], seen["num_child_procs_new"], seen["events_lost"]) == (3, 4, 3)
+    assert merged(earlier, []) == earlier
+    assert merged([], later) == later
+
+
+def test_watches_whose_names_look_like_metrics_are_merged_apart() -> None:
+    names = ("alive_x", "x", "roots_x", "procs_alive_x")
+    earlier = window_metrics(None, snapshot(*(watch(name, spawned=1, roots=5) for name in names)))
+    later = window_metrics(None, snapshot(*(watch(name, spawned=10, roots=7) for name in names)))
+    seen = values(merged(earlier, later))
+    assert [seen[f"child_procs_spawned_{name}"] for name in names] == [11] * 4
+    assert [seen[f"roots_{name}"] for name in names] == [7] * 4
+
+
+def test_a_metric_that_became_one_of_another_kind_is_the_later_one() -> None:
+    later = [Metric("m", "string-list", ("a",))]
+    assert merged([Metric("m", "number", 1)], later) == later
 
 
 def test_a_child_of_one_moment_is_counted_though_none_is_alive_at_either_end() -> None:

@@ -100,10 +100,9 @@ class Life(RuleBasedStateMachine):
         self.schedule.failed()
         self.flying, self.troubled = False, True
 
-    @rule(late=st.booleans())
-    def crash(self, late: bool) -> None:  # noqa: FBT001 - hypothesis gives it by name
+    @rule()
+    def crash(self) -> None:
         """The process ends and another begins; it knows what was saved."""
-        del late
         self.begin_life()
 
     def begin_life(self) -> None:

@@ -248,9 +248,7 @@ def test_spools_have_names_of_their_own(tmp_path: Path) -> None:
 def test_threads_may_put_and_end_at_once(tmp_path: Path, dropped: list[int]) -> None:
     spool = Spool(tmp_path / "spool.db", max_bytes=1 << 24, max_age_s=1e6, on_drop=dropped.append)
     putting = [
-        threading.Thread(
-            target=lambda kind=kind: [spool.put(kind, [b"%d" % number], NOW_S) for number in range(100)]
-        )
+        threading.Thread(target=lambda kind=kind: [spool.put(kind, [b"%d" % number], NOW_S) for number in range(100)])
         for kind in ("alarm", "events")
     ]
     seen: list[bytes] = []

@@ -196,7 +196,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     try:
         yield where
     finally:
-        subprocess.run(["umount", where], check=True)
+        subprocess.run(["umount", "--lazy", where], check=True)
 
 
 def fill(disk: Path) -> Path:
@@ -213,13 +213,13 @@ def fill(disk: Path) -> Path:
 
 
 def fill_spool(spool: Spool, disk: Path) -> tuple[Path, list[bytes]]:
-    """Fill the disk, and put until nothing fits into what the log had reserved either; returns what is waiting."""
-    put: list[bytes] = []
+    """Put a hundred messages, take the rest of the disk and put one more, which must not fit; returns all of them."""
+    put = [b"%04d" % number + b"x" * 1000 for number in range(101)]
+    spool.put("alarm", put[:-1], NOW_S)
+    assert not spool._memory
     ballast = fill(disk)
-    while not spool._memory:
-        put.append(b"%04d" % len(put) + b"x" * 2000)
-        spool.put("alarm", put[-1:], NOW_S)
-        fill(disk)
+    spool.put("alarm", put[-1:], NOW_S)
+    assert len(spool._memory) == 1
     return ballast, put
 
 
@@ -257,6 +257,7 @@ def test_what_has_arrived_is_not_sent_again_though_a_full_disk_cannot_forget_it(
             spool.done([entry.id for entry in entries])
             fill(disk)
         assert sent == put
+        assert spool._leaving  # else the disk was not full enough for this test
         assert spool.ready_s("alarm") is None
         ballast.unlink()
         spool.put("alarm", [b"after"], NOW_S)
