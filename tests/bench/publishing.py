@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Final
 
@@ -29,6 +30,8 @@ from tests.mqtt.rig import ALARMS, REPORTS, Kinwatch, defender
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from tests.mqtt.rig import Listener
 
 QUIET_S: Final = 0.02
 """Before each fork, as for the first event."""
@@ -54,6 +57,10 @@ def broker(folder: Path) -> Broker:
     return Broker(folder, Authority(folder), acl)
 
 
+def _came(cloud: Listener, least: int, _: object) -> bool:
+    return len(cloud.arrived_ns) >= least
+
+
 def alarm_ns(scratch: Path, samples: int) -> list[int]:
     """From before fork() to the alarm's PUBLISH in the hands of a subscriber, each after some quiet."""
     watches = -(-samples // PER_WATCH)
@@ -62,7 +69,7 @@ def alarm_ns(scratch: Path, samples: int) -> list[int]:
     more = "".join(
         f'[[watch]]\nname = "{path.name}"\nexe = "{path}"\nexpect = {{ child_processes = 0 }}\n' for path in paths
     )
-    found = []
+    found: list[int] = []
     with broker(scratch / "alarm") as running, defender(running, Responder()) as cloud:
         kinwatch = Kinwatch(scratch / "alarm" / "k", running, more=more)
         with kinwatch:
@@ -78,7 +85,7 @@ def alarm_ns(scratch: Path, samples: int) -> list[int]:
                         process.stdin.write(b"x")
                         process.stdin.flush()
                         began_ns = int(process.stdout.readline())
-                        cloud.wait(ALARMS, lambda _, least=before + 2: len(cloud.arrived_ns) >= least)
+                        cloud.wait(ALARMS, partial(_came, cloud, before + 2))
                         found.append(cloud.arrived_ns[before] - began_ns)
                     process.stdin.close()
     return found
