@@ -85,8 +85,8 @@ _REASONS: Final = {
 # What the token says, by a part of the name of the runtime's error.
 _TOKEN_KEYS: Final = {
     "_PIN_": ("defender.auth.pin_file", "the token does not take this PIN"),
-    "TOKEN_NOT_FOUND": ("defender.auth.token", "no token has this label"),
-    "KEY_NOT_FOUND": ("defender.auth.key_label", "no private key, or several, with this label"),
+    "TOKEN_NOT_FOUND": ("defender.auth.token", "no token, or more than one, has this label"),
+    "KEY_NOT_FOUND": ("defender.auth.key_label", "no private key, or more than one, has this label"),
 }
 
 

@@ -150,6 +150,7 @@ class _Walk:
     def _handshake(self, connection: socket.socket) -> str:
         method = self._settings.auth.method
         context = _context(self._settings)
+        remedy = f"is {self._settings.port} a TLS port, and nothing in the way?"
         try:
             with context.wrap_socket(connection.dup(), server_hostname=self._settings.endpoint) as wrapped:
                 if method == "mtls":
@@ -161,13 +162,12 @@ class _Walk:
             if method == "pkcs11" and "ALERT" in (error.reason or ""):
                 return "the broker is who it should be and asks for the certificate; the token has its key"
             if method == "mtls" and "ALERT" in (error.reason or ""):
-                raise _Wrong(f"the broker refuses the certificate: {error.reason}", _CERTIFICATE) from error
-            raise _Wrong(f"TLS failed: {error.reason or error}", f"is {self._settings.port} a TLS port?") from error
+                raise _Wrong(f"the broker refuses the certificate: {_said(error)}", _CERTIFICATE) from error
+            raise _Wrong(f"TLS failed: {_said(error)}", remedy) from error
         except TimeoutError as error:
-            remedy = f"is {self._settings.port} a TLS port, and nothing in the way?"
             raise _Wrong(f"TLS did not come about within {REACH_S:.0f} s", remedy) from error
         except OSError as error:
-            raise _Wrong(f"the connection broke during TLS: {_said(error)}", _CERTIFICATE) from error
+            raise _Wrong(f"the connection broke during TLS: {_said(error)}", remedy) from error
 
     # -------- in the loop --------
 
@@ -343,11 +343,17 @@ def _context(settings: Defender) -> ssl.SSLContext:
 
 
 def _refusal(wrapped: ssl.SSLSocket) -> None:
-    """With TLS 1.3 a refused certificate shows only when something is read. Raises ssl.SSLError, OSError."""
+    """With TLS 1.3 a refused certificate shows only when something is read."""
     wrapped.settimeout(REFUSAL_S)
-    with contextlib.suppress(TimeoutError):
-        if not wrapped.recv(1):
-            raise ConnectionError("the broker closed it")
+    try:
+        if wrapped.recv(1):
+            return
+        said = "it hung up"
+    except TimeoutError:
+        return
+    except OSError as error:
+        said = _said(error)
+    raise _Wrong(f"the broker refuses the certificate: {said}", _CERTIFICATE)
 
 
 def _described(wrapped: ssl.SSLSocket) -> str:
@@ -370,4 +376,6 @@ def _distrusted(error: ssl.SSLCertVerificationError, settings: Defender) -> _Wro
 
 
 def _said(error: Exception) -> str:
+    if isinstance(error, ssl.SSLError):
+        return error.reason or str(error)
     return (error.strerror if isinstance(error, OSError) else "") or str(error) or type(error).__name__

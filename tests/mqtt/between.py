@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.mqtt.broker import Identity
 
 _HEAD_END = b"\r\n\r\n"
@@ -32,6 +34,8 @@ class Between:
     """It is an HTTP proxy: CONNECT says where to."""
     front: Identity | None = None
     """It speaks TLS with the client, as this one, and plainly with the broker."""
+    asks: Path | None = None
+    """The authority of the certificate that it wants to see of the client; the AWS runtime shows it only when asked."""
     http: bool = False
     """What comes begins with an HTTP request, whose head is noted."""
     answer: bytes = b"HTTP/1.1 200 Connection established\r\n\r\n"
@@ -91,6 +95,9 @@ class Between:
             if self.front is not None:
                 context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
                 context.load_cert_chain(self.front.certificate, self.front.private_key)
+                if self.asks is not None:
+                    context.load_verify_locations(self.asks)
+                    context.verify_mode = ssl.CERT_REQUIRED
                 context.set_alpn_protocols(["x-amzn-mqtt-ca", "mqtt", "http/1.1"])
                 client = stack.enter_context(context.wrap_socket(client, server_side=True))
                 self.alpn.append(client.selected_alpn_protocol())
@@ -102,6 +109,7 @@ class Between:
                 port = int(self.heads[-1].split()[1].rpartition(":")[2])
                 client.sendall(self.answer)
                 if b" 200 " not in self.answer:
+                    client.recv(1)  # until the client has had enough
                     return
                 first = b""
             broker = stack.enter_context(socket.create_connection(("127.0.0.1", port)))

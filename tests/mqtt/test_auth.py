@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 CLIENT = f"{THING}-kinwatch"
+HSM = "hsm"
+QUERY_KEY = "the key"
 LIBRARY = "/usr/lib/softhsm/libsofthsm2.so"
 REGION = "eu-west-1"
 PUBLISH_ONCE = """
@@ -106,14 +108,14 @@ class Token:
             f"directories.tokendir = {folder / 'tokens'}\nobjectstore.backend = file\n"
         )
         self.environment = os.environ | {"SOFTHSM2_CONF": str(folder / "softhsm2.conf")}
-        self._run("softhsm2-util", "--init-token", "--free", "--label", "token", "--pin", "1234", "--so-pin", "5678")
+        self._run("softhsm2-util", "--init-token", "--free", "--label", HSM, "--pin", "1234", "--so-pin", "5678")
 
     def keep(self, key: Path, label: str) -> None:
         """Move a private key into the token."""
         form = self.folder / "pkcs8"
         self._run("openssl", "pkcs8", "-topk8", "-nocrypt", "-in", str(key), "-out", str(form))
         label_and_id = ("--label", label, "--id", label.encode().hex())
-        self._run("softhsm2-util", "--import", str(form), "--token", "token", *label_and_id, "--pin", "1234")
+        self._run("softhsm2-util", "--import", str(form), "--token", HSM, *label_and_id, "--pin", "1234")
         form.unlink()
         key.unlink()
 
@@ -147,17 +149,17 @@ def test_a_key_in_a_token_never_leaves_it_and_publishes(
 ) -> None:
     identity = broker.authority.identity(CLIENT, key_type=kind)
     token.keep(identity.private_key, "key")
-    auth = Auth(method="pkcs11", library=LIBRARY, token="token", key_label="key", pin_file=secret(tmp_path, "1234"))
+    auth = Auth(method="pkcs11", library=LIBRARY, token=HSM, key_label="key", pin_file=secret(tmp_path, "1234"))
     assert token.publish(connection(broker, private_key="", auth=auth)) == ""
     assert f"Received PUBLISH from {CLIENT}" in broker.log()
 
 
-def test_a_token_with_one_key_needs_no_labels_and_what_does_not_fit_is_named_by_its_key(
+def test_a_token_with_one_key_needs_no_label_of_it_and_what_does_not_fit_is_named_by_its_key(
     broker: Broker, tmp_path: Path, token: Token
 ) -> None:
     identity = broker.authority.identity(CLIENT)
     token.keep(identity.private_key, "key")
-    auth = Auth(method="pkcs11", library=LIBRARY, pin_file=secret(tmp_path, "1234"))
+    auth = Auth(method="pkcs11", library=LIBRARY, token=HSM, pin_file=secret(tmp_path, "1234"))
     settings = connection(broker, private_key="", auth=auth)
     assert token.publish(settings) == ""
     for changes, key in (
@@ -216,7 +218,7 @@ def test_what_a_custom_authorizer_wants_comes_with_connect(tmp_path: Path) -> No
         authorizer="my=authorizer",
         username="me",
         password_file=secret(tmp_path, "open sesame"),
-        token_key="the key",
+        token_key=QUERY_KEY,
         token_file=secret(tmp_path, "a&b"),
         signature_file=secret(tmp_path, "c2ln+bmVk"),
     )
@@ -285,7 +287,8 @@ def test_port_443_tells_the_service_which_protocol_comes(anybody: Open, method: 
     client = anybody.authority.identity(CLIENT)
     files = {"certificate": str(client.certificate), "private_key": str(client.private_key)} if method == "mtls" else {}
     auth = Auth(method=method, region=REGION if websocket else "")  # type: ignore[arg-type]
-    with Between(behind, host=address, own=443, front=server, http=websocket) as front:
+    asks = anybody.authority.root_ca if method == "mtls" else None
+    with Between(behind, host=address, own=443, front=server, asks=asks, http=websocket) as front:
         run(publish(anybody.connection(endpoint=address, port=443, auth=auth, **files)))
         assert front.alpn == [alpn]
     assert anybody.heard() == 1

@@ -67,8 +67,9 @@ struct overlap; /* swap.c */
 struct ring {
 	unsigned long *consumer;       /* mapped: hooks may use the room before it */
 	const unsigned long *producer; /* mapped */
-	const uint8_t *data;	       /* mapped, twice in a row */
+	const uint8_t *data;	       /* mapped, its beginning a second time behind its end */
 	unsigned long bytes;
+	unsigned long mapped;	/* bytes of the producer's page, the data, and its beginning again */
 	unsigned long position; /* of the next record to read */
 	unsigned long produced; /* the producer's, when it was last looked at */
 };

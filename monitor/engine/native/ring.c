@@ -4,10 +4,11 @@
  * back when told. Knows nothing of what a record says.
  *
  * The kernel's ring is three mappings of one map: a page with the consumer's position (ours to write), a page with the
- * producer's, and the data twice in a row, so that no record is cut at the end. Positions only grow and wrap with their
- * type; a record is a header of 8 bytes (length and two flags, a page offset) and its bytes, rounded up to 8. What lies
- * between the two positions is never overwritten, so a record can be read as often as is wanted until its room is given
- * back (kernel Documentation/bpf/ringbuf.rst).
+ * producer's, and the data twice in a row, so that no record is cut at the end. Of the second time only as much is
+ * mapped as the longest record needs, because the kernel maps every page at once. Positions only grow and wrap with
+ * their type; a record is a header of 8 bytes (length and two flags, a page offset) and its bytes, rounded up to 8.
+ * What lies between the two positions is never overwritten, so a record can be read as often as is wanted until its
+ * room is given back (kernel Documentation/bpf/ringbuf.rst).
  */
 #include <errno.h>
 #include <linux/bpf.h>
@@ -17,6 +18,11 @@
 #include <bpf/bpf.h>
 
 #include "loader_parts.h"
+
+/* A multiple of every page size; an image with all its text takes a third of it. */
+enum { LONGEST_RECORD = 65536 };
+_Static_assert(sizeof(struct kw_image) + 3 * KW_PATH_BYTES + KW_ARGV_BYTES < LONGEST_RECORD,
+	       "a record must not be cut");
 
 static size_t page_bytes(void)
 {
@@ -35,11 +41,12 @@ int ring_open(struct ring *ring, int map_fd)
 	if (bpf_obj_get_info_by_fd(map_fd, &info, &size))
 		return -errno;
 	ring->bytes = info.max_entries;
+	ring->mapped = page + ring->bytes + (ring->bytes < LONGEST_RECORD ? ring->bytes : LONGEST_RECORD);
 	pages = mmap(NULL, page, PROT_READ | PROT_WRITE, MAP_SHARED, map_fd, 0);
 	if (pages == MAP_FAILED)
 		return -errno;
 	ring->consumer = pages;
-	pages = mmap(NULL, page + 2 * ring->bytes, PROT_READ, MAP_SHARED, map_fd, page);
+	pages = mmap(NULL, ring->mapped, PROT_READ, MAP_SHARED, map_fd, page);
 	if (pages == MAP_FAILED)
 		return -errno;
 	ring->producer = pages;
@@ -56,7 +63,7 @@ void ring_close(struct ring *ring)
 	if (ring->consumer)
 		munmap(ring->consumer, page);
 	if (ring->producer)
-		munmap((void *)ring->producer, page + 2 * ring->bytes);
+		munmap((void *)ring->producer, ring->mapped);
 	*ring = (struct ring){0};
 }
 
