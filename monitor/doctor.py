@@ -25,6 +25,7 @@ from monitor.defender.trial import trial
 from monitor.detect.behaviors import expected
 from monitor.detect.metrics import FIELDS
 from monitor.errors import CaptureUnavailable
+from monitor.sinks.text import safe
 
 if TYPE_CHECKING:
     from monitor.config import Config
@@ -118,4 +119,5 @@ def _lines(found: dict[str, Any]) -> list[str]:
 
 def _step(step: Step) -> list[str]:
     word = "-" if step.ok is None else "ok" if step.ok else "FAIL"
-    return [f"  {word:5} {step.name:10} {step.detail}"] + ([f"  {'':16} {step.remedy}"] if step.remedy else [])
+    lines = [f"  {word:5} {step.name:10} {step.detail}"] + ([f"  {'':16} {step.remedy}"] if step.remedy else [])
+    return [safe(line) for line in lines]  # brokers and proxies have a say in it

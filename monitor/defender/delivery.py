@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import random
 import threading
 import time
@@ -288,7 +289,8 @@ class Delivery:
         """The next messages: ids of the spool, payload."""
         now_s = time.time()
         if channel.kind == "alarm":
-            entries = self._spool.waiting("alarm", now_s, PIPELINE)
+            # At the end nothing is held back for company.
+            entries = self._spool.waiting("alarm", math.inf if self._finishing else now_s, PIPELINE)
             return [([entry.id], self._alarms.message(entry)) for entry in entries]
         settings = self._settings
         entries = self._spool.waiting("events", now_s, MOST_EVENT_CHUNKS, settings.events_bytes)

@@ -22,6 +22,7 @@ from awsiot import mqtt5_client_builder as builder
 
 from monitor.defender.link import Refused, Unreachable
 from monitor.defender.nodelay import send_at_once
+from monitor.defender.reasons import ERROR, reason, why, words
 from monitor.errors import ConfigInvalid
 from monitor.publishing import client_id_of, region_of
 from monitor.schema import Auth, Defender, Proxy
@@ -37,51 +38,8 @@ PING_S: Final = 30
 """Longest wait for the answer to a ping; never longer than the time between two of them."""
 SESSION_S: Final = 3600
 """How long the broker keeps the session of a connection that broke; AWS IoT's default."""
-_ERROR: Final = 128
 _TOPIC_INVALID: Final = 144
 _TOO_LARGE: Final = 149
-_WORDS: Final = {
-    "AWS_IO_TLS_ERROR_NEGOTIATION_FAILURE": "TLS failed; is root_ca the broker's, and endpoint its name?",
-    "AWS_IO_TLS_NEGOTIATION_TIMEOUT": "TLS did not come about in time; is it a TLS port?",
-    "AWS_IO_TLS_ERROR_READ_FAILURE": "the broker ended TLS; does it know this certificate, and is it active?",
-    "AWS_IO_TLS_ERROR_ALERT_RECEIVED": "the broker ended TLS; does it know this certificate, and is it active?",
-    "AWS_IO_SOCKET_CONNECTION_REFUSED": "nobody listens on that port",
-    "AWS_IO_SOCKET_TIMEOUT": "no connection came about in time; is there a firewall?",
-    "AWS_IO_SOCKET_NO_ROUTE_TO_HOST": "there is no way to that address; is the network up?",
-    "AWS_IO_SOCKET_NETWORK_DOWN": "the network is down",
-    "AWS_IO_SOCKET_CLOSED": "the connection was closed",
-    "AWS_IO_DNS_QUERY_FAILED": "the name of the endpoint is not known",
-    "AWS_IO_DNS_QUERY_AGAIN": "no name server answers",
-    "AWS_IO_DNS_INVALID_NAME": "the name of the endpoint is not known",
-    "AWS_IO_DNS_NO_ADDRESS_FOR_HOST": "the name of the endpoint has no address",
-    "AWS_ERROR_HTTP_PROXY_CONNECT_FAILED": "the proxy does not let us through",
-    "AWS_ERROR_HTTP_WEBSOCKET_UPGRADE_FAILURE": "the WebSocket was refused; are AWS credentials and clock right?",
-    "AWS_ERROR_MQTT5_CONNACK_TIMEOUT": "the broker does not answer to CONNECT",
-    "AWS_ERROR_MQTT_UNEXPECTED_HANGUP": "the broker hung up; did it end, or does another client use this client id?",
-    "AWS_ERROR_MQTT_TIMEOUT": "no acknowledgement came in time",
-    "AWS_ERROR_MQTT5_PING_RESPONSE_TIMEOUT": "the broker is silent",
-    "AWS_ERROR_MQTT5_OPERATION_FAILED_DUE_TO_OFFLINE_QUEUE_POLICY": "the connection broke before the acknowledgement",
-    "AWS_ERROR_MQTT5_USER_REQUESTED_STOP": "the link was stopped before the acknowledgement",
-}
-_REASONS: Final = {
-    128: "the broker does not say why",
-    133: "client id invalid",
-    134: "bad user name or password",
-    135: "not authorized; does the policy allow it?",
-    136: "the broker is unavailable",
-    137: "the broker is busy",
-    139: "the broker is shutting down",
-    140: "bad authentication method",
-    141: "it heard nothing for longer than the keep-alive",
-    142: "another client took over this client id",
-    143: "topic filter invalid",
-    144: "topic name invalid",
-    147: "too many messages without acknowledgement",
-    149: "packet too large",
-    150: "too many messages",
-    151: "quota exceeded",
-    153: "payload format invalid",
-}
 # What the token says, by a part of the name of the runtime's error.
 _TOKEN_KEYS: Final = {
     "_PIN_": ("defender.auth.pin_file", "the token does not take this PIN"),
@@ -171,7 +129,7 @@ class MqttLink:
 
         def judge(result: Any) -> Refused | None:  # noqa: ANN401 - untyped
             code = 0 if result.puback is None else int(result.puback.reason_code or 0)
-            return _refusal(f"publish to {topic}", code, result.puback) if code >= _ERROR else None
+            return _refusal(f"publish to {topic}", code, result.puback) if code >= ERROR else None
 
         return self._issue(f"publish to {topic}", lambda client: client.publish(packet), judge)
 
@@ -182,7 +140,7 @@ class MqttLink:
 
         def judge(suback: Any) -> Refused | None:  # noqa: ANN401
             for name, code in zip(filters, suback.reason_codes, strict=False):
-                if int(code) >= _ERROR:
+                if int(code) >= ERROR:
                     return _refusal(f"subscribe to {name}", int(code), suback)
             return None
 
@@ -214,7 +172,7 @@ class MqttLink:
         try:
             future = issue(self._client)
         except Exception as error:  # noqa: BLE001 - the runtime refuses to send what the broker could not take
-            done.set_exception(Refused(f"{what} is impossible: {_words(error)}", _TOPIC_INVALID))
+            done.set_exception(Refused(f"{what} is impossible: {words(error)}", _TOPIC_INVALID))
             return done
         self._waiting.add(done)
         future.add_done_callback(lambda future: self._hand(self._acknowledged, what, done, future, judge))
@@ -238,10 +196,10 @@ class MqttLink:
         self._hand(self._connected, bool(data.negotiated_settings.rejoined_session))
 
     def _on_failure(self, data: Any) -> None:  # noqa: ANN401
-        self._hand(self._disconnected, _why(data.exception, data.connack_packet))
+        self._hand(self._disconnected, why(data.exception, data.connack_packet))
 
     def _on_disconnection(self, data: Any) -> None:  # noqa: ANN401
-        self._hand(self._disconnected, _why(data.exception, data.disconnect_packet))
+        self._hand(self._disconnected, why(data.exception, data.disconnect_packet))
 
     # -------- in the loop --------
 
@@ -264,10 +222,10 @@ class MqttLink:
         error = future.exception()
         if error is None:
             self._settle(done, judge(future.result()))
-        elif getattr(error, "name", "") == "AWS_ERROR_MQTT5_PACKET_VALIDATION":
+        elif getattr(error, "name", "") == "AWSERROR_MQTT5_PACKET_VALIDATION":
             self._settle(done, Refused(f"{what} is impossible: the packet is larger than the broker takes", _TOO_LARGE))
         else:
-            self._settle(done, Unreachable(f"{what}: {_words(error)}"))
+            self._settle(done, Unreachable(f"{what}: {words(error)}"))
 
     def _settle(self, done: asyncio.Future[None], error: Exception | None) -> None:
         self._waiting.discard(done)
@@ -302,24 +260,7 @@ class MqttLink:
 
 
 def _refusal(what: str, code: int, packet: Any) -> Refused:  # noqa: ANN401
-    return Refused(f"{what} was refused with {_reason(code, packet)}", code)
-
-
-def _reason(code: int, packet: Any) -> str:  # noqa: ANN401
-    said = f" ({packet.reason_string})" if getattr(packet, "reason_string", None) else ""
-    return f"{code}: {_REASONS.get(code, 'see the MQTT 5 reason codes')}{said}"
-
-
-def _why(error: Any, packet: Any) -> str:  # noqa: ANN401
-    code = 0 if packet is None else int(packet.reason_code or 0)
-    if code >= _ERROR:
-        return f"refused with {_reason(code, packet)}"
-    return _words(error)
-
-
-def _words(error: Any) -> str:  # noqa: ANN401
-    name = getattr(error, "name", "") or str(error)
-    return f"{_WORDS[name]} ({name})" if name in _WORDS else name
+    return Refused(f"{what} was refused with {reason(code, packet)}", code)
 
 
 def _impossible(connection: Connection, error: Exception) -> ConfigInvalid:

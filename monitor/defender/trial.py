@@ -6,7 +6,6 @@ Owns the steps and their words. Refuses to disturb: a client id of its own, no a
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 import ssl
 import time

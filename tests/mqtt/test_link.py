@@ -14,9 +14,11 @@ import textwrap
 import time
 from typing import TYPE_CHECKING
 
+import _awscrt
 import msgspec
 import pytest
 
+from monitor.defender import reasons
 from monitor.defender.link import Refused, Unreachable
 from monitor.defender.publish import MqttLink
 from monitor.errors import ConfigInvalid
@@ -339,3 +341,8 @@ def test_a_listener_that_fails_harms_nobody_else(broker: Broker) -> None:
         assert complaints == ["a bug"]
 
     run(scenario())
+
+
+def test_every_error_that_has_words_is_one_of_the_runtime() -> None:
+    known = {_awscrt.get_error_name(code) for code in range(1 << 15)}
+    assert reasons._WORDS.keys() <= known

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
+from monitor.defender.alarms import BURST
 from monitor.defender.delivery import LAST_S
 from tests.unit.service import (
     ALARM,
@@ -159,6 +160,19 @@ def test_in_good_order_the_end_sends_everything_and_a_last_report(
         assert values(service) == [1]
         assert events(service) == [b"the last line\n"]
         assert [spawned(report) for report in service.reports()] == [4]
+
+    clock.run(story())
+
+
+def test_the_last_word_of_a_storm_is_not_held_back_at_the_end(clock: Clock, service: Service, device: Device) -> None:
+    async def story() -> None:
+        await device.begin()
+        for number in range(BURST + 50):
+            device.delivery.alarm(ALARM % number)
+        device.delivery.alarm(CLEAR % -1)
+        await device.finish(FINISH_S)
+        assert service.alarms()[-1]["value"] == -1
+        assert sum(1 + alarm.get("merged", 0) for alarm in service.alarms()) == BURST + 51
 
     clock.run(story())
 
