@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from monitor.config import Config, Watch
-    from monitor.defender.link import Link
     from monitor.publication import Publication
 
 PUBLISHER: Final = 0
@@ -343,43 +342,31 @@ class Agent:
     def _open_publication(self) -> None:
         if self._config.defender is None:
             return
-        from monitor.publication import Publication  # noqa: PLC0415 - the AWS library costs 7 MB
+        from monitor.publication import Audience, Publication  # noqa: PLC0415 - the AWS library costs 7 MB
 
         def window(store: Store) -> Window:
             return Window(
                 self._capture, self._engine, PUBLISHER, self._read_device, store=store, generation=self._generation()
             )
 
-        dry = self._dry_link() if self._options.dry else None
-        around = self._attended if self._options.attended and dry is None else None
         self._publication = Publication(
-            self._config, window, say=say, on_drop=self._spool_dropped, link=dry, around=around
+            self._config,
+            window,
+            say=say,
+            on_drop=self._spool_dropped,
+            audience=Audience(self._stdout.write, self._first_connection_failed, self._stop_soon)
+            if self._options.attended
+            else None,
+            dry=self._options.dry,
         )
-        if dry is not None:  # somebody waits for it
-            self._publication.delivery.reporter.want()
 
-    def _dry_link(self) -> Link:
-        from monitor.defender.attended import dry_link  # noqa: PLC0415 - the local Device Defender
-
-        return dry_link(self._stdout.write, say, self._end)
-
-    def _end(self) -> None:
+    def _stop_soon(self) -> None:
         self._stop.set()
 
-    def _attended(self, link: Link) -> Link:
-        from monitor.defender.attended import AttendedLink  # noqa: PLC0415 - as above
-
-        settings = self._config.defender
-        if settings is None:
-            raise ValueError("nothing is to be published")
-
-        def failed(why: str) -> None:
-            say(f"cannot connect to {settings.endpoint}:{settings.port}: {why}")
-            self._exit_code = UNDELIVERED
-            self._unreachable = True
-            self._stop.set()
-
-        return AttendedLink(link, settings.thing, say, failed)
+    def _first_connection_failed(self) -> None:
+        self._exit_code = UNDELIVERED
+        self._unreachable = True
+        self._stop.set()
 
     def _spool_dropped(self, count: int) -> None:
         """Say so in the log; the next batch carries it, for this may be called in the middle of one."""

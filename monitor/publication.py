@@ -6,7 +6,7 @@ Owns which of them there are and their end. Refuses to know what flows through t
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from monitor.defender.delivery import Delivery
 from monitor.defender.spool import Spool
@@ -16,10 +16,22 @@ if TYPE_CHECKING:
 
     from monitor.config import Config
     from monitor.defender.link import Link
+    from monitor.schema import Defender
     from monitor.window import Store, Window
 
 SPOOL: str = "spool.db"
 _WINDOW: str = "window"
+
+
+class Audience(NamedTuple):
+    """Somebody sits in front of the run."""
+
+    show: Callable[[bytes], int]
+    """Takes reports that are not sent, as a StreamSink's write."""
+    no_connection: Callable[[], None]
+    """The first attempt failed; it was said."""
+    gone: Callable[[], None]
+    """Nobody reads any more."""
 
 
 class Publication:
@@ -32,28 +44,23 @@ class Publication:
         *,
         say: Callable[[str], None],
         on_drop: Callable[[int], None],
-        link: Link | None = None,
-        around: Callable[[Link], Link] | None = None,
+        audience: Audience | None = None,
+        dry: bool = False,
     ) -> None:
-        """`link`: None connects as configured. `around`: what stands between it and the delivery.
+        """`dry`: show to the audience, send nothing and keep nothing.
 
         Raises ConfigInvalid, AlreadyRunning: somebody publishes from there.
         """
         if config.defender is None:
             raise ValueError("nothing is to be published")
-        # A link that somebody lends is one that sends nothing: what it takes must not be missing later.
-        path = Path(config.daemon.state_dir, SPOOL) if link is None else None
+        path = None if dry else Path(config.daemon.state_dir, SPOOL)
         self._spool = Spool(
             path, max_bytes=config.spool.max_bytes, max_age_s=config.spool.max_age_s, on_drop=on_drop, say=say
         )
         try:
-            if link is None:
-                from monitor.defender.publish import MqttLink, connection_of  # noqa: PLC0415 - 7 MB, if anybody publishes
-
-                link = MqttLink(connection_of(config.defender))
             self.delivery = Delivery(
                 config.defender,
-                link if around is None else around(link),
+                _link(config.defender, audience, say, dry=dry),
                 self._spool,
                 window(_State(self._spool)),
                 say,
@@ -63,6 +70,8 @@ class Publication:
         except BaseException:
             self._spool.close()
             raise
+        if dry:  # somebody waits for it
+            self.delivery.reporter.want()
 
     def close(self) -> None:
         """Close the spool; what has not arrived waits in it for the next start."""
@@ -80,3 +89,24 @@ class _State:
 
     def save(self, state: bytes) -> None:
         self._spool.save(_WINDOW, state)
+
+
+def _link(settings: Defender, audience: Audience | None, say: Callable[[str], None], *, dry: bool) -> Link:
+    if audience is not None:
+        from monitor.defender import attended  # noqa: PLC0415 - the local Device Defender, for the few who look
+
+        if dry:
+            return attended.dry_link(audience.show, say, audience.gone)
+
+        def failed(why: str) -> None:
+            say(f"cannot connect to {settings.endpoint}:{settings.port}: {why}")
+            audience.no_connection()
+
+        return attended.AttendedLink(_mqtt(settings), settings.thing, say, failed)
+    return _mqtt(settings)
+
+
+def _mqtt(settings: Defender) -> Link:
+    from monitor.defender.publish import MqttLink, connection_of  # noqa: PLC0415 - 7 MB, where somebody publishes
+
+    return MqttLink(connection_of(settings))

@@ -222,7 +222,7 @@ class MqttLink:
         error = future.exception()
         if error is None:
             self._settle(done, judge(future.result()))
-        elif getattr(error, "name", "") == "AWSERROR_MQTT5_PACKET_VALIDATION":
+        elif getattr(error, "name", "") == "AWS_ERROR_MQTT5_PACKET_VALIDATION":
             self._settle(done, Refused(f"{what} is impossible: the packet is larger than the broker takes", _TOO_LARGE))
         else:
             self._settle(done, Unreachable(f"{what}: {words(error)}"))

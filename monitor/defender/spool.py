@@ -5,13 +5,12 @@ message, who sends it and the clock: moments are told, seconds since the epoch.
 
 What survives. A put is in the file's log when it returns: a kill -9 loses nothing. Against a power cut `sync` writes
 the log to the disk; whoever puts an alarm sends it first and syncs right afterwards, so that no alarm waits for a disk.
-A `save` and a `done` are on the disk when they return.
+A `save` is on the disk when it returns. A `done` is not: after a power cut a message may be sent again.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import secrets
 import sqlite3
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 
-from monitor.errors import AlreadyRunning, ConfigInvalid
+from monitor.defender import spoolfile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -37,19 +36,6 @@ MEMORY_BYTES: Final = 16 << 20
 """Most bytes of them."""
 _MEMORY_GAP: Final = 1 << 32
 """Ids of messages in memory begin this far above the file's, and a random bit more: no later life gives them again."""
-_FORMAT: Final = 1
-_BUSY_S: Final = 10.0
-_TABLES: Final = """
-create table queue (
-    id integer primary key autoincrement, kind text not null, created_s real not null, ready_s real not null,
-    lines integer not null, merged integer not null, payload blob not null
-);
-create index queue_kind on queue (kind, id);
-create table state (name text primary key, value blob not null) without rowid;
-create table dropped (kind text primary key, lines integer not null) without rowid;
-"""
-
-
 _INSERT: Final = "insert into queue values (?, ?, ?, ?, ?, ?, ?)"
 _OLD: Final = "select id from queue where created_s between ? and ?"
 _COUNT_DROPPED: Final = (
@@ -127,8 +113,9 @@ class Spool:
         self._max_bytes, self._max_age_s = max_bytes, max_age_s
         self._on_drop, self._say = on_drop, say
         self._lock = threading.RLock()
+        self._disk = threading.Lock()  # held while somebody waits for the disk; nobody takes the other one then
         self._file = path
-        self._locked = _lock(path) if path is not None else -1
+        self._locked = spoolfile.lock(path) if path is not None else -1
         self._memory: dict[int, _Held] = {}
         self._memory_bytes = 0
         self._uncounted: dict[str, int] = {}  # dropped, and not in the file's count yet
@@ -136,19 +123,15 @@ class Spool:
         self._given: set[int] = set()  # to a sender, who may have sent them
         self._troubled = False
         try:
-            # Two connections, because how long a commit waits for the disk is a property of one.
-            self._fast = _open(path)
-            self._safe = self._fast if path is None else _connect(path)
-            if path is not None:
-                self._fast.execute("pragma synchronous = normal")
-                self._safe.execute("pragma synchronous = full")
+            self._rows = spoolfile.opened(path)
+            self._syncing = None if path is None else spoolfile.connect(path)
         except BaseException:
             self._unlock()
             raise
-        (self._bytes,) = self._fast.execute(
+        (self._bytes,) = self._rows.execute(
             f"select coalesce(sum(length(payload) + {ROW_BYTES}), 0) from queue"  # noqa: S608 - a number of ours
         ).fetchone()
-        (self._last_id,) = self._fast.execute(
+        (self._last_id,) = self._rows.execute(
             "select coalesce(max(seq), 0) from sqlite_sequence where name = 'queue'"
         ).fetchone()
         name = self.load("name")
@@ -198,11 +181,11 @@ class Spool:
 
     def _merge_in_file(self, entry_id: int, payload: bytes, lines: int) -> int | None:
         """By how many bytes it grew; None: it is not there."""
-        with _transaction(self._fast):
-            old = self._fast.execute("select length(payload) from queue where id = ?", (entry_id,)).fetchone()
+        with spoolfile.transaction(self._rows):
+            old = self._rows.execute("select length(payload) from queue where id = ?", (entry_id,)).fetchone()
             if old is None:
                 return None
-            self._fast.execute(
+            self._rows.execute(
                 "update queue set merged = merged + ?, payload = ? where id = ?", (lines, payload, entry_id)
             )
         return len(payload) - int(old[0])
@@ -222,7 +205,7 @@ class Spool:
 
     def _all_waiting(self, kind: Kind, now_s: float) -> Iterator[Entry]:
         """In the file, then in memory; a file that cannot be read has none."""
-        with contextlib.closing(self._fast.cursor()) as rows:
+        with contextlib.closing(self._rows.cursor()) as rows:
             try:
                 rows.execute(
                     "select id, lines, merged, created_s, payload from queue"
@@ -242,10 +225,10 @@ class Spool:
         """When the next message may be sent; None: there is none."""
         with self._lock:
             if self._leaving:
-                rows = self._fast.execute("select id, ready_s from queue where kind = ?", (kind,))
+                rows = self._rows.execute("select id, ready_s from queue where kind = ?", (kind,))
                 moments = [ready_s for number, ready_s in rows if number not in self._leaving]
             else:
-                rows = self._fast.execute("select min(ready_s) from queue where kind = ?", (kind,))
+                rows = self._rows.execute("select min(ready_s) from queue where kind = ?", (kind,))
                 moments = [ready_s for (ready_s,) in rows if ready_s is not None]
             moments += [held.ready_s for held in self._memory.values() if held.kind == kind]
         return min(moments, default=None)
@@ -267,7 +250,7 @@ class Spool:
         with self._lock:
             ids = [number for number, held in self._memory.items() if old[0] <= held.entry.created_s <= old[1]]
             try:
-                ids += [number for (number,) in self._fast.execute(_OLD, old).fetchall()]
+                ids += [number for (number,) in self._rows.execute(_OLD, old).fetchall()]
             except sqlite3.Error as error:
                 self._complain(error)
             return self._remove(ids, dropped=True)
@@ -275,9 +258,9 @@ class Spool:
     def sizes(self) -> Sizes:
         """How full it is now."""
         with self._lock:
-            rows = dict(self._fast.execute("select kind, count(*) from queue group by kind"))
-            (oldest_s,) = self._fast.execute("select min(created_s) from queue").fetchone()
-            dropped = dict(self._fast.execute("select kind, lines from dropped"))
+            rows = dict(self._rows.execute("select kind, count(*) from queue group by kind"))
+            (oldest_s,) = self._rows.execute("select min(created_s) from queue").fetchone()
+            dropped = dict(self._rows.execute("select kind, lines from dropped"))
             for kind, lines in self._uncounted.items():
                 dropped[kind] = dropped.get(kind, 0) + lines
             for held in self._memory.values():
@@ -296,41 +279,45 @@ class Spool:
     def load(self, name: str) -> bytes | None:
         """The value of that name; None: there is none."""
         with self._lock:
-            row = self._fast.execute("select value from state where name = ?", (name,)).fetchone()
+            row = self._rows.execute("select value from state where name = ?", (name,)).fetchone()
         return None if row is None else bytes(row[0])
 
     def save(self, name: str, value: bytes) -> None:
         """Keep a value; it is on the disk when this returns. OSError: it is not."""
         with self._lock:
             try:
-                with _transaction(self._safe):
-                    self._safe.execute(
+                with spoolfile.transaction(self._rows):
+                    self._rows.execute(
                         "insert into state values (?, ?) on conflict (name) do update set value = excluded.value",
                         (name, value),
                     )
             except sqlite3.Error as error:
                 self._complain(error)
                 raise OSError(f"spool: {error}") from error
+        self._sync()
 
     # -------- the file --------
 
     def sync(self) -> None:
-        """Write everything put so far to the disk."""
-        if self._file is not None:
-            with contextlib.suppress(OSError):
-                fd = os.open(f"{self._file}-wal", os.O_RDONLY | os.O_CLOEXEC)
-                try:
-                    os.fdatasync(fd)
-                finally:
-                    os.close(fd)
+        """Write everything put so far to the disk. Nobody waits for it but the caller."""
+        try:
+            self._sync()
+        except OSError as error:
+            self._complain(error)
+
+    def _sync(self) -> None:
+        if self._file is not None and self._syncing is not None:
+            with self._disk:
+                spoolfile.sync(self._file, self._syncing)
 
     def close(self) -> None:
         """Close it. What is only in memory, because the file took nothing, gets a last chance and is dropped then."""
         with self._lock:
             self._flush_memory()
             self._tell_dropped(sum(self._forget(number) for number in list(self._memory)))
-            self._fast.close()
-            self._safe.close()
+            self._rows.close()
+            if self._syncing is not None:
+                self._syncing.close()
             self._unlock()
 
     def _unlock(self) -> None:
@@ -341,9 +328,9 @@ class Spool:
     def _append(self, held: Sequence[_Held]) -> bool:
         """Write messages into the file; False: it took none of them."""
         try:
-            with _transaction(self._fast):
-                self._fast.executemany(_INSERT, [one.row for one in held])
-                self._fast.executemany(_COUNT_DROPPED, list(self._uncounted.items()))
+            with spoolfile.transaction(self._rows):
+                self._rows.executemany(_INSERT, [one.row for one in held])
+                self._rows.executemany(_COUNT_DROPPED, list(self._uncounted.items()))
         except sqlite3.Error as error:
             self._complain(error)
             return False
@@ -395,7 +382,7 @@ class Spool:
         if spare <= 0:
             return
         ids: list[int] = []
-        rows = self._fast.execute("select id, length(payload) from queue order by kind = 'alarm', id")
+        rows = self._rows.execute("select id, length(payload) from queue order by kind = 'alarm', id")
         for number, size in rows:
             if spare <= 0:
                 break
@@ -446,12 +433,11 @@ class Spool:
         return lost
 
     def _delete(self, marks: Sequence[tuple[int]], *, dropped: bool) -> int:
-        """Returns how many lines they stood for. Only what has arrived must be gone for good at once."""
-        connection = self._fast if dropped else self._safe
+        """Returns how many lines they stood for."""
         lines = size = 0
-        with _transaction(connection):
+        with spoolfile.transaction(self._rows):
             for mark in marks:
-                row = connection.execute(
+                row = self._rows.execute(
                     "delete from queue where id = ? returning kind, lines + merged, length(payload)", mark
                 ).fetchone()
                 if row is None:
@@ -460,7 +446,7 @@ class Spool:
                 lines += of_lines
                 size += length + ROW_BYTES
                 if dropped:
-                    connection.execute(_COUNT_DROPPED, (kind, of_lines))
+                    self._rows.execute(_COUNT_DROPPED, (kind, of_lines))
         self._bytes -= size
         return lines
 
@@ -474,84 +460,3 @@ class Spool:
         if not self._troubled and self._say is not None:
             self._say(f"spool: {error}; new messages are kept in memory until it takes them again")
         self._troubled = True
-
-
-def _connect(path: Path | str) -> sqlite3.Connection:
-    return sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
-
-
-@contextlib.contextmanager
-def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    connection.execute("begin immediate")
-    try:
-        yield
-        connection.execute("commit")
-    except BaseException:
-        if connection.in_transaction:
-            connection.execute("rollback")
-        raise
-
-
-def _lock(path: Path) -> int:
-    """Make the folder, and hold a lock beside the file: two publishers would each send and forget."""
-    try:
-        path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
-        fd = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    except OSError as error:
-        msg = f"daemon.state_dir: {path} cannot be written ({error.strerror or error}); name another directory"
-        raise ConfigInvalid(msg) from error
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(fd)
-        msg = f"{path}: another kinwatch publishes from here; stop it, or set daemon.state_dir to another directory"
-        raise AlreadyRunning(msg) from None
-    return fd
-
-
-def _open(path: Path | None) -> sqlite3.Connection:
-    """Open the file, or set a broken one aside and make a new one."""
-    if path is None:
-        return _prepared(_connect(":memory:"))
-    try:
-        return _checked(path)
-    except sqlite3.DatabaseError as error:
-        if isinstance(error, sqlite3.OperationalError):
-            msg = f"daemon.state_dir: {path} cannot be used ({error}); name another directory, or make room"
-            raise ConfigInvalid(msg) from error
-        for suffix in ("", "-wal", "-shm"):
-            with contextlib.suppress(FileNotFoundError):
-                os.replace(f"{path}{suffix}", f"{path}.broken{suffix}")  # noqa: PTH105 - names, not paths
-        return _checked(path)
-
-
-def _checked(path: Path) -> sqlite3.Connection:
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
-    connection = _connect(path)
-    try:
-        connection.execute("pragma journal_mode = wal")
-        _check(connection)
-        return _prepared(connection)
-    except BaseException:
-        connection.close()
-        raise
-
-
-def _check(connection: sqlite3.Connection) -> None:
-    (verdict,) = connection.execute("pragma quick_check(1)").fetchone()
-    if verdict != "ok":
-        raise sqlite3.DatabaseError(verdict)
-
-
-def _prepared(connection: sqlite3.Connection) -> sqlite3.Connection:
-    (version,) = connection.execute("pragma user_version").fetchone()
-    if version > _FORMAT:
-        msg = f"the spool was written by a newer kinwatch (format {version}); name another daemon.state_dir"
-        raise ConfigInvalid(msg)
-    if version < _FORMAT:
-        with _transaction(connection):
-            for statement in _TABLES.split(";\n"):
-                connection.execute(statement)
-            connection.execute(f"pragma user_version = {_FORMAT}")
-    connection.execute("pragma journal_size_limit = 4194304")
-    return connection

@@ -297,14 +297,12 @@ def test_a_close_on_a_full_disk_counts_what_it_could_not_keep(disk: Path) -> Non
 @contextmanager
 def no_room(spool: Spool) -> Iterator[None]:
     """SQLite refuses every further page, as it does on a full disk."""
-    pages = [connection.execute("pragma page_count").fetchone()[0] for connection in (spool._fast, spool._safe)]
-    for connection in (spool._fast, spool._safe):
-        connection.execute(f"pragma max_page_count = {max(pages)}")
+    (pages,) = spool._rows.execute("pragma page_count").fetchone()
+    spool._rows.execute(f"pragma max_page_count = {pages}")
     try:
         yield
     finally:
-        for connection in (spool._fast, spool._safe):
-            connection.execute("pragma max_page_count = 1000000")
+        spool._rows.execute("pragma max_page_count = 1000000")
 
 
 BIG: Final = b"x" * 10_000

@@ -134,16 +134,14 @@ class SpoolOfAnyLife(RuleBasedStateMachine):
     @rule()
     def fill_disk(self) -> None:
         """No further page."""
-        for connection in (self.spool._fast, self.spool._safe):
-            (pages,) = connection.execute("pragma page_count").fetchone()
-            connection.execute(f"pragma max_page_count = {pages}")
+        (pages,) = self.spool._rows.execute("pragma page_count").fetchone()
+        self.spool._rows.execute(f"pragma max_page_count = {pages}")
         self.full = True
 
     @rule()
     def free_disk(self) -> None:
         """Room again."""
-        for connection in (self.spool._fast, self.spool._safe):
-            connection.execute("pragma max_page_count = 1000000")
+        self.spool._rows.execute("pragma max_page_count = 1000000")
         self.full = False
 
     @rule()
@@ -193,7 +191,7 @@ class SpoolOfAnyLife(RuleBasedStateMachine):
         """As counted, and as it is."""
         sizes = self.spool.sizes()
         assert sizes.bytes <= MAX_BYTES
-        (true_bytes,) = self.spool._fast.execute(
+        (true_bytes,) = self.spool._rows.execute(
             f"select coalesce(sum(length(payload) + {ROW_BYTES}), 0) from queue"  # noqa: S608 - a number
         ).fetchone()
         assert sizes.bytes == true_bytes
