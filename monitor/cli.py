@@ -39,7 +39,8 @@ exit codes:
   1  an alarm was raised (report, replay)
   2  wrong usage or configuration; nothing was started
   3  cannot capture, or no daemon answers
-  4  cannot publish or write the report (report, run --once, agent), or no broker is there (defender)
+  4  cannot publish or write the report (report, run --once, agent), no broker is there (defender),
+     or a step to the broker failed (doctor)
   70 a bug in kinwatch; the traceback is on stderr
 """
 

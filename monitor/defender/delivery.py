@@ -20,6 +20,7 @@ from monitor.defender.alarms import ALARM, PER_S, AlarmQueue
 from monitor.defender.batches import FLUSH_S, EventSink, joined
 from monitor.defender.link import Refused, Unreachable
 from monitor.defender.reporter import Reporter
+from monitor.publishing import topic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -97,8 +98,8 @@ class Delivery:
         self._trouble = ""
         self._connections = 0
         self._alarms = AlarmQueue(spool, settings.thing)
-        self._alarm_channel = Channel("alarm", settings.alarm_topic.format(thing=settings.thing))
-        self._event_channel = Channel("events", settings.events_topic.format(thing=settings.thing))
+        self._alarm_channel = Channel("alarm", topic(settings, "alarm_topic"))
+        self._event_channel = Channel("events", topic(settings, "events_topic"))
         self._channels = [channel for channel in (self._alarm_channel, self._event_channel) if channel.topic]
         self.reporter = Reporter(
             window,
@@ -170,9 +171,9 @@ class Delivery:
             self._alarm_came(self._loop)
         if self._events is not None:
             await asyncio.to_thread(self._events.flush)
+        self._link.start(self)  # what it calls comes in a later turn of the loop
         async with asyncio.TaskGroup() as group:
             self._group = group
-            self._link.start(self)
             work = [self.reporter.run(self._connected), self._sync(), self._expire(), *map(self._send, self._channels)]
             tasks = [group.create_task(one) for one in work]
             await self._ending.wait()

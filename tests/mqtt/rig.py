@@ -232,7 +232,9 @@ private_key = "{known.private_key}"
         """Start it where it must not start; returns the exit code."""
         self._spawn()
         assert self.process is not None
-        return self.process.wait(DEADLINE_S)
+        code = self.process.wait(DEADLINE_S)
+        self._close_stdin()
+        return code
 
     def _spawn(self) -> None:
         self._close_stdin()

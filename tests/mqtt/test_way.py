@@ -99,7 +99,8 @@ def test_a_cut_connection_loses_nothing(island: Island, tmp_path: Path) -> None:
             messages = cloud.wait(ALARMS, lambda found: lines_of(found) >= 14)
             assert lines_of(messages) == 14
             ids = [report["header"]["report_id"] for report in cloud.on(REPORTS)]
-            assert ids == sorted(set(ids))
+            assert ids == sorted(ids)
+            assert len(set(ids)) == len({payload for topic, payload in cloud.messages if topic.startswith(REPORTS)})
 
 
 @pytest.mark.parametrize("jump", ["+1d", "-1d"])
