@@ -136,15 +136,15 @@ class _Nowhere:
         return 120
 
 
-def main() -> int:
-    """Play the walkthrough."""
+def main(story: Callable[[Path, contextlib.ExitStack], None] | None = None) -> int:
+    """Play a walkthrough, without one this one, in a folder of its own; returns the exit code."""
     if os.geteuid() != 0:
         print("kinwatch: the demo loads programs into the kernel; run it as root: sudo make demo", file=sys.stderr)
         return 3
     with tempfile.TemporaryDirectory(prefix="kinwatch-demo-") as name, contextlib.ExitStack() as stack:
         folder = Path(name)
         try:
-            play(folder, stack)
+            (story or play)(folder, stack)
         except StepFailed as failure:
             print(f"\nkinwatch: the demo failed: {failure}", file=sys.stderr)
             sys.stderr.write(_said(folder))

@@ -15,7 +15,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from monitor.demo import DEADLINE_S, END_OF_FILE, LOOK_S, StepFailed, end, start_on_terminal, wait_ready
+from monitor.demo import DEADLINE_S, END_OF_FILE, LOOK_S, StepFailed, end, main, start_on_terminal, wait_ready
 from monitor.detect.behaviors import expected
 from monitor.sinks.text import styled, wants_colour
 
@@ -70,26 +69,6 @@ class Teller:
             if time.monotonic() > deadline:
                 raise StepFailed(f"nothing like {' '.join(words)!r} from {self._name} within {DEADLINE_S:g} s")
             time.sleep(LOOK_S)
-
-
-def main() -> int:
-    """Play the walkthrough."""
-    if os.geteuid() != 0:
-        print("kinwatch: run the demo as root: sudo make demo-defender", file=sys.stderr)
-        return 3
-    with tempfile.TemporaryDirectory(prefix="kinwatch-demo-") as name, contextlib.ExitStack() as stack:
-        folder = Path(name)
-        try:
-            play(folder, stack)
-        except StepFailed as failure:
-            print(f"\nkinwatch: the demo failed: {failure}", file=sys.stderr)
-            for log in ("stderr", "mosquitto.log"):
-                if (folder / log).exists():
-                    sys.stderr.write((folder / log).read_text(errors="replace"))
-            return failure.code
-        except KeyboardInterrupt:
-            return 130
-    return 0
 
 
 def play(folder: Path, stack: contextlib.ExitStack) -> None:
@@ -325,4 +304,4 @@ if __name__ == "__main__":
     if sys.argv[1:]:
         read_alarms(Path(sys.argv[1]), int(sys.argv[2]))
     else:
-        sys.exit(main())
+        sys.exit(main(play))

@@ -28,26 +28,10 @@ from tests.unit.service import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 FINISH_S: Final = 5.0
 EVENTS_S: Final = 10
-
-
-@pytest.fixture(name="clock")
-def the_clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
-    """Time that passes at once."""
-    clock = Clock()
-    clock.rule(monkeypatch)
-    yield clock
-    clock.close()
-
-
-@pytest.fixture(name="service")
-def the_service(clock: Clock) -> Service:
-    """A service that accepts everything."""
-    return Service(clock)
 
 
 @pytest.fixture(name="device")

@@ -32,25 +32,10 @@ from tests.unit.service import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 A_WHILE_S: Final = SPACING_S + ANSWER_S + 1.0
 """After this a report that was wanted has left, and it is known what became of it."""
-
-
-@pytest.fixture(name="clock")
-def the_clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
-    """Time that passes at once."""
-    clock = Clock()
-    clock.rule(monkeypatch)
-    yield clock
-    clock.close()
-
-
-@pytest.fixture(name="service")
-def the_service(clock: Clock) -> Service:
-    """A service that accepts everything."""
-    return Service(clock)
 
 
 @pytest.fixture(name="device")
