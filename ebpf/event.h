@@ -11,7 +11,7 @@
  */
 
 enum kw_limit {
-	KW_LAYOUT = 1,	      /* of everything in this file; in record files and beside pinned maps */
+	KW_LAYOUT = 2,	      /* of everything in this file; in record files and beside pinned maps */
 	KW_SLOTS = 32,	      /* bits used of a watch mask */
 	KW_WATCHES = 24,      /* configured watches take slots [0, 24); the others serve undecided command lines */
 	KW_READERS = 4,	      /* readers of windows, each with a peak of its own */
@@ -19,6 +19,7 @@ enum kw_limit {
 	KW_NAME_BYTES = 64,   /* longest watch name and longest file base name that is matched */
 	KW_PATH_BYTES = 4096, /* PATH_MAX: longest path in an image record */
 	KW_ARGV_BYTES = 8192, /* argv kept of an image; longer: KW_TRUNCATED, true length in argv_bytes */
+	KW_DNS_BYTES = 1536,  /* most of a DNS message that is looked at */
 	KW_TICK_NS = 10000000 /* 1 s / USER_HZ: process ids count in ticks because every capture can */
 };
 
@@ -29,9 +30,11 @@ enum kw_kind {
 	KW_ADOPT = 4, /* struct kw_image: a process that was already running became kin */
 	KW_FORGET =
 	    5, /* struct kw_forget: no longer kin of some watches, though alive (a watch was removed or rejected) */
-	KW_SYNC = 6, /* struct kw_sync: one row of the kernel's lineage map, after a loss or a takeover; no line */
-	KW_LOST = 7, /* struct kw_lost: records that will never come */
-	KW_CLOCK = 8 /* struct kw_clock: boot-to-wall offset from here on */
+	KW_SYNC = 6,   /* struct kw_sync: one row of the kernel's lineage map, after a loss or a takeover; no line */
+	KW_LOST = 7,   /* struct kw_lost: records that will never come */
+	KW_CLOCK = 8,  /* struct kw_clock: boot-to-wall offset from here on */
+	KW_SOCKET = 9, /* struct kw_socket: something happened to a socket of kin */
+	KW_DNS = 10    /* struct kw_dns: a DNS message of kin, as it went over the wire */
 };
 
 /* Header flags: which optional groups are known (a clear bit means unknown, and the line omits the key), then facts. */
@@ -67,6 +70,20 @@ enum kw_stage {
 	KW_SPOOL_FULL = 4,  /* the spool had to drop */
 	KW_HOOK_MISSED = 5, /* the kernel skipped a hook (recursion) */
 	KW_STAGES = 6
+};
+
+/* What happened to a socket. Addresses are known from KW_SOCKET_CONNECTING on. */
+enum kw_socket_event {
+	KW_SOCKET_CONNECTING = 1, /* TCP: the first SYN is about to leave. No line; result is not known yet */
+	KW_SOCKET_CONNECTED =
+	    2, /* result 0: established (TCP), or a peer was set (UDP); else why not, a positive errno */
+	KW_SOCKET_ACCEPTED = 3,	 /* an established connection of a listener of kin */
+	KW_SOCKET_LISTENING = 4, /* TCP: listens; UDP: bound to a port without a peer */
+	KW_SOCKET_CLOSED = 5,	 /* an established connection, or a listener, is over; bytes are final */
+	KW_SOCKET_PEER =
+	    6, /* UDP without a peer of its own: a datagram to or from this remote address, first of late */
+	KW_SOCKET_FAMILY = 7, /* a socket of another family than IP was made: unix, bluetooth, can, ... No addresses */
+	KW_SOCKET_LIVE = 8    /* the socket existed when watching began: as the event its state stands for */
 };
 
 /* A process: pid is the thread group id in the initial pid namespace, start_ns the group leader's start_boottime.
@@ -161,6 +178,47 @@ struct kw_lost {
 	uint32_t reserved;
 };
 
+/*
+ * A socket belongs to the process that made it, connected it or first used it as kin; an accepted one to the owner of
+ * its listener; whoever uses or closes it. The header's watches and roots are the owner's.
+ */
+struct kw_socket {
+	struct kw_header header;
+	struct kw_id process; /* the owner */
+	struct kw_id root;
+	uint64_t cookie;      /* names the socket as long as the machine runs */
+	uint64_t bytes_in;    /* payload so far */
+	uint64_t bytes_out;   /* payload so far, retransmissions not counted */
+	uint32_t depth;	      /* of the owner */
+	uint32_t result;      /* errno; KW_SOCKET_CONNECTED */
+	uint16_t event;	      /* enum kw_socket_event */
+	uint16_t family;      /* AF_* */
+	uint16_t protocol;    /* IPPROTO_* */
+	uint16_t type;	      /* SOCK_* */
+	uint16_t local_port;  /* host byte order; 0: none */
+	uint16_t remote_port; /* host byte order; 0: none */
+	uint32_t state;	      /* TCP_* of the kernel, KW_SOCKET_LIVE */
+	uint8_t local[16];    /* network byte order; AF_INET: the first four */
+	uint8_t remote[16];
+	uint8_t comm[16]; /* of the owner, as it was when it became that */
+};
+
+/* One message of at most KW_DNS_BYTES; tail: its bytes. TCP: without the two bytes of length. */
+struct kw_dns {
+	struct kw_header header;
+	struct kw_id process; /* owner of the socket */
+	struct kw_id root;
+	uint64_t cookie;
+	uint32_t depth;
+	uint32_t total;	   /* true length of the message; more than the tail has: cut */
+	uint16_t family;   /* AF_* */
+	uint16_t protocol; /* IPPROTO_* */
+	uint16_t incoming; /* 1: from the server, 0: to it */
+	uint16_t remote_port;
+	uint8_t remote[16]; /* the server */
+	struct kw_text message;
+};
+
 struct kw_clock {
 	struct kw_header header;
 	int64_t wall_ns; /* CLOCK_REALTIME - CLOCK_BOOTTIME */
@@ -178,6 +236,22 @@ struct kw_counters {
 	uint64_t root_starts;
 	uint64_t root_exits;
 	uint64_t window_peak[4]; /* KW_READERS: as peak, since that reader began its window */
+};
+
+/*
+ * Network of a watch, roots and descendants together; monotonic but for open and listening. Payload is what programs
+ * wrote and read; wire is what the interfaces saw, headers and retransmissions included.
+ */
+struct kw_net_counters {
+	uint64_t bytes_in, bytes_out;
+	uint64_t wire_bytes_in, wire_bytes_out;
+	uint64_t packets_in, packets_out;
+	uint64_t connections_out;    /* established by kin */
+	uint64_t connections_in;     /* accepted by kin */
+	uint64_t connections_failed; /* refused, timed out or reset before they were established */
+	uint64_t attempts;	     /* connections that kin began */
+	uint64_t open;		     /* connections established now */
+	uint64_t listening;	     /* listening sockets now */
 };
 
 /* A row of the kernel's lineage map, keyed by pid. */

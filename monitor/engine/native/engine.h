@@ -55,3 +55,27 @@ int64_t kw_engine_exes(struct kw_engine *engine, uint32_t slot, uint64_t mark, c
 /* Live kin, one JSON object a line, parents before children: for tree and status. Returns the bytes needed
  * (> capacity: nothing was written). */
 int64_t kw_engine_tree(struct kw_engine *engine, char *out, uint64_t capacity);
+
+/*
+ * Network. A watch expects nothing about it until told. prefixes: count times 17 bytes, an address of 16 bytes (IPv4 as
+ * ::ffff:a.b.c.d) and the length of its prefix (of IPv4 plus 96). count -1: any destination is expected; 0: none is.
+ */
+int kw_engine_expect_destinations(struct kw_engine *engine, uint32_t slot, const uint8_t *prefixes, int32_t count);
+/* TCP and UDP ports that kin may listen on. count -1: any; 0: none. */
+int kw_engine_expect_ports(struct kw_engine *engine, uint32_t slot, const uint16_t *ports, int32_t count);
+
+/* A remote address that kin of a watch had to do with. */
+struct kw_remote {
+	uint8_t address[16]; /* IPv4 as ::ffff:a.b.c.d */
+	uint16_t port;	     /* of the remote side when kin connected or sent there; of ours when it accepted */
+	uint8_t protocol;    /* IPPROTO_* */
+	uint8_t incoming;    /* 1: it connected to kin */
+	uint32_t reserved;
+};
+/* Distinct ones of slot that were used after mark, or belong to a connection that is still open; oldest first. Returns
+ * their number (> capacity: only capacity were written); *missed: distinct ones beyond the bounded set. */
+int64_t kw_engine_remotes(struct kw_engine *engine, uint32_t slot, uint64_t mark, struct kw_remote *out,
+			  uint64_t capacity, uint64_t *missed);
+/* Ports kin of slot listened on after mark, or do now: protocol << 16 | port, ascending, each once. As above. */
+int64_t kw_engine_listening(struct kw_engine *engine, uint32_t slot, uint64_t mark, uint32_t *out, uint64_t capacity,
+			    uint64_t *missed);

@@ -125,6 +125,27 @@ int kw_loader_snapshot(struct kw_loader *loader, int reader, struct kw_counters 
 int kw_loader_losses(struct kw_loader *loader, uint64_t *losses);
 void kw_loader_read_state(struct kw_loader *loader, struct kw_loader_state *state);
 
+/*
+ * The network side: an object of its own beside the first one, whose lineage table and ring it uses. What the kernel
+ * does not offer is left out, and what is missing has a reason.
+ */
+enum kw_net_hook {
+	KW_NET_STATES = 1,     /* tracepoint inet_sock_set_state: TCP connections, payload bytes of TCP */
+	KW_NET_SOCKETS = 2,    /* cgroup programs: who made a socket, UDP peers, listening UDP */
+	KW_NET_LENGTHS = 4,    /* tracepoints sock_send_length, sock_recv_length: payload bytes of UDP */
+	KW_NET_PACKETS = 8,    /* cgroup packet programs: wire bytes, packets, DNS; attached while kin own sockets */
+	KW_NET_BOOTSTRAP = 16, /* iterators: sockets from before the start, bytes of live sockets */
+	KW_NET_HOOKS = 5       /* how many there are */
+};
+/* Load or take over and attach. Returns the mask of what is live, 0 perhaps; negative: nothing is, kw_loader_error()
+ * says why. After kw_loader_open(). */
+int kw_loader_net(struct kw_loader *loader, const char *object);
+uint32_t kw_loader_net_hooks(const struct kw_loader *loader);
+/* Why a hook (one bit) is not live; "": it is. */
+const char *kw_loader_net_reason(const struct kw_loader *loader, uint32_t hook);
+/* KW_SLOTS rows, live sockets included. */
+int kw_loader_net_snapshot(struct kw_loader *loader, struct kw_net_counters *counters);
+
 /* What the kernel offers: facts without a decision. 1: yes, 0: no. */
 struct kw_facts {
 	int btf;		      /* type information: /sys/kernel/btf/vmlinux or the named file can be read */
