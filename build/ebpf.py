@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Recipe: ebpf/kinwatch.bpf.c -> monitor/capture/kinwatch.bpf.o, the program that runs in the kernel.
+"""Recipe: ebpf/*.bpf.c -> monitor/capture/*.bpf.o, what runs in the kernel: kinwatch (processes) and net (network).
 
-Owns: clang's flags for BPF. Refuses to know: loading, wheels, the engine. One object serves every kernel with BTF
+Owns: clang's flags for BPF. Refuses to know: loading, wheels, the engine. An object serves every kernel with BTF
 (CO-RE) of this byte order and register layout; it needs no header of the running kernel.
 """
 
@@ -18,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from recipe import ROOT, RecipeFailed, finish, is_current, key_of, run
 
-SOURCE = ROOT / "ebpf" / "kinwatch.bpf.c"
-OUTPUT = ROOT / "monitor" / "capture" / "kinwatch.bpf.o"
+SOURCES = (ROOT / "ebpf" / "kinwatch.bpf.c", ROOT / "ebpf" / "net.bpf.c")
+PLACE = ROOT / "monitor" / "capture"
 
 # libbpf's bpf_tracing.h picks the registers of an argument by this name.
 ARCHITECTURES = {
@@ -46,29 +46,35 @@ def flags(machine: str | None = None) -> list[str]:
     ]
 
 
-def build() -> Path:
-    """Compile when something changed and return the object's path. Raises RecipeFailed."""
-    if not SOURCE.exists():
-        text = f"{SOURCE.relative_to(ROOT)} is missing: this checkout is not whole"
+def build() -> list[Path]:
+    """Compile what changed and return the objects' paths. Raises RecipeFailed."""
+    return [_build(source) for source in SOURCES]
+
+
+def _build(source: Path) -> Path:
+    output = PLACE / f"{source.stem}.o"
+    if not source.exists():
+        text = f"{source.relative_to(ROOT)} is missing: this checkout is not whole"
         raise RecipeFailed(text)
     clang = shlex.split(os.environ.get("CLANG", "clang"))
     strip = shlex.split(os.environ.get("LLVM_STRIP", "llvm-strip"))
-    compile_words: list[str | Path] = [*clang, *flags(), "-c", SOURCE.relative_to(ROOT)]
-    inputs = [*(ROOT / "ebpf").glob("*.[ch]"), Path(__file__).resolve()]
+    compile_words: list[str | Path] = [*clang, *flags(), "-c", source.relative_to(ROOT)]
+    inputs = [*(ROOT / "ebpf").glob("*.h"), source, Path(__file__).resolve()]
     key = key_of(inputs, [compile_words, strip])
-    if is_current(OUTPUT, key):
-        return OUTPUT
-    OUTPUT.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=OUTPUT.parent, prefix=".making-") as scratch:
-        made = Path(scratch) / OUTPUT.name
+    if is_current(output, key):
+        return output
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".making-") as scratch:
+        made = Path(scratch) / output.name
         run([*compile_words, "-o", made])
         run([*strip, "-g", made])  # DWARF goes, .BTF and .BTF.ext stay
-        finish(made, OUTPUT, key)
-    return OUTPUT
+        finish(made, output, key)
+    return output
 
 
 if __name__ == "__main__":
     try:
-        print(build().relative_to(ROOT))
+        for path in build():
+            print(path.relative_to(ROOT))
     except RecipeFailed as failed:
         sys.exit(f"build/ebpf.py: {failed}")

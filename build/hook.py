@@ -21,14 +21,15 @@ class KinwatchBuildHook(BuildHookInterface[Any]):
     PLUGIN_NAME = "custom"
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Compile, then declare both results (which git ignores) as artifacts of a wheel for this platform.
+        """Compile, then declare all results (which git ignores) as artifacts of a wheel for this platform.
 
         The tag is the stable interface of Python 3.11 (see native.py) on this platform; auditwheel refines it.
         Raises RecipeFailed.
         """
         del version
         recipes = Path(self.root) / "build"
-        made = [runpy.run_path(str(recipes / name))["build"]() for name in ("native.py", "ebpf.py")]
+        made = [runpy.run_path(str(recipes / "native.py"))["build"]()]
+        made += runpy.run_path(str(recipes / "ebpf.py"))["build"]()
         build_data["artifacts"] += [f"/{path.relative_to(self.root)}" for path in made]
         build_data["pure_python"] = False
         build_data["tag"] = f"cp311-abi3-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"

@@ -14,7 +14,6 @@ import signal
 import threading
 import time
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -31,6 +30,7 @@ from monitor.engine import records
 from monitor.errors import ConfigInvalid, KinwatchError
 from monitor.launch import Parts, say
 from monitor.options import settled
+from monitor.remote import endpoint
 from monitor.sinks import Fanout
 from monitor.sinks.stream import StreamSink
 from monitor.sinks.table import log_sink
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from monitor.config import Config, Watch
+    from monitor.detect.snapshot import WatchSnapshot
     from monitor.publication import Publication
 
 PUBLISHER: Final = 0
@@ -51,6 +52,8 @@ UNDELIVERED: Final = 4
 """Exit code of `--once` when its report could not be published."""
 FINISH_S: Final = 5.0
 """How long the end waits for the broker. systemd's own limit for a stop is 90 s."""
+LATEST: Final = 8
+"""Destinations that `status` shows of a watch."""
 SPACING_S: Final = 1.0
 """Least time between two immediate reports: alarms within it go into one."""
 
@@ -68,7 +71,10 @@ class Agent:
         self._engine, self._capture = parts.engine, parts.capture
         self._notifier, self._command = parts.notifier, parts.command
         self._daemon = not (self._options.once or self._options.attended) and self._command is None
-        self._read_device = partial(device.read, cpu=self._config.report.cpu_usage)
+        self._device = device.DeviceReader(
+            cpu=self._config.report.cpu_usage, namespaces=self._config.report.namespaces, say=say
+        )
+        self._read_device = self._device.read
         self._stdout = StreamSink.stdout()
         self._recorder: RecordWriter | None = None
         self._pumping = threading.Lock()
@@ -275,6 +281,7 @@ class Agent:
             if self._command is None:
                 self._change_publication(config)
                 self._config = config
+                self._device.change(cpu=config.report.cpu_usage, namespaces=config.report.namespaces)
                 self._reloading = config.watches
                 self._capture.interrupt()
         except ConfigInvalid as error:
@@ -385,6 +392,8 @@ class Agent:
                 kind=held.watch.kind,
                 value=held.watch.value,
                 child_limit=held.watch.child_limit,
+                destinations=held.watch.expect.destinations,
+                listening_ports=held.watch.expect.listening_ports,
             )
             for held in self._capture.watches
         ]
@@ -416,6 +425,12 @@ class Agent:
         say(f"watching (capture={self._capture.kind}, roots={roots}{extra}, ready in {took_ms:.0f} ms)")
         if self._choice.kind != "core":
             say(f"{self._choice.reason}")
+        judged = any(
+            watch.expect.destinations is not None or watch.expect.listening_ports is not None
+            for watch in self._config.watches
+        )
+        if judged and not {"remotes", "listening_ports"}.isdisjoint(snapshot.unknown):
+            say("expected destinations and ports cannot be judged by this capture: 'kinwatch doctor' says why")
         for watch in snapshot.watches:
             if not watch.roots and self._command is None:
                 say(f"watch {watch.name} matches nothing yet")
@@ -425,7 +440,7 @@ class Agent:
 
     def _status(self) -> dict[str, object]:
         snapshot = self._capture.snapshot(None, 0)
-        hidden = {"name", "window_peak", "exes", "exes_missed"}
+        hidden = {"name", "window_peak", "exes", "exes_missed", "remotes", "remotes_missed", "listening_missed"}
         counters = [
             {"name": watch.name}
             | {
@@ -433,6 +448,7 @@ class Agent:
                 for field in watch.__struct_fields__
                 if field not in hidden and field not in snapshot.unknown
             }
+            | ({} if "remotes" in snapshot.unknown else _destinations(watch))
             for watch in snapshot.watches
         ]
         status: dict[str, object] = {
@@ -449,12 +465,22 @@ class Agent:
         }
         if isinstance(self._capture, CoreCapture):
             status |= {"origin": self._capture.origin, "kernel": self._capture.facts()}
+            status["network"] = {name: reason or "live" for name, reason in self._capture.net_hooks().items()}
         if self._publication is not None:
             status["publisher"] = self._publication.delivery.status()
         return status
 
     def _tree(self) -> dict[str, object]:
         return {"tree": [msgspec.json.decode(line) for line in self._engine.tree().splitlines()]}
+
+
+def _destinations(watch: WatchSnapshot) -> dict[str, object]:
+    """How many remote addresses kin had to do with, and the latest of those it connected or sent to."""
+    latest = [remote for remote in reversed(watch.remotes) if not remote.incoming][:LATEST]
+    return {
+        "remotes": len(watch.remotes) + watch.remotes_missed,
+        "destinations": [endpoint(remote.address, remote.port) for remote in latest],
+    }
 
 
 def _started_boot_s() -> float:

@@ -158,8 +158,10 @@ def _add_watches(verb: _Parser) -> None:
         "--expect",
         action="append",
         default=[],
-        metavar="child_processes=N",
-        help="raise an alarm when more than N descendants are alive",
+        metavar="KIND=VALUE",
+        help="raise an alarm when it is not so: child_processes=N (at most N descendants alive), "
+        "destinations=10.0.0.0/8,fd00::/8 (connections go there alone), listening_ports=80,443 (no other port is "
+        "listened on); nothing after = means none",
     )
 
 

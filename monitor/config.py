@@ -47,10 +47,14 @@ from monitor.watch import (
     derived_name,
     is_name,
     legal_name,
+    networks,
+    ports,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from monitor.schema import ExpectTable
 
 __all__ = [
     "COMMAND_LINE",
@@ -83,6 +87,7 @@ __all__ = [
 DEFAULT_PATH = Path("/etc/kinwatch/config.toml")
 COMMAND_LINE = "command line"
 MAX_WATCHES = 24  # KW_WATCHES in ebpf/event.h
+_JUDGED = "child_processes, destinations and listening_ports"
 MAX_SOCKET_BYTES = 107  # sun_path of unix(7), less the terminating zero
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -147,15 +152,18 @@ def with_command_line(  # noqa: PLR0913 - one parameter a flag
     """Lay flags over a configuration; None and () leave it as it is.
 
     Watches of the command line replace those of the file; `command` becomes a watch of COMMAND_PID. `expects` (as in
-    parse_expect) hold for every watch of the result. Paths are taken from the working directory. Raises ConfigInvalid.
+    parse_expect) hold for every watch of the result, each in place of the file's of its kind. Paths are taken from the
+    working directory. Raises ConfigInvalid.
     """
     flags = [("--watch", WatchTable(process=name)) for name in names]
     flags += [("--exe", WatchTable(exe=os.path.abspath(path))) for path in exes]  # noqa: PTH100 - resolve() follows links
     flags += [("--pid", WatchTable(pid=pid)) for pid in pids]
     watches = _watches(COMMAND_LINE, flags, command) if flags or command else config.watches
     for text in expects:
-        expect = parse_expect(text)
-        watches = tuple(msgspec.structs.replace(watch, expect=expect) for watch in watches)
+        given = {key: value for key, value in msgspec.structs.asdict(parse_expect(text)).items() if value is not None}
+        watches = tuple(
+            msgspec.structs.replace(watch, expect=msgspec.structs.replace(watch.expect, **given)) for watch in watches
+        )
     changed = msgspec.structs.replace(config, watches=watches)
     if capture is not None:
         changed = msgspec.structs.replace(changed, capture=_laid_over(config.capture, "--capture", kind=capture))
@@ -170,15 +178,35 @@ def with_command_line(  # noqa: PLR0913 - one parameter a flag
 
 
 def parse_expect(text: str) -> Expect:
-    """`child_processes=N`, as --expect takes it. Raises ConfigInvalid."""
+    """One expectation as --expect takes it; the others of the result are None. Raises ConfigInvalid.
+
+    `child_processes=N`, `destinations=NETWORK,...` or `listening_ports=PORT,...`; nothing after = means that none is
+    expected.
+    """
     key, separator, value = text.partition("=")
-    if not separator or not re.fullmatch(r"[0-9]{1,7}", value) or int(value) > MAX_PID:
-        _refuse(COMMAND_LINE, "--expect", f"expected child_processes=N, found {text!r}", f"N is 0 to {MAX_PID}")
-    if key in {"executables", "destinations", "listening_ports"}:
-        _refuse(COMMAND_LINE, "--expect", f"{key} is not supported yet", "this version judges child_processes only")
-    if key != "child_processes":
-        _refuse(COMMAND_LINE, "--expect", f"expected child_processes=N, found {text!r}", "there is no such expectation")
-    return Expect(child_processes=int(value))
+    members = value.split(",") if value else []
+    try:
+        if separator and key == "child_processes":
+            return Expect(child_processes=_number(value, MAX_PID, "child_processes=N, N being"))
+        if separator and key == "destinations":
+            return Expect(destinations=networks(members))
+        if separator and key == "listening_ports":
+            return Expect(listening_ports=ports(_port(member) for member in members))
+    except ImpossibleValue as wrong:
+        _refuse(COMMAND_LINE, "--expect", wrong.what, wrong.remedy)
+    if key == "executables":
+        _refuse(COMMAND_LINE, "--expect", "executables is not supported yet", f"this version judges {_JUDGED}")
+    _refuse(COMMAND_LINE, "--expect", f"expected KIND=VALUE, found {text!r}", f"the kinds are {_JUDGED}")
+
+
+def _number(text: str, most: int, what: str, least: int = 0) -> int:
+    if not re.fullmatch(r"[0-9]{1,7}", text) or not least <= int(text) <= most:
+        raise ImpossibleValue(f"expected {what} {least} to {most}, found {text!r}", "write a whole number")
+    return int(text)
+
+
+def _port(text: str) -> int:
+    return _number(text, 65535, "ports of", least=1)
 
 
 def require_watches(config: Config) -> None:
@@ -254,13 +282,22 @@ def _watch(origin: str, key: str, table: WatchTable) -> Watch:
             f"expected a name of [a-zA-Z0-9_-], 1 to 64 characters, found {name!r}",
             "the name becomes part of metric names",
         )
-    for later in ("executables", "destinations", "listening_ports"):
-        if getattr(table.expect, later) is not None:
-            _refuse(origin, f"{key}.expect.{later}", "not supported yet", "this version judges child_processes only")
     if table.enforce != "off":
         _refuse(origin, f"{key}.enforce", f"{table.enforce!r} is not supported yet", 'this version only has "off"')
-    limit = table.expect.child_processes
-    return Watch(name=name, kind=kind, value=value, expect=Expect(child_processes=limit))
+    return Watch(name=name, kind=kind, value=value, expect=_expect(origin, f"{key}.expect", table.expect))
+
+
+def _expect(origin: str, key: str, table: ExpectTable) -> Expect:
+    if table.executables is not None:
+        _refuse(origin, f"{key}.executables", "not supported yet", f"this version judges {_JUDGED}")
+    written = "destinations"
+    try:
+        destinations = None if table.destinations is None else networks(table.destinations)
+        written = "listening_ports"
+        listening = None if table.listening_ports is None else ports(table.listening_ports)
+    except ImpossibleValue as wrong:
+        _refuse(origin, f"{key}.{written}", wrong.what, wrong.remedy)
+    return Expect(child_processes=table.child_processes, destinations=destinations, listening_ports=listening)
 
 
 def _explain(origin: str, raw: object, message: str) -> NoReturn:

@@ -9,8 +9,9 @@ import os
 import signal
 import threading
 import time
-from functools import partial
 from typing import TYPE_CHECKING, Final
+
+import msgspec
 
 from monitor.capture import device
 from monitor.capture.choose import choose, probe
@@ -44,7 +45,9 @@ def report(config: Config, options: ReportOptions) -> int:
         capture = open_capture(choice, engine, config, pins="", fresh=False)
         try:
             capture.start()
-            window = Window(capture, engine, READER, partial(device.read, cpu=config.report.cpu_usage))
+            asked = config.report
+            reader = device.DeviceReader(cpu=asked.cpu_usage, namespaces=asked.namespaces, say=say)
+            window = Window(capture, engine, READER, reader.read)
             window.begin()
             thread = threading.Thread(target=_discard, args=(capture, engine), name="capture")
             thread.start()
@@ -58,7 +61,11 @@ def report(config: Config, options: ReportOptions) -> int:
     payload = made.payload + (b"\n" if options.format == "json" else b"")
     if StreamSink.stdout().write(payload):
         raise OSError("stdout is full")
-    behaviors = [behavior for watch in config.watches for behavior in expected(watch.name, watch.child_limit)]
+    behaviors = [
+        behavior
+        for watch in config.watches
+        for behavior in expected(watch.name, **msgspec.structs.asdict(watch.expect))
+    ]
     return 1 if violated(behaviors, made.metrics) else 0
 
 
@@ -70,10 +77,10 @@ def _discard(capture: LiveCapture, engine: Engine) -> None:
 
 def replay(config: Config | None, path: Path, form: str) -> int:
     """A record file through the engine, as lines. Returns 1 when there were alarms."""
-    limits = {watch.name: watch.child_limit for watch in config.watches} if config is not None else {}
+    expects = {watch.name: watch.expect for watch in config.watches} if config is not None else {}
     alarms = 0
     with Engine() as engine:
-        capture = ReplayCapture(engine, path, limits)
+        capture = ReplayCapture(engine, path, expects)
         sink = log_sink("-", form, os.environ, watch_column=len(capture.watches) > 1)
         try:
             capture.start()

@@ -25,7 +25,7 @@ class Overrides(msgspec.Struct, frozen=True, kw_only=True):
     command: tuple[str, ...] = ()
     """`-- COMMAND ARG...`."""
     expects: tuple[str, ...] = ()
-    """`--expect METRIC=N`, as typed."""
+    """`--expect KIND=VALUE`, as typed."""
     capture: CaptureKind | None = None
     """`--capture`; None: the file decides."""
     log: str | None = None

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 CaptureKind = Literal["auto", "core", "bcc", "netlink", "poll"]
 Names = Literal["long", "short"]
 Limit = Annotated[int, Meta(ge=0, le=MAX_PID)]
+Port = Annotated[int, Meta(ge=1, le=65535)]
 
 
 class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -38,6 +39,7 @@ class Capture(Table, frozen=True, kw_only=True):
         int, Meta(ge=64, le=MAX_PID, description="kin at once; beyond: counted, told (table_full)")
     ] = 32_768
     btf: Annotated[str, Meta(description="a BTF file for kernels without their own")] = ""
+    network: Annotated[bool, Meta(description="also watch sockets; false: no network hooks, events and metrics")] = True
 
 
 class Log(Table, frozen=True, kw_only=True):
@@ -53,6 +55,10 @@ class Report(Table, frozen=True, kw_only=True):
     interval_s: Annotated[int, Meta(ge=1, le=31_536_000, description="seconds between periodic reports")] = 300
     names: Annotated[Names, Meta(description="long | short: the keys of reports")] = "long"
     cpu_usage: Annotated[bool, Meta(description="also report how busy the processors were, percent")] = False
+    namespaces: Annotated[
+        tuple[Annotated[str, Meta(pattern="^/")], ...],
+        Meta(description="absolute paths of network namespaces whose sockets and traffic are reported, beside its own"),
+    ] = ()
 
 
 class Daemon(Table, frozen=True, kw_only=True):
@@ -161,8 +167,14 @@ class ExpectTable(Table, frozen=True, kw_only=True):
         Limit | None, Meta(description="most descendants alive at once; more is an alarm, at once")
     ] = None
     executables: Annotated[Any, Meta(description="not supported yet")] = None
-    destinations: Annotated[Any, Meta(description="not supported yet")] = None
-    listening_ports: Annotated[Any, Meta(description="not supported yet")] = None
+    destinations: Annotated[
+        list[str] | None,
+        Meta(description="networks that may be connected and sent to; [] is none, another is an alarm, at once"),
+    ] = None
+    listening_ports: Annotated[
+        list[Port] | None,
+        Meta(description="ports of 1 to 65535 to listen on; [] is none, another is an alarm, at once"),
+    ] = None
 
 
 class WatchTable(Table, frozen=True, kw_only=True):

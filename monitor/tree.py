@@ -13,6 +13,12 @@ Process = dict[str, Any]
 
 MAX_LEVELS: Final = 40
 """Levels that are drawn; deeper ones stay at this indentation, for a chain of thousands must not fill the screen."""
+NETWORK_COLUMNS: Final = (
+    *("bytes_in", "bytes_out", "wire_bytes_in", "wire_bytes_out", "packets_in", "packets_out"),
+    *("connections_out", "connections_in", "connections_failed", "attempts", "open", "listening", "remotes"),
+    *("listening_ports", "destinations"),
+)
+"""Columns of a table of their own; lists stand last, for they are long."""
 FIRST_COLUMNS: Final = ("roots", "alive", "peak", "spawned", "adopted", "execs", "exits")
 
 
@@ -98,13 +104,18 @@ def render_status(status: Mapping[str, Any], *, colour: bool = False) -> str:
         title = styled(pad(safe(name), width), "dim", colour=colour)
         lines.append(f"{title}  {styled(safe(text), style, colour=colour)}\n")
     if watches:
-        lines += ["\n", *_counter_lines(status, watches, colour=colour)]
+        present = dict.fromkeys(key for watch in watches for key in watch if key != "name")
+        keys: list[str] = [key for key in FIRST_COLUMNS if key in present]
+        keys += [key for key in present if key not in FIRST_COLUMNS + NETWORK_COLUMNS]
+        lines += ["\n", *_counter_lines(status, watches, keys, colour=colour)]
+        keys = [key for key in NETWORK_COLUMNS if key in present]
+        lines += ["\n", *_counter_lines(status, watches, keys, colour=colour)] if keys else []
     return "".join(lines)
 
 
-def _counter_lines(status: Mapping[str, Any], watches: Sequence[Mapping[str, Any]], *, colour: bool) -> Iterable[str]:
-    present = dict.fromkeys(key for watch in watches for key in watch if key != "name")
-    keys = [key for key in FIRST_COLUMNS if key in present] + [key for key in present if key not in FIRST_COLUMNS]
+def _counter_lines(
+    status: Mapping[str, Any], watches: Sequence[Mapping[str, Any]], keys: Sequence[str], *, colour: bool
+) -> Iterable[str]:
     bounds, unknown = status.get("lower_bounds", ()), status.get("unknown", ())
 
     def cell(watch: Mapping[str, Any], key: str) -> str:

@@ -117,7 +117,7 @@ class Window:
         report = Report(
             report_id=report_id,
             metrics=metrics,
-            snapshot=_without_exes(snapshot),
+            snapshot=_without_lists(snapshot),
             reading=reading,
             payload=fitted.payload,
             dropped=dict(fitted.dropped),
@@ -166,7 +166,7 @@ class Window:
                 carried=kept.pending.metrics if kept.pending else kept.carried,
             )
         elif kept.pending is not None:
-            # The counters go on, but executables are in the engine's memory, and its marks mean nothing to another one.
+            # The counters go on, but lists are in the engine's memory, and its marks mean nothing to another one.
             numbers = [metric for metric in kept.carried if not isinstance(metric.value, tuple)]
             lists = [metric for metric in kept.pending.metrics if isinstance(metric.value, tuple)]
             kept.carried = (*numbers, *lists)
@@ -184,10 +184,13 @@ class Window:
                 self._store.save(msgspec.json.encode(self._kept))
 
 
-def _without_exes(snapshot: Snapshot) -> Snapshot:
+def _without_lists(snapshot: Snapshot) -> Snapshot:
     """A baseline needs counters only."""
     return msgspec.structs.replace(
-        snapshot, watches=tuple(msgspec.structs.replace(watch, exes=()) for watch in snapshot.watches)
+        snapshot,
+        watches=tuple(
+            msgspec.structs.replace(watch, exes=(), remotes=(), listening_ports=()) for watch in snapshot.watches
+        ),
     )
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, ClassVar, Final
 
 from monitor.capture import SlotWatch
 from monitor.capture.cmdline import Judge
+from monitor.capture.network import NetworkSide
 from monitor.capture.rules import directories, rules
 from monitor.detect.snapshot import Snapshot, WatchSnapshot
 from monitor.engine import STAGES
@@ -38,6 +39,9 @@ PINS: Final = "/sys/fs/bpf/kinwatch"
 
 PROGRAMS: Final = Path(__file__).with_name("kinwatch.bpf.o")
 """The object file; wheels are unpacked, so it is a file beside this one."""
+
+NET_PROGRAMS: Final = Path(__file__).with_name("net.bpf.o")
+"""The object file of the network side."""
 
 VERDICTS_A_POLL: Final = 256
 """Command lines that are read before lines go out: what a provisional process did is counted when it is told."""
@@ -83,6 +87,7 @@ class CoreCapture:
             if fresh:
                 unpin(pins)
         self._open(os.fsencode(programs or PROGRAMS), settings, pins)
+        self._network = NetworkSide(self._handle, NET_PROGRAMS if settings.network else None)
 
     def _open(self, path: bytes, settings: CaptureTable, pins: str) -> None:
         texts = [ffi.new("char[]", text) for text in (path, settings.btf.encode(), pins.encode())]
@@ -127,6 +132,10 @@ class CoreCapture:
     def since_boot_ns(self) -> int:
         """CLOCK_BOOTTIME when the counters began."""
         return int(self._state().since_ns)
+
+    def net_hooks(self) -> dict[str, str]:
+        """Every hook of the network by name: "" where it is live, else the reason why not."""
+        return self._network.hooks()
 
     def facts(self) -> dict[str, int]:
         """Numbers about the ring, for `status`."""
@@ -296,6 +305,7 @@ class CoreCapture:
         """The kernel's counters, exact whatever happened to the ring; executables as the engine saw them."""
         cells = ffi.new("struct kw_counters[]", lib.KW_SLOTS)
         self._check(lib.kw_loader_snapshot(self._handle, -1 if reader is None else reader, cells))
+        traffic = self._network.counters()
         watches = []
         for held in self._slots.values():
             row = cells[held.slot]
@@ -315,6 +325,7 @@ class CoreCapture:
                     window_peak=0 if reader is None else max(row.window_peak[reader], row.alive),
                     exes=exes,
                     exes_missed=missed,
+                    **self._network.fields(traffic, self._engine, held.slot, mark),
                 )
             )
         return Snapshot(
@@ -322,6 +333,7 @@ class CoreCapture:
             boot_ns=time.clock_gettime_ns(time.CLOCK_BOOTTIME),
             watches=tuple(watches),
             lost=self._losses(),
+            unknown=self._network.unknown(),
         )
 
     def _losses(self) -> dict[str, int]:

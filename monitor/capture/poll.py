@@ -24,7 +24,7 @@ from monitor.capture.procfs import (
     read_image,
     read_stat,
 )
-from monitor.detect.snapshot import Snapshot, WatchSnapshot
+from monitor.detect.snapshot import NETWORK, Snapshot, WatchSnapshot
 from monitor.engine import records
 from monitor.engine._native import lib
 from monitor.engine.records import Lineage, ProcessId
@@ -159,13 +159,14 @@ class PollCapture:
         self.look()
 
     def snapshot(self, reader: int | None, mark: int) -> Snapshot:
-        """The counters as of the last look; all but `roots` are lower bounds."""
+        """The counters as of the last look; all but `roots` are lower bounds. Nothing is known of the network."""
         return Snapshot(
             wall_ns=self._wall_ns(),
             boot_ns=self._boot_ns(),
             watches=tuple(self._watch_snapshot(held, reader, mark) for held in self.watches),
             lost=self._engine.losses(),
             lower_bounds=LOWER_BOUNDS,
+            unknown=NETWORK,
         )
 
     def close(self, *, keep: bool) -> None:

@@ -10,7 +10,8 @@ import threading
 from typing import TYPE_CHECKING, ClassVar
 
 from monitor.capture.recordfile import RecordReader
-from monitor.detect.snapshot import Snapshot, WatchSnapshot
+from monitor.capture.rules import define
+from monitor.detect.snapshot import NETWORK, Snapshot, WatchSnapshot
 from monitor.engine import records
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from monitor.capture.recordfile import RecordedWatch
     from monitor.engine import Engine
+    from monitor.watch import Expect
 
 
 class ReplayCapture:
@@ -29,12 +31,12 @@ class ReplayCapture:
 
     kind: ClassVar[str] = "replay"
 
-    def __init__(self, engine: Engine, path: Path, limits: Mapping[str, int | None] | None = None) -> None:
-        """`limits`: by watch name, the child limit to judge with instead of the recorded one."""
+    def __init__(self, engine: Engine, path: Path, expects: Mapping[str, Expect] | None = None) -> None:
+        """`expects`: by watch name, what to judge by instead of what was recorded."""
         self._engine = engine
         self._reader = RecordReader(path)
         self._chunks = self._reader.chunks()
-        self._limits = dict(limits or {})
+        self._expects = dict(expects or {})
         self._stopped = threading.Event()
 
     @property
@@ -46,7 +48,7 @@ class ReplayCapture:
         """Tell the engine the file's clock and watches."""
         self._engine.ingest(records.clock_record(time_ns=0, wall_ns=self._reader.wall_ns))
         for watch in self.watches:
-            self._engine.watch(watch.slot, watch.name, self._limits.get(watch.name, watch.child_limit))
+            define(self._engine, watch.slot, watch.name, self._expects.get(watch.name, watch.expect))
 
     def poll(self) -> bool:
         """Feed the next chunk; False at the end of the file or after stop()."""
@@ -64,7 +66,10 @@ class ReplayCapture:
         self._stopped.set()
 
     def snapshot(self, reader: int | None, mark: int) -> Snapshot:
-        """The counters as of the last record, and its time by the clock the file began with."""
+        """The counters as of the last record, and its time by the clock the file began with.
+
+        Of the network records tell what happened and not how much, nor which hooks were live: its counters are unknown.
+        """
         boot_ns = self._reader.last_boot_ns
         watches = []
         for watch in self.watches:
@@ -92,6 +97,7 @@ class ReplayCapture:
             boot_ns=boot_ns,
             watches=tuple(watches),
             lost=self._engine.losses(),
+            unknown=NETWORK,
         )
 
     def close(self, *, keep: bool) -> None:

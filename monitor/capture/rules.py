@@ -1,4 +1,4 @@
-"""What each kind of watch means to the kernel: names, files, places, pids, cgroups.
+"""What each kind of watch means to the kernel: names, files, places, pids, cgroups; and to the engine: expectations.
 
 Owns the looks at the file system and at systemd that turn a watch into rows of the match tables. Refuses to know the
 loader and its state.
@@ -17,7 +17,8 @@ import msgspec
 from monitor.engine._native import lib
 
 if TYPE_CHECKING:
-    from monitor.watch import Watch
+    from monitor.engine import Engine
+    from monitor.watch import Expect, Watch
 
 _MOUNTS: Final = Path("/proc/self/mounts")
 _SYSTEMCTL_S: Final = 5
@@ -44,6 +45,13 @@ def rules(watch: Watch) -> list[Rule]:
     if watch.kind == "cgroup":
         return _of_cgroup(watch.value)
     return []
+
+
+def define(engine: Engine, slot: int, name: str, expect: Expect) -> None:
+    """Make a watch the engine's, with all that is expected of it; what was expected before is judged anew."""
+    engine.watch(slot, name, expect.child_processes)
+    engine.expect_destinations(slot, expect.destinations)
+    engine.expect_ports(slot, expect.listening_ports)
 
 
 def _of_executable(path: str) -> list[Rule]:

@@ -5,9 +5,16 @@ Owns totals, order and deltas. Refuses to know where readings come from and how 
 
 from __future__ import annotations
 
+import heapq
+from collections import Counter, defaultdict
+from typing import TYPE_CHECKING, TypeVar
+
 import msgspec
 
 from monitor.detect.metrics import CPU_USAGE, Metric
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
 
 LIST_LIMIT = 250
 """Entries kept of each list; totals stay true. Three lists of it stay well under the 128 KB of a report."""
@@ -16,7 +23,7 @@ LEAST_CPU_S = 1.0
 """Of processor time that a percentage needs: clock ticks of 10 ms say no percent of less."""
 
 
-class Port(msgspec.Struct, frozen=True, order=True):
+class Port(msgspec.Struct, frozen=True, order=True, gc=False):
     """A port that takes datagrams or connections from anybody."""
 
     port: int
@@ -24,7 +31,7 @@ class Port(msgspec.Struct, frozen=True, order=True):
     """Name of the interface with the local address, or the wildcard itself ("0.0.0.0", "::"); "" unknown."""
 
 
-class Connection(msgspec.Struct, frozen=True, order=True):
+class Connection(msgspec.Struct, frozen=True, order=True, gc=False):
     """An established TCP connection."""
 
     remote_addr: str
@@ -52,15 +59,20 @@ class CpuTime(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DeviceReading(msgspec.Struct, frozen=True, kw_only=True):
-    """The network side of this device (of the network namespace of the reader) at one moment."""
+    """The network side of this device at one moment: of the reader's network namespace and of those configured."""
 
     tcp_ports: frozenset[Port]
     udp_ports: frozenset[Port]
     connections: tuple[Connection, ...]
     interfaces: dict[str, NetworkStats]
-    """By interface name, loopback included."""
+    """By interface name, loopback included; of another namespace by its path, a colon and the name."""
+    namespaces: dict[str, int] = {}
+    """Of the namespaces configured those of which something is known, by path: the inode, 0 where none was there."""
     cpu: CpuTime | None = None
     """None: nobody asked."""
+
+
+Entry = TypeVar("Entry", Port, Connection)
 
 
 class DeviceBlocks(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,17 +91,20 @@ class DeviceBlocks(msgspec.Struct, frozen=True, kw_only=True):
 def blocks(previous: DeviceReading | None, current: DeviceReading, limit: int = LIST_LIMIT) -> DeviceBlocks:
     """Make the blocks of a window from the reading at its begin (None: unknown) and the one at its end.
 
-    Of each list the first `limit` in sorted order are kept. Deltas are taken per interface: one that came, or whose
-    counters began anew, counts from zero, one that went takes its last bytes with it.
+    Of a list of more than `limit` entries the newest are kept, then the most unusual: those that the previous reading
+    had not, then those whose port or remote address fewest others share, then the first in order. Deltas are taken per
+    interface: one that came, or whose counters began anew, counts from zero, one that went takes its last bytes with
+    it. A namespace that could not be read before counts from the next reading on.
     """
+    before = previous or _NOTHING
     return DeviceBlocks(
-        tcp_ports=tuple(sorted(current.tcp_ports)[:limit]),
+        tcp_ports=_kept(before.tcp_ports, current.tcp_ports, _ports, limit),
         tcp_ports_total=len(current.tcp_ports),
-        udp_ports=tuple(sorted(current.udp_ports)[:limit]),
+        udp_ports=_kept(before.udp_ports, current.udp_ports, _ports, limit),
         udp_ports_total=len(current.udp_ports),
-        connections=tuple(sorted(current.connections)[:limit]),
+        connections=_kept(before.connections, current.connections, _remotes, limit),
         connections_total=len(current.connections),
-        network_stats=_growth(previous.interfaces, current.interfaces) if previous else None,
+        network_stats=_growth(previous, current) if previous else None,
     )
 
 
@@ -107,10 +122,47 @@ def device_metrics(previous: DeviceReading | None, current: DeviceReading) -> li
     return [Metric(CPU_USAGE, "number", round(percent, 1))]
 
 
-def _growth(earlier: dict[str, NetworkStats], now: dict[str, NetworkStats]) -> NetworkStats:
+_NOTHING = DeviceReading(tcp_ports=frozenset(), udp_ports=frozenset(), connections=(), interfaces={})
+
+
+def _ports(entries: Collection[Port]) -> list[object]:
+    return [entry.port for entry in entries]
+
+
+def _remotes(entries: Collection[Connection]) -> list[object]:
+    return [entry.remote_addr.rpartition(":")[0] for entry in entries]
+
+
+def _kept(
+    earlier: Collection[Entry], now: Collection[Entry], traits: Callable[[Collection[Entry]], list[object]], limit: int
+) -> tuple[Entry, ...]:
+    """At most `limit` entries, sorted: the newest, then those whose trait is rarest."""
+    if len(now) <= limit:
+        return tuple(sorted(now))
+    known = set(earlier)
+    of_each = traits(now)
+    common = Counter(of_each)
+    ranks: dict[tuple[bool, int], list[Entry]] = defaultdict(list)
+    for entry, trait in zip(now, of_each, strict=True):
+        ranks[entry in known, common[trait]].append(entry)
+    kept: list[Entry] = []
+    for rank in sorted(ranks):
+        # no more than needed is put in order: thousands of entries may share a rank
+        kept += heapq.nsmallest(limit - len(kept), ranks[rank])
+        if len(kept) == limit:
+            break
+    return tuple(sorted(kept))
+
+
+def _growth(previous: DeviceReading, current: DeviceReading) -> NetworkStats:
     sums = dict.fromkeys(NetworkStats.__struct_fields__, 0)
-    for name, stats in now.items():
-        before = earlier.get(name)
+    for name, stats in current.interfaces.items():
+        path = name.rpartition(":")[0]  # no interface has a colon in its name
+        if path and path not in previous.namespaces:
+            continue
+        before = previous.interfaces.get(name)
+        if path and previous.namespaces[path] != current.namespaces.get(path):
+            before = None  # another namespace of that path
         anew = before is None or any(getattr(stats, field) < getattr(before, field) for field in sums)
         for field in sums:
             sums[field] += getattr(stats, field) - (0 if anew else getattr(before, field))

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 
+from monitor.detect.snapshot import TRAFFIC
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -29,11 +31,31 @@ FIELDS: Final[dict[str, tuple[str, ...]]] = {
     "child_execs": ("execs",),
     "child_exes": ("exes",),
     "roots": ("roots",),
+    "bytes_in": ("bytes_in",),
+    "bytes_out": ("bytes_out",),
+    "wire_bytes_in": ("wire_bytes_in",),
+    "wire_bytes_out": ("wire_bytes_out",),
+    "packets_in": ("packets_in",),
+    "packets_out": ("packets_out",),
+    "connections_out": ("connections_out",),
+    "connections_in": ("connections_in",),
+    "connections_failed": ("connections_failed",),
+    "listening_ports": ("listening_ports",),
+    "destination_ports": ("remotes",),
+    "destination_ips": ("remotes",),
 }
 """Each metric of a watch (its name is `<this>_<watch>`) and the fields of WatchSnapshot it is made of."""
 
 CPU_USAGE: Final = "cpu_usage"
 """How busy the processors of the device were, percent of their time (detect/device.py)."""
+
+_MISSED: Final = {
+    "child_exes": "exes_missed",
+    "listening_ports": "listening_missed",
+    "destination_ports": "remotes_missed",
+    "destination_ips": "remotes_missed",
+}
+"""What counts the entries that a bounded list has no room for."""
 
 _STATES: Final = frozenset({"child_procs_alive", "roots", CPU_USAGE})
 _PEAKS: Final = frozenset({"child_procs_peak"})
@@ -71,7 +93,7 @@ def window_metrics(baseline: Snapshot | None, now: Snapshot) -> list[Metric]:
             earlier = None
         metrics += [
             metric
-            for what, metric in zip(FIELDS, _watch_metrics(earlier, watch), strict=True)
+            for what, metric in zip(FIELDS, _watch_metrics(earlier, watch, unknown), strict=True)
             if unknown.isdisjoint(FIELDS[what])
         ]
     if now.watches:  # who watches nobody loses nothing
@@ -116,11 +138,11 @@ def lower_bound_metrics(snapshot: Snapshot) -> list[str]:
         for watch in snapshot.watches
         for what, fields in FIELDS.items()
         if snapshot.unknown.isdisjoint(fields)
-        and (not snapshot.lower_bounds.isdisjoint(fields) or (what == "child_exes" and watch.exes_missed))
+        and (not snapshot.lower_bounds.isdisjoint(fields) or (what in _MISSED and getattr(watch, _MISSED[what])))
     ]
 
 
-def _watch_metrics(earlier: WatchSnapshot | None, now: WatchSnapshot) -> tuple[Metric, ...]:
+def _watch_metrics(earlier: WatchSnapshot | None, now: WatchSnapshot, unknown: frozenset[str]) -> tuple[Metric, ...]:
     spawned = now.spawned - (earlier.spawned if earlier else 0)
     adopted = now.adopted - (earlier.adopted if earlier else 0)
     execs = now.execs - (earlier.execs if earlier else 0)
@@ -133,7 +155,29 @@ def _watch_metrics(earlier: WatchSnapshot | None, now: WatchSnapshot) -> tuple[M
         Metric(f"child_execs_{now.name}", "number", execs),
         Metric(f"child_exes_{now.name}", "string-list", now.exes),
         Metric(f"roots_{now.name}", "number", now.roots),
+        *_network_metrics(earlier, now, unknown),
     )
+
+
+def _network_metrics(earlier: WatchSnapshot | None, now: WatchSnapshot, unknown: frozenset[str]) -> list[Metric]:
+    """The hooks of the network may begin anew by themselves; a known counter that fell says so for all of them."""
+    known = [field for field in TRAFFIC if field not in unknown]
+    if earlier is not None and any(getattr(now, field) < getattr(earlier, field) for field in known):
+        earlier = None
+    grown = {field: getattr(now, field) - (getattr(earlier, field) if earlier else 0) for field in TRAFFIC}
+    destinations = [remote for remote in now.remotes if not remote.incoming]
+    return [
+        *(Metric(f"{field}_{now.name}", "number", grown[field]) for field in TRAFFIC if field in FIELDS),
+        Metric(f"listening_ports_{now.name}", "number-list", now.listening_ports),
+        Metric(
+            f"destination_ports_{now.name}", "number-list", tuple(dict.fromkeys(remote.port for remote in destinations))
+        ),
+        Metric(
+            f"destination_ips_{now.name}",
+            "ip-address-list",
+            tuple(dict.fromkeys(remote.address for remote in destinations)),
+        ),
+    ]
 
 
 def _began_anew(earlier: WatchSnapshot, now: WatchSnapshot) -> bool:

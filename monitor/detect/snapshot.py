@@ -6,7 +6,30 @@ names: absent is not zero, and the poller cannot count what lived between two of
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
+
+from monitor.remote import Remote  # noqa: TC001 - msgspec reads the fields' types
+
+TRAFFIC: Final = (
+    "bytes_in",
+    "bytes_out",
+    "wire_bytes_in",
+    "wire_bytes_out",
+    "packets_in",
+    "packets_out",
+    "connections_out",
+    "connections_in",
+    "connections_failed",
+    "attempts",
+)
+"""Network fields of WatchSnapshot that only grow. They begin anew by themselves when the network hooks do."""
+
+NETWORK: Final = frozenset(
+    (*TRAFFIC, "open", "listening", "remotes", "remotes_missed", "listening_ports", "listening_missed")
+)
+"""Every network field of WatchSnapshot: what a capture without network hooks cannot know."""
 
 
 class WatchSnapshot(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,6 +51,37 @@ class WatchSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     """Distinct executables run by descendants in the reader's window, oldest first."""
     exes_missed: int = 0
     """Distinct executables beyond the bounded set."""
+    # Network of roots and descendants together, by the owners of sockets (source: `struct kw_net_counters`).
+    bytes_in: int = 0
+    """Payload that programs read."""
+    bytes_out: int = 0
+    """Payload that programs wrote; retransmissions do not count."""
+    wire_bytes_in: int = 0
+    """On the wire, from the IP header on."""
+    wire_bytes_out: int = 0
+    packets_in: int = 0
+    """Packets on the wire: an offloaded bundle counts as the segments it stands for."""
+    packets_out: int = 0
+    connections_out: int = 0
+    """Established by kin."""
+    connections_in: int = 0
+    """Accepted by kin."""
+    connections_failed: int = 0
+    """Refused, timed out or reset before they were established."""
+    attempts: int = 0
+    """Connections that kin began, whatever became of them."""
+    open: int = 0
+    """Connections established now."""
+    listening: int = 0
+    """Listening sockets now."""
+    remotes: tuple[Remote, ...] = ()
+    """Distinct remote addresses of the reader's window, or of connections still open; oldest first."""
+    remotes_missed: int = 0
+    """Distinct remote addresses beyond the bounded set."""
+    listening_ports: tuple[int, ...] = ()
+    """Ports, TCP and UDP, that kin listened on in the reader's window, or do now; ascending, each once."""
+    listening_missed: int = 0
+    """Ports beyond the bounded set."""
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):

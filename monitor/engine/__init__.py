@@ -11,15 +11,19 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import threading
+from ipaddress import IPv4Network, IPv6Address, ip_network
 from typing import TYPE_CHECKING, Final, Self
 
 import msgspec
 
 from monitor.engine._native import ffi, lib
 from monitor.errors import EngineRefused
+from monitor.remote import Remote
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from types import TracebackType
 
     from monitor.engine._native import CData
@@ -29,6 +33,9 @@ STAGES: Final = ("ring_full", "table_full", "bad_record", "sink_full", "spool_fu
 
 _EXES_BYTES = 64 << 10
 _TREE_BYTES = 64 << 10
+_REMOTES = 1024
+_PORTS = 1024
+_PROTOCOLS = {socket.IPPROTO_TCP: "tcp", socket.IPPROTO_UDP: "udp"}
 _MAX_PROCESSES = 1 << 22  # PID_MAX_LIMIT of a 64-bit kernel: there cannot be more
 
 
@@ -154,7 +161,7 @@ class Engine:
         return dict(zip(STAGES, cells, strict=True))
 
     def mark(self) -> int:
-        """Return a mark for `exes`: executables run after it are newer."""
+        """Return a mark for `exes`, `remotes` and `listening`: what is noted after it is newer."""
         return lib.kw_engine_mark(self.handle)
 
     def exes(self, slot: int, mark: int) -> tuple[tuple[str, ...], int]:
@@ -172,6 +179,53 @@ class Engine:
                 text = bytes(ffi.buffer(out, needed)).decode(errors="replace")
                 return tuple(text.split("\0")[:-1]), int(missed[0])
             room = needed
+
+    def expect_destinations(self, slot: int, cidrs: Sequence[str] | None) -> None:
+        """Kin of slot connects and sends to these networks only; None: anywhere, empty: nowhere. Judged at once.
+
+        Raises ValueError for what is no network. An IPv6 network never holds IPv4 addresses.
+        """
+        count = -1 if cidrs is None else len(cidrs)
+        prefixes = b"".join(_prefix(cidr) for cidr in cidrs or ())
+        cells = ffi.from_buffer("uint8_t[]", prefixes)
+        result = lib.kw_engine_expect_destinations(self.handle, slot, cells, count)
+        _check(result, f"expected destinations of slot {slot}")
+
+    def expect_ports(self, slot: int, ports: Sequence[int] | None) -> None:
+        """Kin of slot listens on these TCP and UDP ports only; None: on any, empty: on none. Judged at once."""
+        count = -1 if ports is None else len(ports)
+        result = lib.kw_engine_expect_ports(self.handle, slot, ffi.new("uint16_t[]", list(ports or ())), count)
+        _check(result, f"expected ports of slot {slot}")
+
+    def remotes(self, slot: int, mark: int) -> tuple[tuple[Remote, ...], int]:
+        """Return the distinct remotes of slot used since mark or still connected, and how many more are missed.
+
+        The one whose last use is oldest comes first.
+        """
+        missed = ffi.new("uint64_t *")
+        room = _REMOTES
+        while True:
+            out = ffi.new("struct kw_remote[]", room)
+            count = lib.kw_engine_remotes(self.handle, slot, mark, out, room, missed)
+            _check(count, f"remotes of slot {slot}")
+            if count <= room:
+                return tuple(_remote(out[i]) for i in range(count)), int(missed[0])
+            room = count
+
+    def listening(self, slot: int, mark: int) -> tuple[tuple[tuple[str, int], ...], int]:
+        """Return the (protocol, port) pairs that kin of slot listened on since mark, or does, and how many are missed.
+
+        The protocol is a word of `Remote.protocol`.
+        """
+        missed = ffi.new("uint64_t *")
+        room = _PORTS
+        while True:
+            out = ffi.new("uint32_t[]", room)
+            count = lib.kw_engine_listening(self.handle, slot, mark, out, room, missed)
+            _check(count, f"listening ports of slot {slot}")
+            if count <= room:
+                return tuple((_protocol(out[i] >> 16), out[i] & 0xFFFF) for i in range(count)), int(missed[0])
+            room = count
 
     def tree(self) -> bytes:
         """Live kin, one JSON object a line, parents before children.
@@ -209,3 +263,25 @@ def _check(result: int, what: str) -> None:
     if result < 0:
         text = f"{what}: refused by the engine: {errno.errorcode.get(-result, -result)} ({os.strerror(-result)})"
         raise EngineRefused(text)
+
+
+def _prefix(cidr: str) -> bytes:
+    # As kw_engine_expect_destinations() takes it: 16 bytes of address, IPv4 mapped, and the length of the prefix.
+    network = ip_network(cidr, strict=False)
+    if isinstance(network, IPv4Network):
+        return bytes(10) + b"\xff\xff" + network.network_address.packed + bytes((96 + network.prefixlen,))
+    return network.network_address.packed + bytes((network.prefixlen,))
+
+
+def _protocol(number: int) -> str:
+    return _PROTOCOLS.get(number, str(number))
+
+
+def _remote(cell: CData) -> Remote:
+    address = IPv6Address(bytes(cell.address))
+    return Remote(
+        address=str(address.ipv4_mapped or address),
+        port=cell.port,
+        protocol=_protocol(cell.protocol),
+        incoming=bool(cell.incoming),
+    )

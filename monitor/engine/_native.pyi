@@ -40,6 +40,7 @@ class _Lib:
     KW_NAME_BYTES: int
     KW_PATH_BYTES: int
     KW_ARGV_BYTES: int
+    KW_DNS_BYTES: int
     KW_TICK_NS: int
     # enum kw_kind
     KW_FORK: int
@@ -50,6 +51,8 @@ class _Lib:
     KW_SYNC: int
     KW_LOST: int
     KW_CLOCK: int
+    KW_SOCKET: int
+    KW_DNS: int
     # enum kw_flag
     KW_HAS_PARENT: int
     KW_HAS_ROOT: int
@@ -68,6 +71,15 @@ class _Lib:
     KW_CAUSE_EXEC: int
     KW_CAUSE_RUNNING: int
     KW_CAUSE_MOVED: int
+    # enum kw_socket_event
+    KW_SOCKET_CONNECTING: int
+    KW_SOCKET_CONNECTED: int
+    KW_SOCKET_ACCEPTED: int
+    KW_SOCKET_LISTENING: int
+    KW_SOCKET_CLOSED: int
+    KW_SOCKET_PEER: int
+    KW_SOCKET_FAMILY: int
+    KW_SOCKET_LIVE: int
     # enum kw_stage
     KW_RING_FULL: int
     KW_TABLE_FULL: int
@@ -90,6 +102,14 @@ class _Lib:
     def kw_engine_mark(self, engine: CData) -> int: ...
     def kw_engine_exes(self, engine: CData, slot: int, mark: int, out: CData, capacity: int, missed: CData) -> int: ...
     def kw_engine_tree(self, engine: CData, out: CData, capacity: int) -> int: ...
+    def kw_engine_expect_destinations(self, engine: CData, slot: int, prefixes: CData, count: int) -> int: ...
+    def kw_engine_expect_ports(self, engine: CData, slot: int, ports: CData, count: int) -> int: ...
+    def kw_engine_remotes(
+        self, engine: CData, slot: int, mark: int, out: CData, capacity: int, missed: CData
+    ) -> int: ...
+    def kw_engine_listening(
+        self, engine: CData, slot: int, mark: int, out: CData, capacity: int, missed: CData
+    ) -> int: ...
 
     # native/loader.h
     KW_ORIGIN_NEW: int
@@ -137,6 +157,16 @@ class _Lib:
     def kw_loader_snapshot(self, loader: CData, reader: int, counters: CData) -> int: ...
     def kw_loader_losses(self, loader: CData, losses: CData) -> int: ...
     def kw_loader_read_state(self, loader: CData, state: CData) -> None: ...
+    KW_NET_STATES: int
+    KW_NET_SOCKETS: int
+    KW_NET_LENGTHS: int
+    KW_NET_PACKETS: int
+    KW_NET_BOOTSTRAP: int
+    KW_NET_HOOKS: int
+    def kw_loader_net(self, loader: CData, object: bytes) -> int: ...
+    def kw_loader_net_hooks(self, loader: CData) -> int: ...
+    def kw_loader_net_reason(self, loader: CData, hook: int) -> CData: ...
+    def kw_loader_net_snapshot(self, loader: CData, counters: CData) -> int: ...
     def kw_facts_probe(self, btf: bytes, facts: CData) -> None: ...
 
 ffi: _FFI

@@ -140,20 +140,30 @@ class Adopt(Image, frozen=True, tag="adopt", kw_only=True):
 
 
 class Connection(OfProcess, frozen=True, kw_only=True):
-    """What every line about a connection has."""
+    """What every line about a connection or a listening socket has. The process is the socket's owner."""
 
     connection_id: str
+    """The kernel's socket cookie: names the socket while the machine is up."""
     protocol: str
+    """tcp, udp, mptcp, icmp, ..., or the number."""
     family: str
+    """What goes over the wire: ipv4, also of an IPv6 socket that talks IPv4 (v4-mapped addresses), or ipv6."""
     local: str
+    """`address:port`; an IPv6 address in brackets."""
     remote: str | UnsetType = UNSET
+    name: str | UnsetType = UNSET
+    """What a DNS answer that kin got called the remote address, as it was asked."""
     result: str | UnsetType = UNSET
+    """Why it failed (ECONNREFUSED, ...); left out when it did not."""
     bytes_in: int | UnsetType = UNSET
+    """Payload of its whole life."""
     bytes_out: int | UnsetType = UNSET
+    cause: Literal["running"] | UnsetType = UNSET
+    """The socket was there when watching began."""
 
 
 class Connect(Connection, frozen=True, tag="connect", kw_only=True):
-    """Kin connected, or tried to."""
+    """Kin connected, or tried to. UDP: it gave a socket its peer."""
 
 
 class Accept(Connection, frozen=True, tag="accept", kw_only=True):
@@ -161,20 +171,45 @@ class Accept(Connection, frozen=True, tag="accept", kw_only=True):
 
 
 class Listen(Connection, frozen=True, tag="listen", kw_only=True):
-    """Kin listens."""
+    """Kin listens. UDP: it bound a socket to a port."""
+
+
+class Peer(Connection, frozen=True, tag="peer", kw_only=True):
+    """UDP without a peer of its own: a datagram to or from this remote address, the first of late."""
 
 
 class Close(Connection, frozen=True, tag="close", kw_only=True):
-    """A connection of kin is over."""
+    """A connection or a listening socket of kin is over. A TCP listener has no remote and no bytes."""
+
+
+class Socket(OfProcess, frozen=True, tag="socket", kw_only=True):
+    """Kin made a socket of another family than IP, of which no connection is told."""
+
+    family: str
+    """unix, netlink, packet, bluetooth, can, vsock, ..., or the number."""
+    type: str
+    """stream, dgram, raw, seqpacket, ..., or the number."""
+    connection_id: str | UnsetType = UNSET
 
 
 class Dns(OfProcess, frozen=True, tag="dns", kw_only=True):
-    """Kin asked for a name."""
+    """A DNS message: a question of kin (without rcode) or what a server said to it (with rcode)."""
 
     name: str
+    """What was asked, without the last dot; `\\.` and `\\DDD` stand for odd bytes (RFC 4343). Empty: malformed."""
     type: str
+    """A, AAAA, CNAME, TXT, ..., or the number. Empty: malformed."""
     answers: tuple[str, ...] | UnsetType = UNSET
+    """Addresses and names (CNAME, PTR, NS) in the order of the message, at most 32."""
     rcode: str | UnsetType = UNSET
+    """NOERROR, NXDOMAIN, SERVFAIL, ..., or the number."""
+    server: str
+    """`address:port`"""
+    connection_id: str
+    truncated: bool | UnsetType = UNSET
+    """There is more than is shown: the message says so, it is longer than what is looked at, or has more answers."""
+    malformed: bool | UnsetType = UNSET
+    """It breaks the format; what stands before the break is shown."""
 
 
 class Judgement(Event, frozen=True, kw_only=True):
@@ -222,7 +257,24 @@ class Lost(Event, frozen=True, tag="lost", kw_only=True):
     count: int
 
 
-Line = Root | Fork | Exec | Exit | Adopt | Connect | Accept | Listen | Close | Dns | Alarm | Clear | Enforced | Lost
+Line = (
+    Root
+    | Fork
+    | Exec
+    | Exit
+    | Adopt
+    | Connect
+    | Accept
+    | Listen
+    | Peer
+    | Close
+    | Socket
+    | Dns
+    | Alarm
+    | Clear
+    | Enforced
+    | Lost
+)
 """Any line of the event log."""
 
 _decoder: msgspec.json.Decoder[Line] = msgspec.json.Decoder(Line)

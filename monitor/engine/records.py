@@ -9,6 +9,8 @@ CLOCK_BOOTTIME, masks have bit 1 << slot. Further flags (KW_TRUNCATED, KW_APPROX
 # ruff: noqa: PLR0913, PLR0917 - one argument per field of the wire
 from __future__ import annotations
 
+import socket
+from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, NamedTuple
 
 from monitor.engine import STAGES
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from monitor.engine._native import CData
 
 _ALIGNMENT = 8
+_IPV4_BYTES = 4
 
 
 class ProcessId(NamedTuple):
@@ -235,6 +238,101 @@ def sync_record(
     record.phase = phase
     _comm(record, comm)
     return _bytes(record)
+
+
+class Endpoint(NamedTuple):
+    """One side of a connection."""
+
+    address: IPv4Address | IPv6Address
+    port: int
+
+
+NOWHERE = Endpoint(IPv6Address(0), 0)
+"""An endpoint that is not known, or that is not there."""
+
+
+def _address(cell: CData, family: int, address: IPv4Address | IPv6Address) -> None:
+    packed = address.packed
+    if family == socket.AF_INET and len(packed) > _IPV4_BYTES:
+        packed = packed[-_IPV4_BYTES:]  # of NOWHERE; a mapped address is its last bytes, too
+    elif family == socket.AF_INET6 and len(packed) == _IPV4_BYTES:
+        packed = bytes(10) + b"\xff\xff" + packed
+    ffi.memmove(cell, packed, len(packed))
+
+
+def socket_record(
+    *,
+    event: int,
+    time_ns: int,
+    process: ProcessId,
+    watches: int,
+    cookie: int,
+    family: int = socket.AF_INET,
+    protocol: int = socket.IPPROTO_TCP,
+    type: int = socket.SOCK_STREAM,  # noqa: A002 - the word of socket(2) and of the wire
+    local: Endpoint = NOWHERE,
+    remote: Endpoint = NOWHERE,
+    result: int = 0,
+    state: int = 0,
+    bytes_in: int = 0,
+    bytes_out: int = 0,
+    roots: int = 0,
+    lineage: Lineage | None = None,
+    comm: bytes = b"",
+    flags: int = 0,
+) -> bytes:
+    """`struct kw_socket`: something (KW_SOCKET_*) happened to a socket that process owns.
+
+    family AF_INET6 writes an IPv4 address as mapped. result: a positive errno; state: TCP_* of the kernel, for
+    KW_SOCKET_LIVE.
+    """
+    record = ffi.new("struct kw_socket *")
+    flags |= _lineage(record, lineage)
+    _header(record, lib.KW_SOCKET, time_ns, watches, roots, flags)
+    _id(record.process, process)
+    _comm(record, comm)
+    record.event, record.cookie, record.result, record.state = event, cookie, result, state
+    record.family, record.protocol, record.type = family, protocol, type
+    record.bytes_in, record.bytes_out = bytes_in, bytes_out
+    _address(record.local, family, local.address)
+    _address(record.remote, family, remote.address)
+    record.local_port, record.remote_port = local.port, remote.port
+    return _bytes(record)
+
+
+def dns_record(
+    *,
+    time_ns: int,
+    process: ProcessId,
+    watches: int,
+    cookie: int,
+    server: Endpoint,
+    message: bytes,
+    incoming: bool,
+    family: int = socket.AF_INET,
+    protocol: int = socket.IPPROTO_UDP,
+    total: int | None = None,
+    roots: int = 0,
+    lineage: Lineage | None = None,
+    flags: int = 0,
+) -> bytes:
+    """`struct kw_dns` with its tail: a DNS message from the server (incoming) or to it, as on the wire.
+
+    It is cut at KW_DNS_BYTES. total: its true length, when message is a part of it only.
+    """
+    record = ffi.new("struct kw_dns *")
+    flags |= _lineage(record, lineage)
+    kept = message[: lib.KW_DNS_BYTES]
+    _header(record, lib.KW_DNS, time_ns, watches, roots, flags)
+    _id(record.process, process)
+    record.cookie, record.total = cookie, len(message) if total is None else total
+    record.family, record.protocol, record.incoming = family, protocol, int(incoming)
+    _address(record.remote, family, server.address)
+    record.remote_port = server.port
+    record.message.offset, record.message.length = ffi.sizeof("struct kw_dns"), len(kept)
+    tail = kept + bytes(-len(kept) % _ALIGNMENT)
+    record.header.size += len(tail)
+    return _bytes(record) + tail
 
 
 def lost_record(*, time_ns: int, stage: int | str, count: int) -> bytes:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import msgspec
 
 from monitor.sinks.stream import StreamSink
-from monitor.sinks.text import columns, duration, fit, pad, safe, styled, wants_colour
+from monitor.sinks.text import columns, duration, fit, pad, safe, size, styled, wants_colour
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Line = dict[str, Any]
 
 TIME_COLUMNS: Final = 12
-EVENT_COLUMNS: Final = 6
+EVENT_COLUMNS: Final = 7
 PID_COLUMNS: Final = 7
 WATCH_COLUMNS: Final = 12
 PROCESS_COLUMNS: Final = 20
@@ -38,6 +38,7 @@ EVENT_STYLES: Final = {
     "adopt": "blue",
     "exec": "",
     "exit": "dim",
+    "close": "dim",
     "alarm": "alarm",
     "clear": "clear",
     "enforced": "alarm",
@@ -139,9 +140,16 @@ def event_style(line: Line) -> str:
     event = line.get("event")
     if event == "exit" and (line.get("exit_code") or "signal" in line):
         return "yellow"
-    return {"alarm": "alarm", "clear": "green", "enforced": "alarm", "lost": "yellow", "exit": "dim"}.get(
-        str(event), ""
-    )
+    if event in {"connect", "dns"} and ("result" in line or line.get("rcode", "NOERROR") != "NOERROR"):
+        return "yellow"
+    return {
+        "alarm": "alarm",
+        "clear": "green",
+        "enforced": "alarm",
+        "lost": "yellow",
+        "exit": "dim",
+        "close": "dim",
+    }.get(str(event), "")
 
 
 def _process(line: Line) -> str:
@@ -203,7 +211,8 @@ def _judgement(line: Line) -> str:
     if line.get("behavior") == "child_processes":
         subject = f"{value} descendant{'' if value == 1 else 's'} alive"
     else:
-        subject = f"{line.get('metric', '?')} is {value}"
+        shown = (", ".join(map(str, value)) or "none") if isinstance(value, list) else value
+        subject = f"{line.get('metric', '?')} is {shown}"
     text = f"{subject}, {_criteria(line.get('criteria'))} expected"
     if line.get("event") == "clear":
         begun, ended = _moment(str(line.get("since", ""))), _moment(str(line.get("time", "")))
@@ -221,13 +230,43 @@ def _criteria(criteria: object) -> str:
         return "?"
     value = criteria.get("value")
     wanted = next(iter(value.values()), "?") if isinstance(value, dict) else "?"
+    wanted = (", ".join(map(str, wanted)) or "none") if isinstance(wanted, list) else wanted
     operator = {
         "less-than": "less than",
         "less-than-equals": "at most",
         "greater-than": "more than",
         "greater-than-equals": "at least",
+        "in-cidr-set": "only",
+        "in-set": "only",
+        "not-in-cidr-set": "none of",
+        "not-in-set": "none of",
     }.get(str(criteria.get("comparisonOperator")), str(criteria.get("comparisonOperator", "?")))
     return f"{operator} {wanted}"
+
+
+def _connection(line: Line) -> str:
+    arrow = {"accept": "←", "peer": "↔"}.get(str(line.get("event")), "→")
+    words = [str(line.get("protocol", "?")), str(line.get("local", "?"))]
+    if "remote" in line:
+        words += [arrow, str(line["remote"]), f"({line['name']})" if "name" in line else ""]
+    words += ["was there" if line.get("cause") == "running" else "", str(line.get("result", ""))]
+    text = " ".join(filter(None, words))
+    moved = [f"{size(line[key])} {way}" for key, way in (("bytes_in", "in"), ("bytes_out", "out")) if key in line]
+    return safe(", ".join([text, *moved]))
+
+
+def _dns(line: Line) -> str:
+    asked = f"{line.get('type') or '?'} {line.get('name') or '?'}"
+    if line.get("malformed"):
+        return safe(f"{asked}: malformed")
+    if "rcode" not in line:
+        return safe(f"{asked}?")
+    answers = ", ".join(map(str, line.get("answers", ()))) or "no answer"
+    return safe(f"{asked} → {answers if line['rcode'] == 'NOERROR' else line['rcode']}")
+
+
+def _socket(line: Line) -> str:
+    return safe(" ".join(str(line[key]) for key in ("family", "type") if key in line))
 
 
 def _lost(line: Line) -> str:
@@ -245,6 +284,13 @@ _WORDS: Final[dict[str, Callable[[Line], str]]] = {
     "exec": _image,
     "adopt": _adopt,
     "exit": _exit,
+    "connect": _connection,
+    "accept": _connection,
+    "listen": _connection,
+    "peer": _connection,
+    "close": _connection,
+    "socket": _socket,
+    "dns": _dns,
     "alarm": _judgement,
     "clear": _judgement,
     "lost": _lost,

@@ -12,6 +12,7 @@ SECOND_MS: Final = 1000
 MINUTE_S: Final = 60
 HOUR_S: Final = 3600
 DAY_S: Final = 86400
+KILO: Final = 1000
 UNSAFE: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 """Unicode categories that move the cursor, turn the writing direction, hide, or mean nothing."""
 
@@ -106,3 +107,15 @@ def _pair(seconds: float, big: tuple[int, str], small: tuple[int, str]) -> str:
     whole, rest = divmod(int(seconds), big[0])
     part = rest // small[0]
     return f"{whole} {big[1]} {part} {small[1]}" if part else f"{whole} {big[1]}"
+
+
+def size(count: int) -> str:
+    """Return a number of bytes for people: 7 B, 1.5 kB, 20.0 MB."""
+    if count < KILO:
+        return f"{count} B"
+    amount = float(count)
+    for unit in ("kB", "MB", "GB"):
+        amount /= KILO
+        if round(amount, 1) < KILO:
+            return f"{amount:.1f} {unit}"
+    return f"{amount / KILO:.1f} TB"

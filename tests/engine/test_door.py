@@ -57,7 +57,7 @@ def _with(record: bytes, kind: str, **members: object) -> bytes:
 LONG_TEXT = image_record(kind=lib.KW_EXEC, time_ns=5, process=CHILD, watches=1, comm=b"c", argv=[b"a" * 8000])
 IMAGE_BYTES = ffi.sizeof("struct kw_image")
 REFUSED = {
-    "unknown kind": _with(SOUND["fork"], "kw_fork", header__kind=9),
+    "unknown kind": _with(SOUND["fork"], "kw_fork", header__kind=11),
     "kind zero": _with(SOUND["fork"], "kw_fork", header__kind=0),
     "shorter than its kind": struct.pack("=IHHQQQ", 32, lib.KW_FORK, 0, 5, 1, 0),
     "root of what it is not kin of": _with(SOUND["exit"], "kw_exit", header__roots=2),

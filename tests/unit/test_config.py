@@ -44,6 +44,7 @@ kind = "auto"
 ring_bytes = 4194304
 max_processes = 32768
 btf = ""
+network = true
 
 [log]
 file = "/var/log/kinwatch/events.jsonl"
@@ -198,6 +199,39 @@ DEFENDER_REFUSED = (
 )
 
 
+# What stands in expect, and what is said of it.
+EXPECT_REFUSED = (
+    ("executables = []", "executables: not supported yet"),
+    ('destinations = "10.0.0.0/8"', "destinations: expected an array, found '10.0.0.0/8'"),
+    ("destinations = [10]", "destinations[0]: expected a string, found 10"),
+    *(
+        (
+            f'destinations = ["::1", "{text}"]',
+            f"destinations: expected a network such as 10.0.0.0/8 or fd00::/8, found '{text}'",
+        )
+        for text in (
+            "",
+            "localhost",
+            "10.0.0.0/33",
+            "fd00::/129",
+            "10.0.0.0/255.0.0.0",
+            "fe80::1%eth0",
+            "10",
+            "10.0.0.0/ 8",
+        )
+    ),
+    (
+        "destinations = [" + ", ".join(f'"10.0.{number}.0/24"' for number in range(257 - 1)) + ', "::/0"]',
+        "destinations: expected at most 256 networks, found 257",
+    ),
+    ("listening_ports = 80", "listening_ports: expected an array, found 80"),
+    ("listening_ports = [80, 0]", "listening_ports[1]: expected an integer >= 1, found 0"),
+    ("listening_ports = [65536]", "listening_ports[0]: expected an integer <= 65535, found 65536"),
+    ("listening_ports = [true]", "listening_ports[0]: expected an integer, found True"),
+    (f"listening_ports = {list(range(1, 258))}", "listening_ports: expected at most 256 ports, found 257"),
+)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -254,8 +288,8 @@ DEFENDER_REFUSED = (
         ),
         ('[[watch]]\nprocess = "a"\nexpect = { children = 0 }', "watch[0].expect.children: unknown key"),
         *(
-            (f'[[watch]]\nprocess = "a"\nexpect = {{ {key} = [] }}', f"watch[0].expect.{key}: not supported yet")
-            for key in ("executables", "destinations", "listening_ports")
+            (f'[[watch]]\nprocess = "a"\nexpect = {{ {text} }}', f"watch[0].expect.{message}")
+            for text, message in EXPECT_REFUSED
         ),
         (
             "\n".join(f'[[watch]]\nprocess = "a{number}"' for number in range(MAX_WATCHES + 1)),
@@ -399,7 +433,10 @@ def test_an_expectation_holds_for_every_watch() -> None:
         ({"command": [""]}, "--: expected a command"),
         ({"capture": "ebpf"}, "--capture: "),
         ({"interval_s": 0}, "--interval-s: expected an integer >= 1"),
-        ({"expects": ["child_processes"]}, "--expect: expected child_processes=N, found 'child_processes'"),
+        ({"expects": ["child_processes"]}, "--expect: expected KIND=VALUE, found 'child_processes'"),
+        ({"expects": ["child_processes=x"]}, "--expect: expected child_processes=N, N being 0 to 4194304, found 'x'"),
+        ({"expects": ["destinations=10.0.0.0/8,x"]}, "--expect: expected a network such as 10.0.0.0/8 or fd00::/8"),
+        ({"expects": ["listening_ports=80,0"]}, "--expect: expected ports of 1 to 65535, found '0'"),
     ],
 )
 def test_an_impossible_flag_is_refused_by_its_name(flags: dict[str, Any], message: str) -> None:
@@ -428,11 +465,52 @@ def test_an_expectation_is_a_number_of_children(number: int) -> None:
         "child_processes=1 ",
         "children=1",
         "executables=1",
+        "executables=",
+        "destinations",
+        "destinations=,",
+        "destinations=10.0.0.0/8,",
+        "destinations=10.0.0.0/8 ,::1",
+        "destinations=localhost",
+        "listening_ports",
+        "listening_ports=80,,81",
+        "listening_ports=0",
+        "listening_ports=65536",
+        "listening_ports=ssh",
     ],
 )
 def test_an_expectation_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(ConfigInvalid, match="command line: --expect: "):
         parse_expect(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expect"),
+    [
+        ("destinations=", Expect(destinations=())),
+        ("destinations=10.1.2.3/8,fd00::1", Expect(destinations=("10.0.0.0/8", "fd00::1/128"))),
+        ("listening_ports=", Expect(listening_ports=())),
+        ("listening_ports=443,80,443", Expect(listening_ports=(80, 443))),
+    ],
+)
+def test_an_expectation_of_the_network_is_a_list(text: str, expect: Expect) -> None:
+    assert parse_expect(text) == expect
+
+
+def test_expectations_of_a_file_and_of_flags_go_together() -> None:
+    text = '[[watch]]\nprocess = "a"\nexpect = { child_processes = 3, destinations = ["10.9.9.9/8"], listening_ports = [] }'
+    file = parse(text, "f")
+    assert file.watches[0].expect == Expect(child_processes=3, destinations=("10.0.0.0/8",), listening_ports=())
+    flags = ["listening_ports=80", "destinations=", "listening_ports=81"]
+    assert with_command_line(file, expects=flags).watches[0].expect == Expect(
+        child_processes=3, destinations=(), listening_ports=(81,)
+    )
+    assert parse('[[watch]]\nprocess = "a"', "f").watches[0].expect == Expect()
+
+
+def test_network_hooks_can_be_switched_off() -> None:
+    assert Config().capture.network is True
+    assert parse("[capture]\nnetwork = false", "f").capture.network is False
+    assert refused("[capture]\nnetwork = 0").startswith("capture.network: expected")
 
 
 def test_nothing_to_watch_is_refused_with_what_to_do() -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import shutil
 import subprocess
 import tempfile
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given, settings
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from monitor.config import Config, notes, parse, with_command_line
 from monitor.errors import ConfigInvalid
-from monitor.watch import ImpossibleValue, WatchKind, canonical, derived_name, is_name, legal_name
+from monitor.watch import ImpossibleValue, WatchKind, canonical, derived_name, is_name, legal_name, networks, ports
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -197,3 +198,31 @@ def test_an_executable_that_cannot_be_read_is_refused() -> None:
             finally:
                 os._exit(status)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.ip_addresses(), st.integers(0, 32)), max_size=8), st.ip_addresses())
+def test_networks_in_their_one_form_hold_the_same_addresses(prefixes: list[tuple[Any, int]], address: Any) -> None:  # noqa: ANN401
+    written = [f"{of}/{length}" for of, length in prefixes]
+    made = networks(written)
+    assert networks(made) == made
+    assert len(set(made)) == len(made)
+
+    def holds(texts: Any) -> bool:  # noqa: ANN401
+        return any(address in ipaddress.ip_network(text, strict=False) for text in texts)
+
+    assert holds(made) == holds(written)
+
+
+def test_ipv4_mapped_into_ipv6_is_ipv4_and_an_address_a_network_of_one() -> None:
+    assert networks(["::ffff:10.1.2.3/104", "10.9.9.9/8", "192.0.2.7", "::1"]) == (
+        "10.0.0.0/8",
+        "192.0.2.7/32",
+        "::1/128",
+    )
+    assert networks(["::ffff:0:0/95"]) == ("::fffe:0:0/95",)  # more than IPv4: it stays what it is
+
+
+@given(st.lists(st.integers(1, 65535), max_size=256))
+def test_ports_are_ascending_and_each_once(numbers: list[int]) -> None:
+    assert list(ports(numbers)) == sorted(set(numbers))

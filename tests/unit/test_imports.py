@@ -31,7 +31,7 @@ LAYERS = (
     {"config"},
     {"publishing"},
     {"schema"},
-    {"watch"},
+    {"watch", "remote"},
     {"errors"},
 )
 LAYER_OF = {room: depth for depth, rooms in enumerate(LAYERS) for room in rooms}

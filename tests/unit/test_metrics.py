@@ -1,4 +1,7 @@
-"""Metrics of a window say what a population of processes did, and behaviors judge them."""
+"""Metrics of a window say what a population of processes did, and behaviors judge them.
+
+Refuses to know the metrics of the network: tests/unit/test_metrics_network.py does.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from hypothesis import strategies as st
 
 from monitor.detect.behaviors import expected, violated
 from monitor.detect.metrics import FIELDS, Metric, lower_bound_metrics, merged, window_metrics
-from monitor.detect.snapshot import Snapshot, WatchSnapshot
+from monitor.detect.snapshot import NETWORK, Snapshot, WatchSnapshot
 
 NOTHING: dict[str, Any] = dict.fromkeys(
     ("roots", "alive", "peak", "spawned", "adopted", "execs", "exits", "root_starts", "root_exits", "window_peak"), 0
@@ -27,7 +30,8 @@ def snapshot(*watches: WatchSnapshot, **more: Any) -> Snapshot:  # noqa: ANN401 
 
 
 def values(metrics: list[Metric]) -> dict[str, object]:
-    return {metric.name: metric.value for metric in metrics}
+    of_network = tuple(f"{what}_" for what, fields in FIELDS.items() if not NETWORK.isdisjoint(fields))
+    return {metric.name: metric.value for metric in metrics if not metric.name.startswith(of_network)}
 
 
 class Population:
@@ -245,7 +249,7 @@ def test_watches_keep_apart() -> None:
 def test_what_is_unknown_is_left_out_not_zero(unknown: frozenset[str], in_baseline: bool) -> None:  # noqa: FBT001
     before = snapshot(watch(), unknown=unknown if in_baseline else frozenset())
     now = snapshot(watch(), unknown=frozenset() if in_baseline else unknown)
-    present = {f"{what}_myapp" for what, fields in FIELDS.items() if unknown.isdisjoint(fields)}
+    present = {f"{what}_myapp" for what, fields in FIELDS.items() if (unknown | NETWORK).isdisjoint(fields)}
     assert values(window_metrics(before, now)).keys() == present | {"events_lost"}
 
 
@@ -270,7 +274,7 @@ def test_more_executables_than_were_kept_make_the_list_a_lower_bound() -> None:
 
 def test_every_counter_of_a_snapshot_has_its_test_here() -> None:
     fields = {field.name for field in msgspec.structs.fields(WatchSnapshot)}
-    assert fields == {*NOTHING, "name", "exes", "exes_missed"}
+    assert fields == {*NOTHING, "name", "exes", "exes_missed", *NETWORK}
 
 
 @pytest.mark.parametrize("name", ["", "a b", "a" * 129, "aws:x", "a\n", "ä"])

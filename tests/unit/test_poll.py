@@ -17,6 +17,7 @@ import pytest
 from monitor.capture.poll import LOWER_BOUNDS, PollCapture
 from monitor.capture.procfs import read_cgroup, read_credentials, read_image, read_stat
 from monitor.capture.rules import cgroup2_mount
+from monitor.detect.snapshot import NETWORK
 from monitor.engine import Engine, lines
 from monitor.watch import Expect, Watch
 
@@ -258,6 +259,7 @@ def test_snapshot_says_what_it_cannot_know(engine: Engine) -> None:
     capture.start()
     snapshot = capture.snapshot(1, 0)
     assert snapshot.lower_bounds == LOWER_BOUNDS
+    assert snapshot.unknown == NETWORK
     assert set(snapshot.watches[0].__struct_fields__) >= LOWER_BOUNDS, "fields that exist"
     assert "roots" not in LOWER_BOUNDS
     (watch,) = snapshot.watches

@@ -6,8 +6,10 @@ import os
 import resource
 import signal
 import struct
+import sys
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -25,6 +27,7 @@ from monitor.engine.records import (
     image_record,
 )
 from monitor.errors import RecordFileInvalid
+from monitor.watch import Expect
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -251,11 +254,34 @@ def test_replay_judges_by_other_limits_when_told(tmp_path: Path) -> None:
     path = tmp_path / "run.rec"
     _write(path, b"".join(LIFE))
     with Engine(64) as engine:
-        capture = ReplayCapture(engine, path, {"myapp": None})
+        capture = ReplayCapture(engine, path, {"myapp": Expect()})
         capture.start()
         capture.poll()
         assert engine.take().alarms == 0
         capture.close(keep=False)
+
+
+def test_what_was_expected_of_the_network_is_recorded_with_the_watch(tmp_path: Path) -> None:
+    path = tmp_path / "run.rec"
+    expect = Expect(child_processes=0, destinations=("10.0.0.0/8",), listening_ports=())
+    watch = msgspec.structs.replace(WATCH, destinations=expect.destinations, listening_ports=expect.listening_ports)
+    RecordWriter(path, [watch], WALL_NS).close()
+    with RecordReader(path) as reader:
+        assert reader.watches == (watch,)
+        assert reader.watches[0].expect == expect
+    assert WATCH.expect == Expect(child_processes=0)
+
+
+@pytest.mark.parametrize("wrong", [{"destinations": ("x",)}, {"listening_ports": (0,)}, {"listening_ports": (65536,)}])
+def test_a_recorded_expectation_that_is_none_is_refused(tmp_path: Path, wrong: dict[str, object]) -> None:
+    path = tmp_path / "run.rec"
+    RecordWriter(path, [WATCH], WALL_NS).close()
+    right = msgspec.json.encode([WATCH])
+    table = msgspec.json.encode([msgspec.structs.asdict(WATCH) | wrong])
+    header = path.read_bytes()[: -len(right)]
+    path.write_bytes(header[:24] + len(table).to_bytes(4, sys.byteorder) + header[28:] + table)
+    with pytest.raises(RecordFileInvalid, match="watch"):
+        RecordReader(path)
 
 
 def test_stopped_replay_delivers_no_more(tmp_path: Path) -> None:

@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from monitor.errors import ConfigInvalid
 from monitor.sinks import Fanout
 from monitor.sinks.stream import StreamSink
-from monitor.sinks.table import TableSink, log_sink, what
-from monitor.sinks.text import UNSAFE, columns, duration, fit, safe, wants_colour
+from monitor.sinks.table import TableSink, event_style, log_sink, what
+from monitor.sinks.text import UNSAFE, columns, duration, fit, safe, size, wants_colour
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -354,6 +354,7 @@ def table(*lines: dict[str, Any], width: int = 200, colour: bool = False, watch_
 
 
 TIME = "2026-11-25T03:14:06.102345678Z"
+TCP = {"protocol": "tcp", "family": "ipv4", "local": "10.0.0.1:40000", "remote": "10.0.0.2:443"}
 
 
 def test_a_row_says_when_what_who_and_how() -> None:
@@ -362,7 +363,7 @@ def test_a_row_says_when_what_who_and_how() -> None:
         "comm": "cat", "exe": "/usr/bin/cat", "argv": ["cat", "a b", "$(x)"], "uid": 0, "gid": 0,
     }  # fmt: skip
     assert table(exec_line) == [
-        "03:14:06.102  exec       4243    └ cat               /usr/bin/cat 'a b' '$(x)'",
+        "03:14:06.102  exec        4243    └ cat               /usr/bin/cat 'a b' '$(x)'",
     ]
 
 
@@ -382,6 +383,33 @@ def test_a_row_says_when_what_who_and_how() -> None:
         ({"event": "exec", "exe": "/bin/sh", "script": "/x.sh", "argv": ["sh"]}, "[script /x.sh] /bin/sh"),
         ({"event": "exec", "exe": "/memfd:x", "memfd": True}, "[memfd] /memfd:x"),
         ({"event": "lost", "stage": "ring_full", "count": 12}, "12 details lost: ring_full"),
+        ({"event": "connect", **TCP}, "tcp 10.0.0.1:40000 → 10.0.0.2:443"),
+        (
+            {"event": "connect", **TCP, "name": "a.example", "result": "ECONNREFUSED"},
+            "tcp 10.0.0.1:40000 → 10.0.0.2:443 (a.example) ECONNREFUSED",
+        ),
+        ({"event": "accept", **TCP, "cause": "running"}, "tcp 10.0.0.1:40000 ← 10.0.0.2:443 was there"),
+        ({"event": "peer", **TCP, "protocol": "udp"}, "udp 10.0.0.1:40000 ↔ 10.0.0.2:443"),
+        ({"event": "listen", "protocol": "tcp", "local": "[::]:80"}, "tcp [::]:80"),
+        (
+            {"event": "close", **TCP, "bytes_in": 999, "bytes_out": 1_500_000},
+            "tcp 10.0.0.1:40000 → 10.0.0.2:443, 999 B in, 1.5 MB out",
+        ),
+        ({"event": "socket", "family": "bluetooth", "type": "raw"}, "bluetooth raw"),
+        ({"event": "dns", "name": "a.example", "type": "A"}, "A a.example?"),
+        (
+            {
+                "event": "dns",
+                "name": "a.example",
+                "type": "A",
+                "rcode": "NOERROR",
+                "answers": ["b.example", "10.0.0.2"],
+            },
+            "A a.example → b.example, 10.0.0.2",
+        ),
+        ({"event": "dns", "name": "a.example", "type": "A", "rcode": "NOERROR"}, "A a.example → no answer"),
+        ({"event": "dns", "name": "a.example", "type": "A", "rcode": "NXDOMAIN"}, "A a.example → NXDOMAIN"),
+        ({"event": "dns", "name": "", "type": "", "malformed": True}, "? ?: malformed"),
         ({"event": "new-kind", "time": TIME, "key": "v"}, "key=v"),
     ],
 )
@@ -400,6 +428,40 @@ def test_an_alarm_is_red_and_its_end_green_and_neither_is_cut() -> None:
     first, second = table(alarm, clear, width=60, colour=True)
     assert "\x1b[1;31m1 descendant alive, at most 0 expected: myapp 4242 → myapp 4243\x1b[0m" in first
     assert "\x1b[32m0 descendants alive, at most 0 expected; over after 3.0 s\x1b[0m" in second
+
+
+@pytest.mark.parametrize(
+    ("metric", "operator", "value", "wanted", "words"),
+    [
+        ("destination_ips", "in-cidr-set", ["8.8.8.8", "1.1.1.1"], {"cidrs": ["10.0.0.0/8", "fd00::/8"]},
+         "destination_ips_w is 8.8.8.8, 1.1.1.1, only 10.0.0.0/8, fd00::/8 expected"),
+        ("listening_ports", "in-set", [22], {"numbers": []}, "listening_ports_w is 22, only none expected"),
+        ("listening_ports", "in-set", [], {"numbers": [80]}, "listening_ports_w is none, only 80 expected"),
+    ],
+)  # fmt: skip
+def test_an_alarm_about_the_network_names_what_is_not_expected(
+    metric: str, operator: str, value: list[Any], wanted: dict[str, Any], words: str
+) -> None:
+    criteria = {"comparisonOperator": operator, "value": wanted}
+    assert (
+        what({"event": "alarm", "behavior": metric, "metric": f"{metric}_w", "value": value, "criteria": criteria})
+        == words
+    )
+
+
+def test_what_failed_on_the_network_stands_out() -> None:
+    assert event_style({"event": "connect", "result": "ETIMEDOUT"}) == "yellow"
+    assert event_style({"event": "dns", "rcode": "NXDOMAIN"}) == "yellow"
+    assert [event_style(line) for line in ({"event": "connect"}, {"event": "dns", "rcode": "NOERROR"})] == ["", ""]
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (999_949, "999.9 kB"), (999_950, "1.0 MB"), (2 * 10**9, "2.0 GB"),
+     (10**12, "1.0 TB"), (10**16, "10000.0 TB")],
+)  # fmt: skip
+def test_a_size_reads_well(count: int, words: str) -> None:
+    assert size(count) == words
 
 
 @pytest.mark.parametrize("line", [b"rubbish \x1b[31m", b'{"time": 1, "depth": "x", "comm": "a"}', b"[]"])

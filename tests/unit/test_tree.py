@@ -113,6 +113,25 @@ def test_status_is_a_table_with_a_head() -> None:
     ]
 
 
+def test_the_network_has_a_table_of_its_own() -> None:
+    counters = {
+        "name": "myapp",
+        "roots": 1,
+        "bytes_in": 12,
+        "open": 2,
+        "remotes": 3,
+        "destinations": ["[::1]:80", "10.0.0.1:443"],
+    }
+    other = {"name": "web", "roots": 0, "bytes_in": 0, "open": 0, "remotes": 0, "destinations": []}
+    drawn = render_status({"capture": "core", "watches": [counters, other], "lower_bounds": ["bytes_in"]})
+    assert drawn.split("\n\n")[1:] == [
+        "WATCH  ROOTS\nmyapp      1\nweb        0",
+        "WATCH  BYTES IN  OPEN  REMOTES            DESTINATIONS\n"
+        "myapp       ≥12     2        3  [::1]:80, 10.0.0.1:443\n"
+        "web          ≥0     0        0                       -\n",
+    ]
+
+
 def test_what_is_known_only_as_a_lower_bound_or_not_at_all_is_marked() -> None:
     drawn = render_status(STATUS | {"lower_bounds": ["spawned"], "unknown": ["execs"], "lost": {}})
     assert "lost     nothing" in drawn

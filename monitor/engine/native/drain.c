@@ -249,6 +249,7 @@ static int64_t drain_once(struct kw_loader *loader, struct kw_engine *engine)
 	if (loader->batch_records || loader->undecided_bytes)
 		loader->uncommitted = 1;
 	commit_what_nobody_needs(loader);
+	net_tend(loader);
 	return loader->batch_records;
 }
 

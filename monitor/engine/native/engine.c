@@ -14,8 +14,11 @@ struct kw_engine *kw_engine_new(uint32_t max_processes)
 
 	if (!engine)
 		return NULL;
-	if (kw_table_new(&engine->table, max_processes ? max_processes : 1) || kw_paths_new(&engine->paths)) {
+	if (kw_table_new(&engine->table, max_processes ? max_processes : 1) || kw_paths_new(&engine->paths) ||
+	    kw_sockets_new(&engine->sockets) || kw_names_new(&engine->names)) {
 		kw_table_free(&engine->table);
+		kw_paths_free(&engine->paths);
+		kw_sockets_free(&engine->sockets);
 		free(engine);
 		return NULL;
 	}
@@ -23,18 +26,31 @@ struct kw_engine *kw_engine_new(uint32_t max_processes)
 	return engine;
 }
 
+/* What a slot has of its own; its executables' paths are released by kw_exes_clear(). */
+static void slot_free(struct kw_slot *watch)
+{
+	free(watch->exes);
+	free(watch->remotes);
+	free(watch->ports);
+	free(watch->net.prefixes);
+	free(watch->net.ports);
+	memset(watch, 0, sizeof(*watch));
+}
+
 void kw_engine_free(struct kw_engine *engine)
 {
 	if (!engine)
 		return;
 	for (uint32_t slot = 0; slot < KW_SLOTS; slot++)
-		free(engine->slots[slot].exes);
+		slot_free(&engine->slots[slot]);
 	for (int i = 0; i < 2; i++) {
 		free(engine->lines[i].data);
 		free(engine->records[i].data);
 	}
 	kw_table_free(&engine->table);
 	kw_paths_free(&engine->paths);
+	kw_sockets_free(&engine->sockets);
+	kw_names_free(&engine->names);
 	pthread_mutex_destroy(&engine->lock);
 	free(engine);
 }
@@ -65,8 +81,12 @@ static int slot_define(struct kw_engine *engine, uint32_t slot)
 	memset(watch, 0, sizeof(*watch));
 	watch->limit = -1;
 	watch->exes = calloc(1, sizeof(*watch->exes));
-	if (!watch->exes)
+	watch->remotes = calloc(1, sizeof(*watch->remotes));
+	watch->ports = calloc(1, sizeof(*watch->ports));
+	if (!watch->exes || !watch->remotes || !watch->ports) {
+		slot_free(watch);
 		return -ENOMEM;
+	}
 	engine->defined |= slot_bit(slot);
 	return 0;
 }
@@ -102,6 +122,8 @@ int kw_engine_unwatch(struct kw_engine *engine, uint32_t slot)
 		return -ENOENT;
 	}
 	kw_limit(engine, slot, -1);
+	kw_expect_nothing(engine, slot);
+	kw_sockets_unwatch(engine, slot);
 	for (uint32_t i = 0; i < table->used; i++) {
 		struct kw_process *process = &table->processes[i];
 
@@ -114,6 +136,7 @@ int kw_engine_unwatch(struct kw_engine *engine, uint32_t slot)
 			kw_process_drop(engine, process);
 	}
 	kw_exes_clear(engine, slot);
+	slot_free(&engine->slots[slot]);
 	engine->defined &= ~slot_bit(slot);
 	pthread_mutex_unlock(&engine->lock);
 	return 0;

@@ -25,6 +25,7 @@ static void displace(struct kw_engine *engine, struct kw_process *process)
 {
 	for (uint64_t left = process->watches; left; left &= left - 1)
 		kw_leave(engine, lowest_slot(left), process, true);
+	kw_sockets_owner_ends(engine, process->pid, process->start_ns);
 	kw_process_bury(engine, process);
 }
 
@@ -211,6 +212,7 @@ static void on_exit(struct kw_engine *engine, const struct kw_exit *record)
 	if (process->flags & PROCESS_LIVE)
 		kw_process_bury(engine, process);
 	judge_all(engine, told.displaced);
+	kw_sockets_owner_ends(engine, record->process.pid, record->process.start_ns);
 }
 
 /* Take slots away from a process that lives on. */
@@ -356,6 +358,12 @@ void kw_happen(struct kw_engine *engine, const struct kw_header *header)
 		break;
 	case KW_LOST:
 		on_lost(engine, (const struct kw_lost *)header);
+		break;
+	case KW_SOCKET:
+		kw_socket_happens(engine, (const struct kw_socket *)header);
+		break;
+	case KW_DNS:
+		kw_dns_happens(engine, (const struct kw_dns *)header);
 		break;
 	default:
 		engine->wall_ns = ((const struct kw_clock *)header)->wall_ns;

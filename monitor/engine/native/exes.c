@@ -35,15 +35,6 @@ const struct kw_path *kw_path_at(const struct kw_engine *engine, uint32_t path)
 	return path == NONE ? NULL : &engine->paths.cells[path - 1];
 }
 
-static uint64_t hash_of(const uint8_t *text, uint32_t length)
-{
-	uint64_t hash = 0xcbf29ce484222325; /* FNV-1a */
-
-	for (uint32_t i = 0; i < length; i++)
-		hash = (hash ^ text[i]) * 0x100000001b3;
-	return hash;
-}
-
 static bool cell_fill(struct kw_paths *paths, struct kw_path *cell, const uint8_t *text, uint32_t length)
 {
 	if (length > cell->room) {
@@ -68,7 +59,7 @@ static bool cell_fill(struct kw_paths *paths, struct kw_path *cell, const uint8_
 uint32_t kw_path_keep(struct kw_engine *engine, const uint8_t *text, uint32_t length)
 {
 	struct kw_paths *paths = &engine->paths;
-	uint64_t hash = hash_of(text, length);
+	uint64_t hash = kw_hash(text, length);
 	uint32_t *chain = &paths->chains[hash % PATHS_KEPT];
 	struct kw_path *cell;
 	uint32_t path;
@@ -130,35 +121,6 @@ void kw_path_release(struct kw_engine *engine, uint32_t path)
 	paths->free_cell = path;
 }
 
-/* An executable had to go: its hash is noted with its last mark; beyond EVICTED_KEPT the oldest is forgotten. */
-static void evicted_note(struct kw_exes *exes, uint64_t hash, uint64_t mark)
-{
-	struct kw_evicted *place = &exes->evicted[exes->evictions];
-
-	if (exes->evictions == EVICTED_KEPT) {
-		place = &exes->evicted[0];
-		for (uint32_t i = 1; i < EVICTED_KEPT; i++)
-			if (exes->evicted[i].mark < place->mark)
-				place = &exes->evicted[i];
-		exes->forgotten++;
-		exes->forgotten_mark = place->mark;
-	} else {
-		exes->evictions++;
-	}
-	*place = (struct kw_evicted){hash, mark};
-}
-
-/* It came back. */
-static void evicted_remove(struct kw_exes *exes, uint64_t hash)
-{
-	for (uint32_t i = 0; i < exes->evictions; i++) {
-		if (exes->evicted[i].hash == hash) {
-			exes->evicted[i] = exes->evicted[--exes->evictions];
-			return;
-		}
-	}
-}
-
 /* A descendant in slot runs this path; NONE: one that could not be kept, which is missed. */
 void kw_exe_note(struct kw_engine *engine, uint32_t slot, uint32_t path)
 {
@@ -167,7 +129,7 @@ void kw_exe_note(struct kw_engine *engine, uint32_t slot, uint32_t path)
 	struct kw_exe *place = NULL;
 
 	if (path == NONE) {
-		evicted_note(exes, mark, mark); /* its name is not known: it counts as one of its own */
+		kw_evicted_note(&exes->evictions, mark, mark); /* its name is not known: it counts as one of its own */
 		return;
 	}
 	for (uint32_t i = 0; i < exes->count; i++) {
@@ -181,10 +143,10 @@ void kw_exe_note(struct kw_engine *engine, uint32_t slot, uint32_t path)
 	if (exes->count < EXES_KEPT) {
 		place = &exes->kept[exes->count++];
 	} else {
-		evicted_note(exes, kw_path_at(engine, place->path)->hash, place->mark);
+		kw_evicted_note(&exes->evictions, kw_path_at(engine, place->path)->hash, place->mark);
 		kw_path_release(engine, place->path);
 	}
-	evicted_remove(exes, kw_path_at(engine, path)->hash);
+	kw_evicted_remove(&exes->evictions, kw_path_at(engine, path)->hash);
 	kw_path_use(engine, path);
 	*place = (struct kw_exe){mark, path};
 }
@@ -204,17 +166,6 @@ static int by_mark(const void *left, const void *right)
 	const struct kw_exe *one = left, *other = right;
 
 	return one->mark < other->mark ? -1 : one->mark > other->mark;
-}
-
-/* Distinct executables run after mark that are not among the kept ones. Exact for EVICTED_KEPT of them, an upper bound
- * beyond (one that was forgotten and came again counts twice). */
-static uint64_t missed_since(const struct kw_exes *exes, uint64_t mark)
-{
-	uint64_t missed = mark < exes->forgotten_mark ? exes->forgotten : 0;
-
-	for (uint32_t i = 0; i < exes->evictions; i++)
-		missed += exes->evicted[i].mark > mark;
-	return missed;
 }
 
 int64_t kw_engine_exes(struct kw_engine *engine, uint32_t slot, uint64_t mark, char *out, uint64_t capacity,
@@ -243,7 +194,7 @@ int64_t kw_engine_exes(struct kw_engine *engine, uint32_t slot, uint64_t mark, c
 		out = kw_put(out, path->text, path->length);
 		*out++ = 0;
 	}
-	*missed = missed_since(exes, mark);
+	*missed = kw_evicted_since(&exes->evictions, mark);
 	pthread_mutex_unlock(&engine->lock);
 	return (int64_t)bytes;
 }

@@ -45,30 +45,39 @@ static char *put_member(struct kw_engine *engine, char *at, const struct kw_proc
 	return at;
 }
 
-/* The offender's ancestors within the watch, nearest first, itself included: as many as are known, at most
- * LINEAGE_SHOWN, of which the farthest one is then the root, whatever is left out between. */
-static uint32_t lineage_collect(struct kw_engine *engine, uint32_t slot, struct kw_process *offender,
-				struct kw_process **members)
+/* The ancestors of a process (NULL: nobody) within the watch, nearest first, itself included: as many as are known, at
+ * most LINEAGE_SHOWN, of which the farthest one is then the root, whatever is left out between. */
+void kw_lineage_of(struct kw_engine *engine, uint32_t slot, struct kw_process *process, struct kw_lineage *lineage)
 {
-	struct kw_process *process = offender;
-	uint32_t count = 0, steps = engine->table.capacity + DEAD_KEPT;
+	uint32_t steps = engine->table.capacity + DEAD_KEPT;
 
+	*lineage = (struct kw_lineage){.count = 0};
 	while (process && (process->watches & slot_bit(slot)) && steps--) {
-		if (count == LINEAGE_SHOWN)
-			count--;
-		members[count++] = process;
+		if (lineage->count == LINEAGE_SHOWN)
+			lineage->count--;
+		lineage->members[lineage->count++] = process;
 		if (process->roots & slot_bit(slot))
 			break;
 		process = kw_process_parent(engine, process);
 	}
-	return count;
+	for (uint32_t i = 0; i < lineage->count; i++) {
+		const struct kw_path *path = kw_path_at(engine, lineage->members[i]->path);
+
+		lineage->room += 256 + (path ? (uint64_t)path->length * STRING_GROWTH : 0);
+	}
 }
 
-static char *put_lineage(struct kw_engine *engine, char *at, uint32_t slot, struct kw_process **members, uint32_t count)
+/* The key and its value; nothing when nobody is known. */
+char *kw_put_lineage(struct kw_engine *engine, char *at, uint32_t slot, const struct kw_lineage *lineage)
 {
-	const struct kw_descent *descent = kw_descent_of(engine, members[0], slot);
-	const struct kw_process *top = members[count - 1];
+	const struct kw_descent *descent;
+	const struct kw_process *top;
+	uint32_t count = lineage->count;
 
+	if (!count)
+		return at;
+	descent = kw_descent_of(engine, lineage->members[0], slot);
+	top = lineage->members[count - 1];
 	at = PUT(at, ",\"lineage\":[");
 	if (descent && (descent->root_pid != top->pid || descent->root_start_ns != top->start_ns)) {
 		at = PUT(at, "{\"process_id\":"); /* the root went long ago: its id is all that is left */
@@ -78,7 +87,7 @@ static char *put_lineage(struct kw_engine *engine, char *at, uint32_t slot, stru
 		at = PUT(at, "},");
 	}
 	while (count--) {
-		at = put_member(engine, at, members[count]);
+		at = put_member(engine, at, lineage->members[count]);
 		if (count)
 			*at++ = ',';
 	}
@@ -88,10 +97,9 @@ static char *put_lineage(struct kw_engine *engine, char *at, uint32_t slot, stru
 
 static void alarm_raise(struct kw_engine *engine, uint32_t slot, struct kw_process *offender)
 {
-	struct kw_process *members[LINEAGE_SHOWN];
 	struct kw_slot *watch = &engine->slots[slot];
-	uint64_t now_ns = kw_wall(engine, engine->now_ns), room = LINE_ROOM;
-	uint32_t count = offender ? lineage_collect(engine, slot, offender, members) : 0;
+	uint64_t now_ns = kw_wall(engine, engine->now_ns);
+	struct kw_lineage lineage;
 	char *at;
 
 	watch->alarmed = true;
@@ -99,18 +107,13 @@ static void alarm_raise(struct kw_engine *engine, uint32_t slot, struct kw_proce
 	watch->offender = (struct kw_id){0};
 	if (offender)
 		watch->offender = (struct kw_id){.pid = offender->pid, .start_ns = offender->start_ns};
-	for (uint32_t i = 0; i < count; i++) {
-		const struct kw_path *path = kw_path_at(engine, members[i]->path);
-
-		room += 256 + (path ? (uint64_t)path->length * STRING_GROWTH : 0);
-	}
-	at = kw_line_begin(engine, room, BATCH_BYTES + ALARM_BYTES, now_ns);
+	kw_lineage_of(engine, slot, offender, &lineage);
+	at = kw_line_begin(engine, LINE_ROOM + lineage.room, BATCH_BYTES + ALARM_BYTES, now_ns);
 	if (!at)
 		return;
 	at = PUT(at, ",\"event\":\"alarm\"");
 	at = put_condition(engine, at, slot, watch->limit);
-	if (count)
-		at = put_lineage(engine, at, slot, members, count);
+	at = kw_put_lineage(engine, at, slot, &lineage);
 	kw_line_end(engine, at);
 	engine->lines[engine->filling].alarms++;
 }

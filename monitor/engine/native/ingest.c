@@ -5,6 +5,11 @@
  */
 #include "internal.h"
 
+#include <netinet/in.h>
+#include <sys/socket.h>
+
+enum { ERRNO_MOST = 4095, TCP_STATES = 13 }; /* MAX_ERRNO of the kernel; one more than its last TCP state */
+
 static bool text_fits(const struct kw_image *record, struct kw_text text, uint32_t longest)
 {
 	if (!text.length)
@@ -39,6 +44,41 @@ static bool sync_sound(const struct kw_engine *engine, const struct kw_sync *rec
 	return engine->syncing && (record->phase == 2 || (record->phase == 1 && record->process.pid));
 }
 
+static bool family_is_ip(uint16_t family)
+{
+	return family == AF_INET || family == AF_INET6;
+}
+
+static bool socket_sound(const struct kw_socket *record)
+{
+	uint16_t event = record->event;
+	bool tcp = record->protocol == IPPROTO_TCP || record->protocol == IPPROTO_MPTCP;
+
+	if (!record->process.pid || event < KW_SOCKET_CONNECTING || event > KW_SOCKET_LIVE)
+		return false;
+	if (event == KW_SOCKET_FAMILY)
+		return !family_is_ip(record->family);
+	if (!family_is_ip(record->family) || !record->cookie || record->state >= TCP_STATES)
+		return false;
+	if (record->result > ERRNO_MOST || (record->result && event != KW_SOCKET_CONNECTED))
+		return false;
+	if (event == KW_SOCKET_PEER)
+		return !tcp;
+	return event != KW_SOCKET_LISTENING || record->local_port;
+}
+
+static bool dns_sound(const struct kw_dns *record)
+{
+	struct kw_text text = record->message;
+
+	if (!record->process.pid || !record->cookie || !family_is_ip(record->family) || record->incoming > 1)
+		return false;
+	if (text.length > KW_DNS_BYTES || text.length > record->total)
+		return false;
+	return !text.length ||
+	       (text.offset >= sizeof(*record) && (uint64_t)text.offset + text.length <= record->header.size);
+}
+
 /* Does the record make sense, as far as it can be told from itself? Its size is sound already. */
 static bool sound(const struct kw_engine *engine, const struct kw_header *header)
 {
@@ -47,9 +87,10 @@ static bool sound(const struct kw_engine *engine, const struct kw_header *header
 	    [KW_EXIT] = sizeof(struct kw_exit),	    [KW_ADOPT] = sizeof(struct kw_image),
 	    [KW_FORGET] = sizeof(struct kw_forget), [KW_SYNC] = sizeof(struct kw_sync),
 	    [KW_LOST] = sizeof(struct kw_lost),	    [KW_CLOCK] = sizeof(struct kw_clock),
+	    [KW_SOCKET] = sizeof(struct kw_socket), [KW_DNS] = sizeof(struct kw_dns),
 	};
 
-	if (header->kind < KW_FORK || header->kind > KW_CLOCK || header->size < least[header->kind])
+	if (header->kind < KW_FORK || header->kind > KW_DNS || header->size < least[header->kind])
 		return false;
 	if (header->roots & ~header->watches)
 		return false;
@@ -67,6 +108,10 @@ static bool sound(const struct kw_engine *engine, const struct kw_header *header
 		return sync_sound(engine, (const struct kw_sync *)header);
 	case KW_LOST:
 		return ((const struct kw_lost *)header)->stage < KW_STAGES;
+	case KW_SOCKET:
+		return socket_sound((const struct kw_socket *)header);
+	case KW_DNS:
+		return dns_sound((const struct kw_dns *)header);
 	default:
 		return true;
 	}

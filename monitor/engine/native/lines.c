@@ -35,7 +35,7 @@ void kw_line_end(struct kw_engine *engine, char *at)
 	out->lines++;
 }
 
-static char *put_watch(const struct kw_engine *engine, char *at, uint32_t slot)
+char *kw_put_watch(const struct kw_engine *engine, char *at, uint32_t slot)
 {
 	const struct kw_slot *watch = &engine->slots[slot];
 
@@ -45,7 +45,7 @@ static char *put_watch(const struct kw_engine *engine, char *at, uint32_t slot)
 	return at;
 }
 
-static char *put_process(char *at, const struct kw_id *id)
+char *kw_put_process(char *at, const struct kw_id *id)
 {
 	at = PUT(at, ",\"pid\":");
 	at = kw_put_number(at, id->pid);
@@ -69,8 +69,8 @@ void kw_line_fork(struct kw_engine *engine, uint32_t slot, const struct kw_fork 
 	if (!at)
 		return;
 	at = PUT(at, ",\"event\":\"fork\"");
-	at = put_watch(engine, at, slot);
-	at = put_process(at, &record->process);
+	at = kw_put_watch(engine, at, slot);
+	at = kw_put_process(at, &record->process);
 	if (flags & KW_HAS_PARENT) {
 		at = PUT(at, ",\"parent_pid\":");
 		at = kw_put_number(at, record->parent.pid);
@@ -102,8 +102,8 @@ void kw_line_exit(struct kw_engine *engine, uint32_t slot, const struct kw_exit 
 	if (!at)
 		return;
 	at = PUT(at, ",\"event\":\"exit\"");
-	at = put_watch(engine, at, slot);
-	at = put_process(at, &record->process);
+	at = kw_put_watch(engine, at, slot);
+	at = kw_put_process(at, &record->process);
 	if (descent) {
 		at = PUT(at, ",\"depth\":");
 		at = kw_put_number(at, descent->depth);
@@ -197,8 +197,8 @@ void kw_line_image(struct kw_engine *engine, uint32_t slot, const struct kw_imag
 		at = PUT(at, ",\"event\":\"exec\"");
 	else
 		at = PUT(at, ",\"event\":\"adopt\"");
-	at = put_watch(engine, at, slot);
-	at = put_process(at, &record->process);
+	at = kw_put_watch(engine, at, slot);
+	at = kw_put_process(at, &record->process);
 	if (record->header.flags & KW_HAS_PPID) {
 		at = PUT(at, ",\"ppid\":");
 		at = kw_put_number(at, record->ppid);

@@ -86,6 +86,11 @@ static int libbpf_print(enum libbpf_print_level level, const char *format, va_li
 	return 0;
 }
 
+const char *loader_libbpf_said(void)
+{
+	return libbpf_said;
+}
+
 static uint64_t boot_ns(void)
 {
 	struct timespec now;
@@ -94,7 +99,7 @@ static uint64_t boot_ns(void)
 	return (uint64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
-static uint64_t file_hash(const char *path)
+uint64_t file_hash(const char *path)
 {
 	uint64_t hash = 14695981039346656037ULL; /* FNV-1a */
 	FILE *file = fopen(path, "re");
@@ -211,7 +216,7 @@ broken:
 	return -EINVAL;
 }
 
-static int remove_directory(const char *path)
+int remove_directory(const char *path)
 {
 	struct dirent *entry;
 	DIR *directory = opendir(path);
@@ -233,6 +238,17 @@ static int remove_directory(const char *path)
 	return error;
 }
 
+/* The network side's, whole or half made. */
+static int remove_net(const char *pins)
+{
+	char path[512];
+
+	snprintf(path, sizeof(path), "%s_net_new", pins);
+	remove_directory(path);
+	snprintf(path, sizeof(path), "%s_net", pins);
+	return remove_directory(path);
+}
+
 /* The directories a crash can leave beside the final one. */
 static void remove_leftovers(const char *pins)
 {
@@ -250,6 +266,8 @@ int kw_loader_unpin(const char *pins, char *error, uint64_t error_capacity)
 	int result = there ? remove_directory(pins) : 0;
 
 	remove_leftovers(pins);
+	if (!result)
+		result = remove_net(pins);
 	if (result)
 		snprintf(error, error_capacity, "cannot remove %s: %s", pins, strerror(-result));
 	return result ? result : there;
@@ -442,6 +460,7 @@ void kw_loader_free(struct kw_loader *loader, int keep)
 	if (!loader)
 		return;
 	swap_free(loader);
+	net_free(loader, keep);
 	drain_close(loader);
 	for (int i = 0; i < LINKS; i++)
 		bpf_link__destroy(loader->owned[i]); /* a pinned link lives on */

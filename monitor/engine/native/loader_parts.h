@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What the loader's files share: loader.c (open, pins, free), tables.c (rules), ring.c (the walk along a ring), drain.c
- * (ring to door), resume.c (what was before), swap.c (from one version's programs to the next). */
+ * (ring to door), resume.c (what was before), swap.c (from one version's programs to the next), netload.c and
+ * netrun.c (the network side). */
 #ifndef KINWATCH_LOADER_PARTS_H
 #define KINWATCH_LOADER_PARTS_H
 
@@ -61,7 +62,8 @@ struct kernel_set {
 	struct kw_counters_row *counters; /* mapped, KW_SLOTS rows */
 };
 
-struct overlap; /* swap.c */
+struct overlap;	 /* swap.c */
+struct net_side; /* netload.c */
 
 /* A ring and how far it is read. A copy walks on its own. */
 struct ring {
@@ -83,6 +85,7 @@ struct kw_loader {
 	pthread_mutex_t snapshot_lock; /* the hooks are told in one cell whose window begins */
 	uint64_t begun_ns;	       /* CLOCK_BOOTTIME before our hooks went live */
 	struct overlap *overlap;       /* while records of two sets are merged */
+	struct net_side *net;	       /* NULL: the network is not watched */
 	char error[1024];
 
 	/* drain */
@@ -110,6 +113,10 @@ struct kw_loader {
 };
 
 int loader_fail(struct kw_loader *loader, int error, const char *format, ...) __attribute__((format(printf, 3, 4)));
+/* What libbpf warned of last. */
+const char *loader_libbpf_said(void);
+uint64_t file_hash(const char *path);
+int remove_directory(const char *path);
 void set_init(struct kernel_set *set);
 void set_close(struct kernel_set *set);
 int ring_open(struct ring *ring, int map_fd);
@@ -139,6 +146,12 @@ int swap_old_ring(struct kw_loader *loader, struct ring *ring);
 /* True: the old set has told this record already. */
 int swap_is_told(struct kw_loader *loader, const struct kw_header *header);
 void swap_free(struct kw_loader *loader);
+
+/* netrun.c. Nothing where the network is not watched. */
+void net_tend(struct kw_loader *loader);
+int net_forget(struct kw_loader *loader, uint64_t watches);
+int net_adopt(struct kw_loader *loader, uint64_t watches);
+void net_free(struct kw_loader *loader, int keep);
 
 void drain_close(struct kw_loader *loader);
 /* Read all of an iterator; returns bytes read. `each` may be NULL. */

@@ -236,6 +236,7 @@ int64_t kw_loader_adopt(struct kw_loader *loader, uint64_t watches)
 	control->adopt_watches = 0;
 	__sync_synchronize();
 	edges_empty(loader);
+	net_adopt(loader, watches);
 	return total;
 }
 
@@ -253,7 +254,7 @@ int kw_loader_forget(struct kw_loader *loader, uint64_t watches)
 	for (uint32_t slot = 0; slot < KW_SLOTS; slot++)
 		if (watches & slot_bit(slot))
 			bpf_map_update_elem(loader->set.maps[MAP_COUNTERS], &slot, &zero, BPF_ANY);
-	return 0;
+	return net_forget(loader, watches);
 }
 
 /* -------- command lines -------- */

@@ -1,0 +1,290 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * Programs on the root of the cgroup2 hierarchy: who made an IP socket, the peers of UDP, its bound ports, the last
+ * close. They run on behalf of the caller (io_uring's workers are threads of it since 5.12), and let everything pass.
+ */
+#ifndef KINWATCH_NET_CGROUP_BPF_H
+#define KINWATCH_NET_CGROUP_BPF_H
+
+#include "net.h"
+
+enum { PASS = 1 };
+
+/* The remote addresses that a UDP socket has spoken with, so that each is told once. LRU: a forgotten one is told
+ * again, which costs a record and no truth. */
+struct kw_peer {
+	uint64_t cookie;
+	uint8_t address[16];
+	uint16_t port;
+	uint16_t family;
+	uint32_t reserved;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 8192);
+	__type(key, struct kw_peer);
+	__type(value, uint32_t);
+} net_peers SEC(".maps");
+
+static __always_inline void tag_describe(struct kw_tag *tag, uint64_t cookie, uint32_t family, uint32_t type,
+					 uint32_t protocol)
+{
+	bpf_get_current_comm(tag->record.comm, sizeof(tag->record.comm));
+	tag->record.cookie = cookie;
+	tag->record.family = family;
+	tag->record.type = type;
+	tag->record.protocol = protocol;
+}
+
+/* Made by kin: its own, whoever uses it. */
+SEC("cgroup/sock_create")
+int on_sock_create(struct bpf_sock *context)
+{
+	struct kw_tag *tag;
+	struct kw_kin *row;
+	uint32_t pid;
+
+	if (!kin_alive())
+		return PASS;
+	row = kin_now(&pid);
+	if (!row)
+		return PASS;
+	tag = bpf_sk_storage_get(&socket_tags, context, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!tag) {
+		lose(KW_TABLE_FULL);
+		return PASS;
+	}
+	tag_own(tag, row, pid);
+	tag_describe(tag, bpf_get_socket_cookie(context), context->family, context->type, context->protocol);
+	return PASS;
+}
+
+/* The last reference from a file is gone. TCP goes on by itself (FIN, late packets); the rest is over. */
+SEC("cgroup/sock_release")
+int on_sock_release(struct bpf_sock *context)
+{
+	struct kw_tag *tag;
+	uint32_t was;
+
+	if (!net_active())
+		return PASS;
+	tag = bpf_sk_storage_get(&socket_tags, context, NULL, 0);
+	if (!tag)
+		return PASS;
+	tag_watches(tag);
+	was = __sync_fetch_and_or(&tag->flags, TAG_RELEASED);
+	if (tag->record.protocol == IPPROTO_TCP) {
+		if (!(was & (TAG_OPEN | TAG_LISTENING | TAG_CONNECTING | TAG_CHILD)))
+			tag_drop(tag);
+		return PASS;
+	}
+	if (was & TAG_LISTENING)
+		net_count(tag->record.header.watches, NET_CELL(listening), -1, 0, 0);
+	if (was & (TAG_LISTENING | TAG_CONNECTED))
+		tag_emit(tag, KW_SOCKET_CLOSED, 0);
+	tag->flags &= ~(TAG_LISTENING | TAG_CONNECTED);
+	tag_drop(tag);
+	return PASS;
+}
+
+/* The tag of a socket that is being used in a call; first use by kin makes one. */
+static __always_inline struct kw_tag *tag_in_call(struct bpf_sock_addr *context)
+{
+	struct bpf_sock *sk = context->sk;
+	struct kw_tag *tag;
+	struct kw_kin *row;
+	uint32_t pid;
+
+	if (!sk)
+		return NULL;
+	tag = bpf_sk_storage_get(&socket_tags, sk, NULL, 0);
+	if (tag)
+		return tag;
+	row = kin_now(&pid);
+	if (!row)
+		return NULL;
+	tag = bpf_sk_storage_get(&socket_tags, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!tag) {
+		lose(KW_TABLE_FULL);
+		return NULL;
+	}
+	tag_own(tag, row, pid);
+	tag_describe(tag, bpf_get_socket_cookie(context), context->family, context->type, context->protocol);
+	return tag;
+}
+
+static __always_inline void remote_of_call(struct bpf_sock_addr *context, bool v6, uint8_t *address, uint16_t *port)
+{
+	uint32_t *words = (uint32_t *)address;
+
+	if (v6) {
+		words[0] = context->user_ip6[0];
+		words[1] = context->user_ip6[1];
+		words[2] = context->user_ip6[2];
+		words[3] = context->user_ip6[3];
+	} else {
+		words[0] = context->user_ip4;
+		words[1] = words[2] = words[3] = 0;
+	}
+	*port = bpf_ntohs((uint16_t)context->user_port);
+}
+
+/* TCP is told by its states. A datagram socket that connects has a peer from now on, and listens no more. */
+static __always_inline int connect_seen(struct bpf_sock_addr *context, bool v6)
+{
+	uint32_t protocol = context->protocol;
+	struct kw_tag *tag;
+	uint32_t was;
+
+	if (!net_active())
+		return PASS;
+	tag = tag_in_call(context);
+	if (!tag || protocol != IPPROTO_UDP)
+		return PASS;
+	tag_watches(tag);
+	was = __sync_fetch_and_or(&tag->flags, TAG_CONNECTED);
+	if (was & TAG_LISTENING && __sync_fetch_and_and(&tag->flags, ~TAG_LISTENING) & TAG_LISTENING)
+		net_count(tag->record.header.watches, NET_CELL(listening), -1, 0, 0);
+	remote_of_call(context, v6, tag->record.remote, &tag->record.remote_port);
+	tag_emit(tag, KW_SOCKET_CONNECTED, 0);
+	return PASS;
+}
+
+SEC("cgroup/connect4")
+int on_connect4(struct bpf_sock_addr *context)
+{
+	return connect_seen(context, false);
+}
+
+SEC("cgroup/connect6")
+int on_connect6(struct bpf_sock_addr *context)
+{
+	return connect_seen(context, true);
+}
+
+/* A datagram to or from an address that the socket is not connected to. */
+static __always_inline int peer_seen(struct bpf_sock_addr *context, bool v6)
+{
+	struct kw_socket *record;
+	struct kw_peer peer = {};
+	struct kw_tag *tag;
+	uint64_t now_ns;
+	uint32_t one = 1;
+
+	if (!net_active())
+		return PASS;
+	tag = tag_in_call(context);
+	if (!tag || !tag_watches(tag))
+		return PASS;
+	peer.cookie = tag->record.cookie;
+	peer.family = tag->record.family;
+	remote_of_call(context, v6, peer.address, &peer.port);
+	if (bpf_map_lookup_elem(&net_peers, &peer))
+		return PASS;
+	bpf_map_update_elem(&net_peers, &peer, &one, BPF_ANY);
+	record = bpf_ringbuf_reserve(&events, sizeof(*record), 0);
+	if (!record) {
+		lose(KW_RING_FULL);
+		return PASS;
+	}
+	now_ns = bpf_ktime_get_boot_ns();
+	*record = tag->record;
+	record->header.time_ns = now_ns;
+	record->event = KW_SOCKET_PEER;
+	record->result = 0;
+	record->remote_port = peer.port;
+	__builtin_memcpy(record->remote, peer.address, sizeof(peer.address));
+	submit(record, now_ns, false, 0);
+	return PASS;
+}
+
+SEC("cgroup/sendmsg4")
+int on_sendmsg4(struct bpf_sock_addr *context)
+{
+	return peer_seen(context, false);
+}
+
+SEC("cgroup/sendmsg6")
+int on_sendmsg6(struct bpf_sock_addr *context)
+{
+	return peer_seen(context, true);
+}
+
+SEC("cgroup/recvmsg4")
+int on_recvmsg4(struct bpf_sock_addr *context)
+{
+	return peer_seen(context, false);
+}
+
+SEC("cgroup/recvmsg6")
+int on_recvmsg6(struct bpf_sock_addr *context)
+{
+	return peer_seen(context, true);
+}
+
+/* A port was bound. A datagram socket receives on it from now on. */
+static __always_inline struct kw_tag *tag_at_bind(struct bpf_sock *context)
+{
+	struct kw_tag *tag;
+	struct kw_kin *row;
+	uint32_t pid;
+
+	if (!net_active())
+		return NULL;
+	tag = bpf_sk_storage_get(&socket_tags, context, NULL, 0);
+	if (tag)
+		return tag;
+	row = kin_now(&pid);
+	if (!row)
+		return NULL;
+	tag = bpf_sk_storage_get(&socket_tags, context, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!tag) {
+		lose(KW_TABLE_FULL);
+		return NULL;
+	}
+	tag_own(tag, row, pid);
+	tag_describe(tag, bpf_get_socket_cookie(context), context->family, context->type, context->protocol);
+	return tag;
+}
+
+static __always_inline int bound(struct kw_tag *tag, uint32_t port)
+{
+	tag->record.local_port = port;
+	if (tag->record.protocol != IPPROTO_UDP || tag->flags & TAG_CONNECTED)
+		return PASS;
+	tag_watches(tag);
+	if (!(__sync_fetch_and_or(&tag->flags, TAG_LISTENING) & TAG_LISTENING))
+		net_count(tag->record.header.watches, NET_CELL(listening), 1, 0, 0);
+	tag_emit(tag, KW_SOCKET_LISTENING, 0);
+	return PASS;
+}
+
+SEC("cgroup/post_bind4")
+int on_post_bind4(struct bpf_sock *context)
+{
+	struct kw_tag *tag = tag_at_bind(context);
+
+	if (!tag)
+		return PASS;
+	*(uint32_t *)tag->record.local = context->src_ip4;
+	return bound(tag, context->src_port);
+}
+
+SEC("cgroup/post_bind6")
+int on_post_bind6(struct bpf_sock *context)
+{
+	struct kw_tag *tag = tag_at_bind(context);
+	uint32_t *words;
+
+	if (!tag)
+		return PASS;
+	words = (uint32_t *)tag->record.local;
+	words[0] = context->src_ip6[0];
+	words[1] = context->src_ip6[1];
+	words[2] = context->src_ip6[2];
+	words[3] = context->src_ip6[3];
+	return bound(tag, context->src_port);
+}
+
+#endif

@@ -1,0 +1,64 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * One iterator, run by user space: every open file of every process. Before a snapshot it brings the payload of live
+ * TCP sockets into the counters; when a watch begins it takes in what its processes have open.
+ *
+ * An iterator over the tags themselves would be apt, but some kernels refuse to load one (EPERM). What no process has
+ * open (not accepted yet, or closed and still sending) is accounted when its connection ends.
+ */
+#ifndef KINWATCH_NET_WALK_BPF_H
+#define KINWATCH_NET_WALK_BPF_H
+
+#include "net_tcp.bpf.h"
+
+/* Take in a socket that was made before the watch, or by somebody else: its first owner among kin is who has it now. */
+static __noinline int file_adopt(struct sock *sk, struct task_struct *task, const struct kw_kin *row)
+{
+	struct kw_tag *tag = bpf_sk_storage_get(&socket_tags, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+
+	if (!tag)
+		return 0;
+	tag_own(tag, row, BPF_CORE_READ(task, tgid));
+	bpf_core_read(tag->record.comm, KW_COMM_BYTES, &task->comm);
+	tag->record.family = BPF_CORE_READ(sk, __sk_common.skc_family);
+	tag->record.protocol = BPF_CORE_READ(sk, sk_protocol);
+	tag->record.type = BPF_CORE_READ(sk, sk_type);
+	tag->record.cookie = bpf_get_socket_cookie(sk);
+	__sync_fetch_and_add(&net.changed, 1);
+	return tag_catch_up(tag, sk);
+}
+
+SEC("iter/task_file")
+int net_walk(struct bpf_iter__task_file *context)
+{
+	struct task_struct *task = context->task;
+	struct file *file = context->file;
+	const struct kw_kin *row;
+	struct socket *socket;
+	struct kw_tag *tag;
+	struct sock *sk;
+
+	if (!task || !file)
+		return 0;
+	socket = bpf_sock_from_file(file);
+	if (!socket)
+		return 0;
+	sk = socket->sk;
+	if (!sk)
+		return 0;
+	tag = bpf_sk_storage_get(&socket_tags, sk, NULL, 0);
+	if (tag && tag_watches(tag) && tag->flags & TAG_OPEN && tag->record.protocol == IPPROTO_TCP)
+		tag_account(tag, sk);
+	if (!net.adopt)
+		return 0;
+	row = kin_of(task->tgid, BPF_CORE_READ(task, group_leader, start_boottime));
+	if (!row || !(row->watches & net.adopt))
+		return 0;
+	if (!tag)
+		return file_adopt(sk, task, row);
+	if (tag->record.process.pid == (uint32_t)task->tgid && tag->record.process.start_ns == row->start_ns)
+		tag_join(tag, row->watches & net.adopt, row->roots);
+	return 0;
+}
+
+#endif

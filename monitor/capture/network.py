@@ -1,0 +1,102 @@
+"""The network side of the core capture: which of its hooks are live, what their counters say, what is not known.
+
+Owns which field of a snapshot comes from which hook. Refuses to know records: they come through the same ring.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, Final
+
+from monitor.detect.snapshot import NETWORK
+from monitor.engine._native import ffi, lib
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from monitor.engine import Engine
+    from monitor.engine._native import CData
+
+HOOKS: Final = {
+    "states": lib.KW_NET_STATES,
+    "sockets": lib.KW_NET_SOCKETS,
+    "lengths": lib.KW_NET_LENGTHS,
+    "packets": lib.KW_NET_PACKETS,
+    "bootstrap": lib.KW_NET_BOOTSTRAP,
+}
+
+NEEDS: Final = {
+    "bytes_in": ("states", "lengths"),
+    "bytes_out": ("states", "lengths"),
+    "wire_bytes_in": ("packets",),
+    "wire_bytes_out": ("packets",),
+    "packets_in": ("packets",),
+    "packets_out": ("packets",),
+    "connections_out": ("states",),
+    "connections_in": ("states",),
+    "connections_failed": ("states",),
+    "attempts": ("states",),
+    "open": ("states",),
+    "listening": ("states", "sockets"),
+    "remotes": ("states", "sockets"),
+    "remotes_missed": ("states", "sockets"),
+    "listening_ports": ("states", "sockets"),
+    "listening_missed": ("states", "sockets"),
+}
+"""By field of WatchSnapshot: the hooks that must be live for it to be the whole truth."""
+
+_CELLS: Final = tuple(name for name, _ in ffi.typeof("struct kw_net_counters").fields)
+
+
+class NetworkSide:
+    """The second object of the kernel side, beside the loader that has the first."""
+
+    def __init__(self, loader: CData, programs: Path | None) -> None:
+        """Load it or take it over; None: the network is not watched. A kernel that offers nothing is no error."""
+        self._loader = loader
+        self._error = ""
+        if programs is None:
+            self._error = "switched off: capture.network = false"
+        elif lib.kw_loader_net(loader, os.fsencode(programs)) < 0:
+            self._error = bytes(ffi.string(lib.kw_loader_error(loader))).decode(errors="replace")
+
+    def hooks(self) -> dict[str, str]:
+        """Every hook by name: "" where it is live, else the reason why not."""
+        if self._error and not lib.kw_loader_net_hooks(self._loader):
+            own = {name: _text(lib.kw_loader_net_reason(self._loader, bit)) for name, bit in HOOKS.items()}
+            generic = _text(lib.kw_loader_net_reason(self._loader, 0))
+            return {name: self._error if reason in {"", generic} else reason for name, reason in own.items()}
+        return {name: _text(lib.kw_loader_net_reason(self._loader, bit)) for name, bit in HOOKS.items()}
+
+    def unknown(self) -> frozenset[str]:
+        """Fields of WatchSnapshot that the live hooks do not tell."""
+        live = lib.kw_loader_net_hooks(self._loader)
+        if not live:
+            return NETWORK
+        return frozenset(field for field in NETWORK if any(not HOOKS[hook] & live for hook in NEEDS[field]))
+
+    def counters(self) -> CData | None:
+        """One row a slot, live sockets included; None: nothing is known."""
+        if not lib.kw_loader_net_hooks(self._loader):
+            return None
+        rows = ffi.new("struct kw_net_counters[]", lib.KW_SLOTS)
+        return rows if lib.kw_loader_net_snapshot(self._loader, rows) == 0 else None
+
+    def fields(self, rows: CData | None, engine: Engine, slot: int, mark: int) -> dict[str, Any]:
+        """The network fields of a watch's snapshot."""
+        if rows is None:
+            return {}
+        cells = {name: int(getattr(rows[slot], name)) for name in _CELLS}
+        remotes, remotes_missed = engine.remotes(slot, mark)
+        listening, listening_missed = engine.listening(slot, mark)
+        return {
+            **cells,
+            "remotes": remotes,
+            "remotes_missed": remotes_missed,
+            "listening_ports": tuple(sorted({port for _, port in listening})),
+            "listening_missed": listening_missed,
+        }
+
+
+def _text(cells: CData) -> str:
+    return bytes(ffi.string(cells)).decode(errors="replace")

@@ -1,0 +1,43 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the loader's network files share: netload.c (load, pin, take over), netrun.c (attach packets, walk, read). */
+#ifndef KINWATCH_NETLOAD_H
+#define KINWATCH_NETLOAD_H
+
+#include "loader_parts.h"
+#include "net_table.h"
+
+enum net_map { NET_MAP_TAGS, NET_MAP_COUNTERS, NET_MAP_CONTROL, NET_MAPS };
+
+enum net_program {
+	NET_STATE,
+	NET_SOCK_CREATE,
+	NET_SOCK_RELEASE,
+	NET_CONNECT4,
+	NET_CONNECT6,
+	NET_SENDMSG4,
+	NET_SENDMSG6,
+	NET_RECVMSG4,
+	NET_RECVMSG6,
+	NET_POST_BIND4,
+	NET_POST_BIND6,
+	NET_SEND,
+	NET_RECV,
+	NET_EGRESS,
+	NET_INGRESS,
+	NET_WALK,
+	NET_PROGRAMS
+};
+
+struct net_side {
+	uint32_t hooks;			       /* enum kw_net_hook: live, or ready to be (packets) */
+	char reasons[KW_NET_HOOKS][256];       /* why not, by bit */
+	int maps[NET_MAPS];		       /* -1: none */
+	int links[NET_PROGRAMS];	       /* -1: not attached */
+	int packets[2];			       /* programs of NET_EGRESS, NET_INGRESS */
+	int cgroup;			       /* the root of the cgroup2 hierarchy */
+	int packets_failed;		       /* errno of the last attempt: not tried again */
+	struct kw_net_control *control;	       /* mapped */
+	char pins[300];			       /* "" = unpinned */
+};
+
+#endif

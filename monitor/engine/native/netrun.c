@@ -1,0 +1,143 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The network side at work: packet programs come and go with those who need them, walks over sockets, the counters.
+ * Refuses to know how it came into the kernel (netload.c).
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <bpf/bpf.h>
+#include <bpf/libbpf.h>
+
+#include "netload.h"
+
+static void link_pin(const struct net_side *net, int i, const char *name)
+{
+	char path[400];
+
+	if (!net->pins[0])
+		return;
+	snprintf(path, sizeof(path), "%s/link_%s", net->pins, name);
+	if (net->links[i] >= 0)
+		bpf_obj_pin(net->links[i], path);
+	else
+		unlink(path);
+}
+
+/*
+ * While nobody is kin and no socket of kin is left, a packet costs nothing. The hooks wake the reader for the first
+ * root and for the last socket; what passes between a root's exec and this call is not counted.
+ */
+void net_tend(struct kw_loader *loader)
+{
+	static const enum bpf_attach_type types[2] = {BPF_CGROUP_INET_EGRESS, BPF_CGROUP_INET_INGRESS};
+	static const char *const names[2] = {"on_egress", "on_ingress"};
+	struct net_side *net = loader->net;
+	int wanted;
+
+	if (!net || !(net->hooks & KW_NET_PACKETS) || net->packets_failed)
+		return;
+	wanted = (__atomic_load_n(&loader->set.control->activity, __ATOMIC_ACQUIRE) & KW_PACKED_MASK) ||
+		 __atomic_load_n(&net->control->sockets, __ATOMIC_ACQUIRE);
+	for (int n = 0; n < 2; n++) {
+		int i = NET_EGRESS + n;
+
+		if (wanted == (net->links[i] >= 0))
+			continue;
+		if (!wanted) {
+			close(net->links[i]);
+			net->links[i] = -1;
+		} else {
+			net->links[i] = bpf_link_create(net->packets[n], net->cgroup, types[n], NULL);
+			if (net->links[i] < 0) {
+				net->packets_failed = errno;
+				snprintf(net->reasons[3], sizeof(net->reasons[3]), "cannot attach %s: %s", names[n],
+					 strerror(errno));
+				net->hooks &= ~KW_NET_PACKETS;
+			}
+		}
+		link_pin(net, i, names[n]);
+	}
+}
+
+static int64_t walk(struct kw_loader *loader)
+{
+	return iterator_run(loader->net->links[NET_WALK], NULL, NULL);
+}
+
+/* Tags are told apart by epoch: no walk would find them all. */
+int net_forget(struct kw_loader *loader, uint64_t watches)
+{
+	struct net_side *net = loader->net;
+	int cpus = libbpf_num_possible_cpus();
+	struct kw_net_row *rows;
+	uint32_t epoch;
+
+	if (!net || !net->control || cpus < 1)
+		return 0;
+	rows = calloc(cpus, sizeof(*rows));
+	if (!rows)
+		return loader_fail(loader, -ENOMEM, "no memory for the network's counters");
+	epoch = net->control->epoch + 1;
+	for (uint32_t slot = 0; slot < KW_SLOTS; slot++)
+		if (watches & slot_bit(slot))
+			net->control->forgotten[slot] = epoch;
+	__atomic_store_n(&net->control->epoch, epoch, __ATOMIC_SEQ_CST);
+	for (uint32_t slot = 0; slot < KW_SLOTS; slot++)
+		if (watches & slot_bit(slot))
+			bpf_map_update_elem(net->maps[NET_MAP_COUNTERS], &slot, rows, BPF_ANY);
+	free(rows);
+	return 0;
+}
+
+int net_adopt(struct kw_loader *loader, uint64_t watches)
+{
+	struct net_side *net = loader->net;
+	int64_t error;
+
+	if (!net || net->links[NET_WALK] < 0)
+		return 0;
+	pthread_mutex_lock(&loader->snapshot_lock);
+	net->control->adopt = watches;
+	__sync_synchronize();
+	error = walk(loader);
+	net->control->adopt = 0;
+	pthread_mutex_unlock(&loader->snapshot_lock);
+	return error < 0 ? loader_fail(loader, error, "cannot walk the open files: %s", strerror(-error)) : 0;
+}
+
+int kw_loader_net_snapshot(struct kw_loader *loader, struct kw_net_counters *counters)
+{
+	struct net_side *net = loader->net;
+	int cpus = libbpf_num_possible_cpus();
+	struct kw_net_row *rows;
+	int64_t error = 0;
+
+	memset(counters, 0, KW_SLOTS * sizeof(*counters));
+	if (!net || !net->control || cpus < 1)
+		return loader_fail(loader, -ENOTSUP, "the network is not watched");
+	rows = calloc(cpus, sizeof(*rows));
+	if (!rows)
+		return loader_fail(loader, -ENOMEM, "no memory for the network's counters");
+	pthread_mutex_lock(&loader->snapshot_lock);
+	if (net->links[NET_WALK] >= 0 && net->control->sockets)
+		error = walk(loader);
+	pthread_mutex_unlock(&loader->snapshot_lock);
+	for (uint32_t slot = 0; slot < KW_SLOTS && error >= 0; slot++) {
+		uint64_t *sum = (uint64_t *)&counters[slot];
+
+		if (bpf_map_lookup_elem(net->maps[NET_MAP_COUNTERS], &slot, rows)) {
+			error = -errno;
+			break;
+		}
+		for (int cpu = 0; cpu < cpus; cpu++)
+			for (size_t cell = 0; cell < sizeof(*counters) / sizeof(uint64_t); cell++)
+				sum[cell] += ((const uint64_t *)&rows[cpu].cells)[cell];
+	}
+	free(rows);
+	return error < 0 ? loader_fail(loader, error, "cannot read the network's counters: %s", strerror(-error)) : 0;
+}

@@ -1,0 +1,311 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Instant expectations about the network: where kin may connect and send to, on which ports it may listen. Raises the
+ * alarm line at the first socket that breaks one, a further line for each further address or port, which must not hide
+ * behind the first, and the clear line when the last such socket is gone. Knows no records.
+ *
+ * OFFENDERS_KEPT distinct addresses or ports are named at once; sockets of more are counted until they close.
+ */
+#include "internal.h"
+
+#include <stdlib.h>
+
+enum { PREFIX_BYTES = 17, VALUE_TEXT = ENDPOINT_TEXT + 8 };
+
+static bool within(const struct kw_net_expect *net, const uint8_t *address)
+{
+	for (uint32_t i = 0; i < net->counts[EXPECT_DESTINATIONS]; i++)
+		if (kw_address_within(address, net->prefixes + (size_t)i * PREFIX_BYTES))
+			return true;
+	return false;
+}
+
+static bool among(const struct kw_net_expect *net, uint16_t port)
+{
+	for (uint32_t i = 0; i < net->counts[EXPECT_PORTS]; i++)
+		if (net->ports[i] == port)
+			return true;
+	return false;
+}
+
+static bool breaks(const struct kw_net_expect *net, const struct kw_open_socket *socket, enum kw_expected what)
+{
+	if (!net->judged[what])
+		return false;
+	if (what == EXPECT_PORTS)
+		return socket->flags & SOCKET_LISTENS && !among(net, socket->local_port);
+	return socket->flags & SOCKET_REMOTE && !(socket->flags & SOCKET_INCOMING) && !within(net, socket->remote);
+}
+
+static struct kw_offender offender_of(const struct kw_open_socket *socket, enum kw_expected what)
+{
+	struct kw_offender offender = {.sockets = 1};
+
+	if (what == EXPECT_PORTS)
+		offender.port = socket->local_port;
+	else
+		memcpy(offender.address, socket->remote, sizeof(offender.address));
+	return offender;
+}
+
+static struct kw_offender *find(struct kw_offenders *offenders, const struct kw_offender *wanted)
+{
+	for (uint32_t i = 0; i < offenders->count; i++) {
+		struct kw_offender *offender = &offenders->kept[i];
+
+		if (offender->port == wanted->port &&
+		    !memcmp(offender->address, wanted->address, sizeof(wanted->address)))
+			return offender;
+	}
+	return NULL;
+}
+
+static char *put_value(char *at, const struct kw_offenders *offenders, enum kw_expected what)
+{
+	*at++ = '[';
+	for (uint32_t i = 0; i < offenders->count; i++) {
+		if (i)
+			*at++ = ',';
+		if (what == EXPECT_PORTS) {
+			at = kw_put_number(at, offenders->kept[i].port);
+			continue;
+		}
+		*at++ = '"';
+		at = kw_put_address(at, offenders->kept[i].address);
+		*at++ = '"';
+	}
+	*at++ = ']';
+	return at;
+}
+
+static char *put_criteria(char *at, const struct kw_net_expect *net, enum kw_expected what)
+{
+	if (what == EXPECT_PORTS)
+		at = PUT(at, "{\"comparisonOperator\":\"in-set\",\"value\":{\"numbers\":[");
+	else
+		at = PUT(at, "{\"comparisonOperator\":\"in-cidr-set\",\"value\":{\"cidrs\":[");
+	for (uint32_t i = 0; i < net->counts[what]; i++) {
+		if (i)
+			*at++ = ',';
+		if (what == EXPECT_PORTS) {
+			at = kw_put_number(at, net->ports[i]);
+			continue;
+		}
+		*at++ = '"';
+		at = kw_put_prefix(at, net->prefixes + (size_t)i * PREFIX_BYTES);
+		*at++ = '"';
+	}
+	return PUT(at, "]}}");
+}
+
+static char *put_condition(struct kw_engine *engine, char *at, uint32_t slot, enum kw_expected what)
+{
+	const struct kw_slot *watch = &engine->slots[slot];
+	const struct kw_offenders *offenders = &watch->net.offenders[what];
+
+	at = kw_put_watch(engine, at, slot);
+	if (what == EXPECT_PORTS)
+		at = PUT(at, ",\"behavior\":\"listening_ports\",\"metric\":\"listening_ports_");
+	else
+		at = PUT(at, ",\"behavior\":\"destinations\",\"metric\":\"destination_ips_");
+	at = kw_put(at, watch->name, watch->name_length);
+	at = PUT(at, "\",\"value\":");
+	at = put_value(at, offenders, what);
+	at = PUT(at, ",\"criteria\":");
+	at = put_criteria(at, &watch->net, what);
+	at = PUT(at, ",\"since\":");
+	at = kw_put_time(engine, at, offenders->since_wall_ns);
+	at = PUT(at, ",\"process_ids\":[");
+	at = kw_put_process_id(at, offenders->last.pid, offenders->last.start_ns);
+	*at++ = ']';
+	return at;
+}
+
+static char *line_begin(struct kw_engine *engine, uint32_t slot, enum kw_expected what, uint64_t room)
+{
+	const struct kw_net_expect *net = &engine->slots[slot].net;
+
+	room += LINE_ROOM + ((uint64_t)net->counts[what] + net->offenders[what].count) * VALUE_TEXT;
+	return kw_line_begin(engine, room, BATCH_BYTES + ALARM_BYTES, kw_wall(engine, engine->now_ns));
+}
+
+static void alarm_raise(struct kw_engine *engine, uint32_t slot, enum kw_expected what, const struct kw_id *owner)
+{
+	struct kw_offenders *offenders = &engine->slots[slot].net.offenders[what];
+	struct kw_lineage lineage;
+	char *at;
+
+	if (!offenders->alarmed)
+		offenders->since_wall_ns = kw_wall(engine, engine->now_ns);
+	offenders->alarmed = true;
+	offenders->last = *owner;
+	kw_lineage_of(engine, slot, kw_process_find(engine, owner->pid, owner->start_ns), &lineage);
+	at = line_begin(engine, slot, what, lineage.room);
+	if (!at)
+		return;
+	at = PUT(at, ",\"event\":\"alarm\"");
+	at = put_condition(engine, at, slot, what);
+	at = kw_put_lineage(engine, at, slot, &lineage);
+	kw_line_end(engine, at);
+	engine->lines[engine->filling].alarms++;
+}
+
+static void clear_if_over(struct kw_engine *engine, uint32_t slot, enum kw_expected what)
+{
+	struct kw_offenders *offenders = &engine->slots[slot].net.offenders[what];
+	char *at;
+
+	if (!offenders->alarmed || offenders->count || offenders->beyond)
+		return;
+	offenders->alarmed = false;
+	at = line_begin(engine, slot, what, 0);
+	if (!at)
+		return;
+	at = PUT(at, ",\"event\":\"clear\"");
+	at = put_condition(engine, at, slot, what);
+	kw_line_end(engine, at);
+	engine->lines[engine->filling].clears++;
+}
+
+static void begin(struct kw_engine *engine, uint32_t slot, struct kw_open_socket *socket, enum kw_expected what)
+{
+	struct kw_offenders *offenders = &engine->slots[slot].net.offenders[what];
+	struct kw_offender offender = offender_of(socket, what), *known = find(offenders, &offender);
+
+	if (!known && offenders->count == OFFENDERS_KEPT) {
+		socket->beyond[what] |= slot_bit(slot);
+		offenders->beyond++;
+		return;
+	}
+	socket->offends[what] |= slot_bit(slot);
+	if (known) {
+		known->sockets++;
+		return;
+	}
+	offenders->kept[offenders->count++] = offender;
+	alarm_raise(engine, slot, what, &socket->owner);
+}
+
+static void end(struct kw_engine *engine, uint32_t slot, struct kw_open_socket *socket, enum kw_expected what)
+{
+	struct kw_offenders *offenders = &engine->slots[slot].net.offenders[what];
+	struct kw_offender offender = offender_of(socket, what), *known;
+
+	if (socket->beyond[what] & slot_bit(slot))
+		offenders->beyond--;
+	known = socket->offends[what] & slot_bit(slot) ? find(offenders, &offender) : NULL;
+	if (known && !--known->sockets) {
+		offenders->count--;
+		memmove(known, known + 1, (size_t)(&offenders->kept[offenders->count] - known) * sizeof(*known));
+	}
+	socket->beyond[what] &= ~slot_bit(slot);
+	socket->offends[what] &= ~slot_bit(slot);
+}
+
+/* Judge a socket of slot for what it is; nothing happens for what has been judged. */
+void kw_offend(struct kw_engine *engine, uint32_t slot, struct kw_open_socket *socket)
+{
+	for (int what = 0; what < EXPECTATIONS; what++)
+		if (!((socket->offends[what] | socket->beyond[what]) & slot_bit(slot)) &&
+		    breaks(&engine->slots[slot].net, socket, what))
+			begin(engine, slot, socket, what);
+}
+
+/* The socket is no longer what it was judged for. */
+void kw_offend_no_more(struct kw_engine *engine, uint32_t slot, struct kw_open_socket *socket)
+{
+	for (int what = 0; what < EXPECTATIONS; what++) {
+		end(engine, slot, socket, what);
+		clear_if_over(engine, slot, what);
+	}
+}
+
+/* Judge a socket by an expectation that has changed. Whoever calls looks at all of them and clears at the end. */
+void kw_offend_anew(struct kw_engine *engine, uint32_t slot, struct kw_open_socket *socket, enum kw_expected what)
+{
+	bool broke = (socket->offends[what] | socket->beyond[what]) & slot_bit(slot);
+	bool does = breaks(&engine->slots[slot].net, socket, what);
+
+	if (broke && !does)
+		end(engine, slot, socket, what);
+	else if (does && !broke)
+		begin(engine, slot, socket, what);
+}
+
+/* An expectation that is withdrawn is named by its clear line once more. */
+static void withdraw(struct kw_engine *engine, uint32_t slot, enum kw_expected what)
+{
+	struct kw_net_expect *net = &engine->slots[slot].net;
+
+	net->judged[what] = false;
+	kw_sockets_judge(engine, slot, what);
+	clear_if_over(engine, slot, what);
+	net->counts[what] = 0;
+}
+
+/* Put `items` of `bytes` each in the place of what was expected, and judge. count -1: nothing is expected any more. */
+static int expect(struct kw_engine *engine, uint32_t slot, enum kw_expected what, const void *items, int32_t count,
+		  size_t bytes)
+{
+	struct kw_net_expect *net;
+	void *copy;
+
+	if (slot >= KW_SLOTS || count < -1 || count > PREFIXES_MOST)
+		return -EINVAL;
+	copy = malloc(count > 0 ? (size_t)count * bytes : 1);
+	if (!copy)
+		return -ENOMEM;
+	if (count > 0)
+		memcpy(copy, items, (size_t)count * bytes);
+	pthread_mutex_lock(&engine->lock);
+	if (!(engine->defined & slot_bit(slot))) {
+		pthread_mutex_unlock(&engine->lock);
+		free(copy);
+		return -ENOENT;
+	}
+	net = &engine->slots[slot].net;
+	if (count < 0) {
+		withdraw(engine, slot, what);
+		free(copy);
+	} else {
+		if (what == EXPECT_PORTS) {
+			free(net->ports);
+			net->ports = copy;
+		} else {
+			free(net->prefixes);
+			net->prefixes = copy;
+		}
+		net->counts[what] = (uint32_t)count;
+		net->judged[what] = true;
+		kw_sockets_judge(engine, slot, what);
+		clear_if_over(engine, slot, what);
+	}
+	pthread_mutex_unlock(&engine->lock);
+	return 0;
+}
+
+int kw_engine_expect_destinations(struct kw_engine *engine, uint32_t slot, const uint8_t *prefixes, int32_t count)
+{
+	for (int64_t i = 0; i < count; i++)
+		if (prefixes[i * PREFIX_BYTES + 16] > 128)
+			return -EINVAL;
+	return expect(engine, slot, EXPECT_DESTINATIONS, prefixes, count, PREFIX_BYTES);
+}
+
+int kw_engine_expect_ports(struct kw_engine *engine, uint32_t slot, const uint16_t *ports, int32_t count)
+{
+	return expect(engine, slot, EXPECT_PORTS, ports, count, sizeof(*ports));
+}
+
+/* The watch of slot ends. */
+void kw_expect_nothing(struct kw_engine *engine, uint32_t slot)
+{
+	struct kw_net_expect *net = &engine->slots[slot].net;
+
+	withdraw(engine, slot, EXPECT_DESTINATIONS);
+	withdraw(engine, slot, EXPECT_PORTS);
+	free(net->prefixes);
+	free(net->ports);
+	net->prefixes = NULL;
+	net->ports = NULL;
+}

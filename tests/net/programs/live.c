@@ -1,0 +1,26 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Connections that stay open: each carries its bytes both ways and then waits.
+ *
+ * live ADDRESS PORT CONNECTIONS OUT IN
+ */
+#include "net.h"
+
+int main(int argc, char **argv)
+{
+	long count = count_of(argc, argv, 3, 1);
+
+	if (argc != 6)
+		fail("live ADDRESS PORT CONNECTIONS OUT IN");
+	for (long i = 0; i < count; i++) {
+		int fd = connected(argv[1], argv[2], 0);
+
+		tell_socket("opened", fd);
+		order(fd, count_of(argc, argv, 5, 0));
+		send_filler(fd, count_of(argc, argv, 4, 0));
+		read_exactly(fd, count_of(argc, argv, 5, 0));
+	}
+	tell_self("done");
+	hold();
+	return 0;
+}

@@ -1,0 +1,110 @@
+"""What is known of the network follows from the hooks that are there, and doctor says why one is not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from monitor import doctor
+from monitor.capture import network
+from monitor.capture.network import HOOKS, Absent, absent, probe
+from monitor.config import Config, parse
+from monitor.detect.metrics import FIELDS
+from monitor.detect.snapshot import NETWORK, WatchSnapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Set as AbstractSet
+
+OF_NETWORK = {f"{what}_<w>" for what, fields in FIELDS.items() if not NETWORK.isdisjoint(fields)}
+NAMES = [need for hook in HOOKS.values() for need in hook.needs]
+
+
+def test_hooks_are_those_of_the_loader_in_their_order() -> None:
+    header = (Path(network.__file__).parents[1] / "engine" / "native" / "loader.h").read_text()
+    enum = header.split("enum kw_net_hook {")[1].split("}")[0]
+    names = [part.split("=")[0].strip() for part in enum.split("KW_NET_")[1:]]
+    assert names == [*(name.upper() for name in HOOKS), "HOOKS"]
+
+
+@given(st.sets(st.sampled_from(sorted(HOOKS))), st.sets(st.sampled_from(sorted(HOOKS))))
+def test_fewer_hooks_never_mean_more_knowledge(some: AbstractSet[str], more: AbstractSet[str]) -> None:
+    few, many = absent(some | more), absent(some)
+    assert many.unknown <= few.unknown
+    assert many.lower_bounds <= few.lower_bounds | few.unknown
+    assert few.unknown.isdisjoint(few.lower_bounds)
+    assert few.unknown | few.lower_bounds <= NETWORK <= set(WatchSnapshot.__struct_fields__)
+
+
+def test_with_all_hooks_everything_is_known_and_with_none_nothing() -> None:
+    assert absent(()) == Absent(frozenset(), frozenset())
+    assert absent(HOOKS) == Absent(NETWORK, frozenset())
+
+
+@pytest.mark.parametrize("missing", NAMES)
+def test_a_name_that_the_kernel_lacks_is_named(missing: str, tmp_path: Path) -> None:
+    btf = tmp_path / "vmlinux"
+    # A longer name that begins the same is another.
+    btf.write_bytes(
+        b"\0".join(b"%s" % name.encode() for name in ["", *NAMES, ""] if name != missing)
+        + b"\0%sx\0" % missing.encode()
+    )
+    found = probe(str(btf))
+    for name, hook in HOOKS.items():
+        assert (f"the kernel has no {missing}" == found[name]) == (missing in hook.needs)
+
+
+def test_a_btf_file_that_is_not_there_is_the_reason_for_all() -> None:
+    assert set(probe("/nowhere").values()) == {"/nowhere cannot be read: No such file or directory"}
+
+
+def test_without_cgroup2_its_hooks_are_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    btf = tmp_path / "vmlinux"
+    btf.write_bytes(b"\0" + b"\0".join(name.encode() for name in NAMES) + b"\0")
+    monkeypatch.setattr(network, "cgroup2_mount", lambda: None)
+    found = probe(str(btf))
+    assert {name for name, reason in found.items() if reason} == {name for name, hook in HOOKS.items() if hook.cgroup2}
+    monkeypatch.setattr(network, "cgroup2_mount", lambda: tmp_path)
+    assert set(probe(str(btf)).values()) == {""}
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('[capture]\nkind = "poll"', "capture poll sees no sockets"),
+        ("[capture]\nnetwork = false", "capture.network is false"),
+    ],
+)
+def test_doctor_says_what_is_left_out_and_why(text: str, reason: str) -> None:
+    config = parse(text, "f")
+    found = doctor.findings(config, connect=False)
+    if found["capture"] != "core" and config.capture.kind != "poll":
+        reason = f"capture {found['capture']} sees no sockets"
+    assert set(found["network"].values()) == {reason}
+    assert set(found["network_absent"]["left_out"]) == OF_NETWORK
+    shown = "\n".join(doctor._lines(found))
+    assert reason in shown
+    assert "destination_ips_<w>" in shown
+
+
+def test_doctor_without_a_configuration_speaks_of_this_kernel() -> None:
+    found = doctor.findings(None, connect=False)
+    assert found["network"].keys() == HOOKS.keys()
+    if found["capture"] == "core":
+        assert found["network"] == probe()
+    assert found["behaviors"] == []
+
+
+def test_doctor_writes_expectations_as_behaviors() -> None:
+    expect = '{ child_processes = 0, destinations = ["10.0.0.0/8"], listening_ports = [] }'
+    config = parse(f'[[watch]]\nprocess = "myapp"\nexpect = {expect}', "f")
+    assert isinstance(config, Config)
+    behaviors = doctor.findings(config, connect=False)["behaviors"]
+    assert [behavior["metric"] for behavior in behaviors] == [
+        "num_child_procs_myapp",
+        "destination_ips_myapp",
+        "listening_ports_myapp",
+    ]
