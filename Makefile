@@ -6,7 +6,7 @@ FUZZ_SECONDS ?= 600
 PYTHON := .venv/bin/python
 PROGRAM := .venv/bin/kinwatch
 MODULE := monitor/engine/_native.abi3.so
-OBJECT := monitor/capture/kinwatch.bpf.o
+OBJECTS := monitor/capture/kinwatch.bpf.o monitor/capture/net.bpf.o
 NATIVE := $(wildcard monitor/engine/native/*.[ch])
 EBPF := $(wildcard ebpf/*.[ch])
 
@@ -17,11 +17,11 @@ EBPF := $(wildcard ebpf/*.[ch])
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf 'make %-13s %s\n' "$$name" "$$text"; done
 
-build: packages $(MODULE) $(OBJECT) $(PROGRAM) ## install what is missing, compile, prepare .venv/
+build: packages $(MODULE) $(OBJECTS) $(PROGRAM) ## install what is missing, compile, prepare .venv/
 
 native: $(MODULE) ## compile the engine only
 
-ebpf: $(OBJECT) ## compile the kernel side only
+ebpf: $(OBJECTS) ## compile the kernel side only
 
 run: build ## watch every process called WATCH (default myapp), expecting that it has no child
 	exec $(PROGRAM) run --watch "$(WATCH)" --expect child_processes=0
@@ -90,11 +90,11 @@ $(PYTHON): | packages
 $(MODULE): $(NATIVE) $(EBPF) build/native.py build/recipe.py | .venv/requirements.txt
 	$(PYTHON) build/native.py
 
-$(OBJECT): $(EBPF) build/ebpf.py build/recipe.py | .venv/requirements.txt
+$(OBJECTS) &: $(EBPF) build/ebpf.py build/recipe.py | .venv/requirements.txt
 	$(PYTHON) build/ebpf.py
 
-# Editable: the program runs what stands in monitor/. The build hook finds both parts made and compiles nothing.
-$(PROGRAM): pyproject.toml build/hook.py | $(MODULE) $(OBJECT)
+# Editable: the program runs what stands in monitor/. The build hook finds all parts made and compiles nothing.
+$(PROGRAM): pyproject.toml build/hook.py | $(MODULE) $(OBJECTS)
 	$(PYTHON) -m pip install --quiet --no-build-isolation --no-deps --editable .
 	@touch $@
 

@@ -60,7 +60,7 @@ def commands() -> dict[str, list[str]]:
         # From nothing: what mypy remembers may be of a file that was missing then.
         "mypy": [str(TOOLS / "mypy"), "--no-incremental", "monitor", "build", "tests"],
         "clang-format": ["clang-format", "--dry-run", "-Werror", *c_files()],
-        "clang bpf": ["clang", *ebpf.flags(), "-fsyntax-only", str(ebpf.SOURCE.relative_to(ROOT))],
+        "clang bpf": ["clang", *ebpf.flags(), "-fsyntax-only", *(str(path.relative_to(ROOT)) for path in ebpf.SOURCES)],
     }
     for compiler in ("gcc", "clang"):
         checks[f"{compiler} native"] = [compiler, *user_space, *sources]

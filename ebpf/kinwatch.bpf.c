@@ -6,6 +6,8 @@
  *   table.h     control cells, keys  maps.h    every map                      emit.h   the ring and its losses
  *   kin.h       who is kin, counts   match.h   what a watch matches           image.h  what a process runs
  *   proc.bpf.h  fork, exec, exit, cgroups                                     walk.bpf.h  iterators
+ *
+ * net.bpf.c is a second object, which shares the maps of this one.
  */
 #include "walk.bpf.h"
 

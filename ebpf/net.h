@@ -29,8 +29,8 @@ enum tag_flag {
 struct kw_tag {
 	struct kw_socket record; /* bytes_in, bytes_out: what is accounted */
 	uint32_t flags;
-	uint32_t dns_in;  /* TCP: sequence number at which the next message begins; 0: not known */
-	uint32_t dns_out; /* the same, to the server */
+	uint32_t dns_in;     /* TCP: sequence number at which the next message begins; 0: not known */
+	uint32_t dns_out;    /* the same, to the server */
 	uint32_t dns_length; /* TCP: of the message that begins with the next segment */
 	uint32_t epoch;	     /* of the mask of watches */
 	uint32_t reserved;
@@ -159,8 +159,8 @@ static __always_inline int tag_emit(const struct kw_tag *tag, uint32_t event, ui
 	return tag_tell(tag, event, result, tag->record.header.watches);
 }
 
-/* The socket becomes one of these watches too, as it stands. */
-static __noinline int tag_join(struct kw_tag *tag, uint64_t fresh, uint64_t roots)
+/* The socket becomes one of these watches too, as it stands. begun: what it did so far is theirs. */
+static __noinline int tag_join(struct kw_tag *tag, uint64_t fresh, uint64_t roots, bool begun)
 {
 	uint32_t flags = tag->flags;
 
@@ -172,6 +172,10 @@ static __noinline int tag_join(struct kw_tag *tag, uint64_t fresh, uint64_t root
 		net_count(fresh, NET_CELL(open), 1, 0, 0);
 	if (flags & TAG_LISTENING)
 		net_count(fresh, NET_CELL(listening), 1, 0, 0);
+	if (begun && flags & TAG_OPEN)
+		net_count(fresh, flags & TAG_INCOMING ? NET_CELL(connections_in) : NET_CELL(connections_out), 1, 0, 0);
+	if (begun && tag->record.protocol != IPPROTO_TCP)
+		net_count(fresh, NET_CELL(bytes_in), tag->record.bytes_in, NET_CELL(bytes_out), tag->record.bytes_out);
 	if (flags & (TAG_OPEN | TAG_LISTENING | TAG_CONNECTED))
 		tag_tell(tag, KW_SOCKET_LIVE, 0, fresh);
 	return 0;
@@ -203,7 +207,7 @@ static __always_inline uint64_t tag_watches(struct kw_tag *tag)
 		return tag->record.header.watches;
 	row = kin_of(tag->record.process.pid, tag->record.process.start_ns);
 	if (row && row->watches)
-		tag_join(tag, row->watches, row->roots);
+		tag_join(tag, row->watches, row->roots, true);
 	return tag->record.header.watches;
 }
 
@@ -217,19 +221,21 @@ static __always_inline void address_v6(uint8_t *to, const uint32_t *from)
 	words[3] = from[3];
 }
 
-/* Both ends of an IP socket, from the socket. */
+/* Both ends of an IP socket. TCP's are read directly, others' through a helper: no other cast is trusted. */
 static __noinline int tag_ends(struct kw_tag *tag, struct sock *sk)
 {
 	const struct inet_sock *inet = (const struct inet_sock *)sk;
 	struct kw_socket *record = &tag->record;
-	uint16_t family = BPF_CORE_READ(sk, __sk_common.skc_family);
+	const struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
+	uint16_t family = sk->__sk_common.skc_family;
 
 	record->family = family;
-	record->local_port = bpf_ntohs(BPF_CORE_READ(inet, inet_sport));
-	record->remote_port = bpf_ntohs(BPF_CORE_READ(sk, __sk_common.skc_dport));
+	record->local_port = bpf_ntohs(tcp ? tcp->inet_conn.icsk_inet.inet_sport : BPF_CORE_READ(inet, inet_sport));
+	record->remote_port = bpf_ntohs(sk->__sk_common.skc_dport);
 	if (family == AF_INET) {
-		*(uint32_t *)record->local = BPF_CORE_READ(inet, inet_saddr);
-		*(uint32_t *)record->remote = BPF_CORE_READ(sk, __sk_common.skc_daddr);
+		*(uint32_t *)record->local =
+		    tcp ? tcp->inet_conn.icsk_inet.inet_saddr : BPF_CORE_READ(inet, inet_saddr);
+		*(uint32_t *)record->remote = sk->__sk_common.skc_daddr;
 	} else if (family == AF_INET6) {
 		bpf_core_read(record->local, 16, &sk->__sk_common.skc_v6_rcv_saddr);
 		bpf_core_read(record->remote, 16, &sk->__sk_common.skc_v6_daddr);
@@ -237,21 +243,26 @@ static __noinline int tag_ends(struct kw_tag *tag, struct sock *sk)
 	return 0;
 }
 
-/* Payload that a TCP socket has carried in its life: neither SYN nor FIN, nothing twice. */
-static __always_inline void tag_payload(const struct sock *sk, uint64_t *in, uint64_t *out)
+/* Payload that a TCP socket has carried in its life: neither SYN nor FIN, nothing twice. False: it is none. */
+static __always_inline bool tag_payload(struct sock *sk, uint64_t *in, uint64_t *out)
 {
-	const struct tcp_sock *tcp = (const struct tcp_sock *)sk;
-	uint64_t retrans = BPF_CORE_READ(tcp, bytes_retrans);
+	const struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
 
-	*out = BPF_CORE_READ(tcp, bytes_sent) - retrans;
-	*in = BPF_CORE_READ(tcp, bytes_received);
+	if (!tcp)
+		return false;
+	/* A retransmission moves bytes_retrans first (__tcp_retransmit_skb()): read last, the difference is never too
+	 * high. */
+	*out = *(volatile const uint64_t *)&tcp->bytes_sent;
+	*out -= *(volatile const uint64_t *)&tcp->bytes_retrans;
+	*in = *(volatile const uint64_t *)&tcp->bytes_received;
 	/* A FIN takes a sequence number, and bytes_received counts those. */
-	if (BPF_CORE_READ(sk, __sk_common.skc_flags) >> SOCK_DONE & 1 && *in)
+	if (sk->__sk_common.skc_flags >> SOCK_DONE & 1 && *in)
 		--*in;
+	return true;
 }
 
 /* What the TCP socket has carried since it was accounted last, to the counters. */
-static __noinline int tag_account(struct kw_tag *tag, const struct sock *sk)
+static __noinline int tag_account(struct kw_tag *tag, struct sock *sk)
 {
 	struct kw_socket *record = &tag->record;
 
@@ -260,7 +271,10 @@ static __noinline int tag_account(struct kw_tag *tag, const struct sock *sk)
 		uint64_t out_before = *(volatile uint64_t *)&record->bytes_out;
 		uint64_t in, out;
 
-		tag_payload(sk, &in, &out);
+		if (!tag_payload(sk, &in, &out))
+			return 0;
+		if (out < out_before) /* in the middle of a retransmission */
+			out = out_before;
 		/* Whoever moves a cell counts the difference; who comes second looks again. */
 		if (__sync_val_compare_and_swap(&record->bytes_in, in_before, in) != in_before)
 			continue;

@@ -134,8 +134,7 @@ static __noinline int dns_over_udp(struct __sk_buff *skb, const struct kw_tag *t
 	uint16_t ports[3]; /* source, destination, length */
 	uint32_t length;
 
-	if (bpf_skb_load_bytes(skb, transport, ports, sizeof(ports)) ||
-	    ports[way ? 0 : 1] != bpf_htons(DNS_PORT))
+	if (bpf_skb_load_bytes(skb, transport, ports, sizeof(ports)) || ports[way ? 0 : 1] != bpf_htons(DNS_PORT))
 		return 0;
 	length = bpf_ntohs(ports[2]);
 	if (length < UDP_BYTES)

@@ -6,15 +6,16 @@
 
 /* One row, in the object's .data.net, mapped by the loader. User space writes the first group, the hooks the second. */
 struct kw_net_control {
-	uint64_t object_hash; /* of the object file the programs came from */
-	uint32_t rows_id;     /* of the lineage table they read */
-	uint32_t hooks;	      /* enum kw_net_hook: what was live when they were pinned */
+	uint64_t object_hash;	/* of the object file the programs came from */
+	uint32_t rows_id;	/* of the lineage table they read */
+	uint32_t hooks;		/* enum kw_net_hook: what was live when they were pinned */
 	uint64_t adopt;		/* watches whose processes' sockets the walk over files takes in */
+	uint64_t expecting;	/* watches that expect certain destinations: told when a connection begins */
 	uint32_t forgotten[32]; /* KW_SLOTS: the epoch in which a slot's watch was removed last */
 	uint32_t epoch;		/* how often a watch was removed; a tag of an earlier one looks what it lost */
 	uint32_t reserved;
 
-	uint64_t pad_to_line[4];
+	uint64_t pad_to_line[3];
 	uint64_t sockets; /* of kin, alive */
 	uint64_t changed; /* sockets that the current walk took in */
 };

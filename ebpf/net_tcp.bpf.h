@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
- * The life of TCP sockets, from the kernel's own state machine, and the payload of all others from their calls' results.
+ * The life of TCP sockets, from the kernel's own state machine, and the payload of all others from their calls'
+ * results.
  *
  * Most transitions run in softirq or on behalf of somebody else: the owner comes from the tag, never from `current`,
  * but for the two that only a system call makes (CLOSE -> SYN_SENT, CLOSE -> LISTEN).
@@ -40,7 +41,7 @@ static __always_inline struct kw_tag *tag_of_current(struct sock *sk)
  */
 static __noinline int tag_catch_up(struct kw_tag *tag, struct sock *sk)
 {
-	uint8_t state = BPF_CORE_READ(sk, __sk_common.skc_state);
+	uint8_t state = sk->__sk_common.skc_state;
 	uint64_t watches = tag->record.header.watches;
 	uint16_t family = tag->record.family;
 
@@ -61,7 +62,8 @@ static __noinline int tag_catch_up(struct kw_tag *tag, struct sock *sk)
 	}
 	if (tag->record.protocol != IPPROTO_TCP || state == TCP_CLOSE)
 		return 0;
-	tag_payload(sk, &tag->record.bytes_in, &tag->record.bytes_out);
+	if (!tag_payload(sk, &tag->record.bytes_in, &tag->record.bytes_out))
+		return 0;
 	if (state == TCP_SYN_SENT) {
 		tag->flags |= TAG_CONNECTING;
 		return 0;
@@ -108,14 +110,16 @@ static __noinline int tcp_closed(struct kw_tag *tag, struct sock *sk)
 	} else if (was & TAG_CONNECTING) {
 		/* Set before the state changes, by a reset, an ICMP answer or the timer; 0: the program gave up, or the
 		 * kernel before a SYN left. */
-		uint32_t result = BPF_CORE_READ(sk, sk_err);
+		uint32_t result = sk->sk_err;
 
 		if (!result)
-			result = BPF_CORE_READ(sk, sk_err_soft);
+			result = sk->sk_err_soft;
+		if (sk->__sk_common.skc_dport) /* the port of our side was chosen after the state */
+			tag_ends(tag, sk);
 		net_count(watches, NET_CELL(connections_failed), 1, 0, 0);
 		tag_emit(tag, KW_SOCKET_CONNECTED, result ? result : ECONNABORTED);
 	}
-	if (was & TAG_RELEASED || !BPF_CORE_READ(sk, sk_socket))
+	if (was & TAG_RELEASED || !sk->sk_socket)
 		tag_drop(tag);
 	return 0;
 }
@@ -131,8 +135,10 @@ static __noinline int tcp_began(struct kw_tag *tag, struct sock *sk, int to)
 	tag->flags |= TAG_CONNECTING;
 	tag->record.bytes_in = tag->record.bytes_out = 0;
 	tag->dns_in = tag->dns_out = 0;
+	tag_ends(tag, sk);
 	net_count(tag->record.header.watches, NET_CELL(attempts), 1, 0, 0);
-	return 0;
+	/* Somebody wants to know where to before it is known whether: a SYN may stay unanswered for minutes. */
+	return tag_tell(tag, KW_SOCKET_CONNECTING, 0, tag->record.header.watches & net.expecting);
 }
 
 /* A child of a listener: the tag is a copy of the listener's (sk_clone_lock()), the numbers are not its own. */
@@ -198,6 +204,8 @@ static __always_inline int length_seen(struct sock *sk, int length, bool out)
 	if (!tag)
 		return 0;
 	watches = tag_watches(tag);
+	if (!tag->record.local_port && protocol == IPPROTO_UDP) /* chosen by the first datagram */
+		tag_ends(tag, sk);
 	if (out) {
 		__sync_fetch_and_add(&tag->record.bytes_out, length);
 		net_count(watches, NET_CELL(bytes_out), length, 0, 0);

@@ -57,7 +57,7 @@ int net_walk(struct bpf_iter__task_file *context)
 	if (!tag)
 		return file_adopt(sk, task, row);
 	if (tag->record.process.pid == (uint32_t)task->tgid && tag->record.process.start_ns == row->start_ns)
-		tag_join(tag, row->watches & net.adopt, row->roots);
+		tag_join(tag, row->watches & net.adopt, row->roots, false);
 	return 0;
 }
 

@@ -26,6 +26,7 @@ from monitor.capture.recordfile import RecordedWatch, RecordWriter
 from monitor.config import require_watches
 from monitor.control import ControlServer
 from monitor.detect.metrics import lower_bound_metrics
+from monitor.detect.snapshot import NETWORK
 from monitor.engine import records
 from monitor.errors import ConfigInvalid, KinwatchError
 from monitor.launch import Parts, say
@@ -430,7 +431,8 @@ class Agent:
             for watch in self._config.watches
         )
         if judged and not {"remotes", "listening_ports"}.isdisjoint(snapshot.unknown):
-            say("expected destinations and ports cannot be judged by this capture: 'kinwatch doctor' says why")
+            extent = "are not judged" if snapshot.unknown >= NETWORK else "are judged in part"
+            say(f"expected destinations and ports {extent}: 'kinwatch doctor' says why")
         for watch in snapshot.watches:
             if not watch.roots and self._command is None:
                 say(f"watch {watch.name} matches nothing yet")

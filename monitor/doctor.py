@@ -17,7 +17,7 @@ import msgspec
 
 from monitor import __version__
 from monitor import config as configuration
-from monitor.capture import network
+from monitor.capture import netfacts
 from monitor.capture.choose import choose, obstacles, probe
 from monitor.capture.core import PINS
 from monitor.capture.poll import LOWER_BOUNDS
@@ -25,7 +25,6 @@ from monitor.capture.rules import cgroup2_mount
 from monitor.defender.trial import trial
 from monitor.detect.behaviors import expected
 from monitor.detect.metrics import FIELDS
-from monitor.detect.snapshot import NETWORK
 from monitor.errors import CaptureUnavailable
 from monitor.sinks.text import safe
 
@@ -66,7 +65,7 @@ def findings(config: Config | None, *, connect: bool = True, send_report: bool =
     except CaptureUnavailable as error:
         found |= {"capture": None, "reason": str(error), "hooks": []}
     found["network"] = _network(settings, found["capture"])
-    found["network_absent"] = _absent(found["network"])
+    found["left_out"] = _left_out(found["network"])
     if settings.report.interval_s < SERVICE_SPACING_S:
         found["notes"].append(
             f"report.interval_s is {settings.report.interval_s}: the service takes one report per {SERVICE_SPACING_S} s"
@@ -88,19 +87,16 @@ def findings(config: Config | None, *, connect: bool = True, send_report: bool =
 def _network(settings: Config, capture: str | None) -> dict[str, str]:
     """By network hook: "" when it is there, else why not."""
     if capture != "core":
-        return dict.fromkeys(network.HOOKS, f"capture {capture} sees no sockets" if capture else "there is no capture")
+        return dict.fromkeys(netfacts.FACTS, f"capture {capture} sees no sockets" if capture else "there is no capture")
     if not settings.capture.network:
-        return dict.fromkeys(network.HOOKS, "capture.network is false")
-    return network.probe(settings.capture.btf)
+        return dict.fromkeys(netfacts.FACTS, "capture.network is false")
+    return netfacts.probe(settings.capture.btf)
 
 
-def _absent(hooks: dict[str, str]) -> dict[str, list[str]]:
-    """Metrics that are left out for want of hooks, and those that are lower bounds; <w> is any watch."""
-    gone = network.absent(name for name, reason in hooks.items() if reason)
-    of_network = {name: fields for name, fields in FIELDS.items() if not NETWORK.isdisjoint(fields)}
-    unknown = [f"{name}_<w>" for name, fields in of_network.items() if not gone.unknown.isdisjoint(fields)]
-    lower = [f"{name}_<w>" for name, fields in of_network.items() if not gone.lower_bounds.isdisjoint(fields)]
-    return {"left_out": unknown, "lower_bounds": lower}
+def _left_out(hooks: dict[str, str]) -> list[str]:
+    """Metrics that are left out for want of hooks; <w> is any watch."""
+    unknown = netfacts.unknown(name for name, reason in hooks.items() if reason)
+    return [f"{name}_<w>" for name, fields in FIELDS.items() if not unknown.isdisjoint(fields)]
 
 
 def main(config: Config | None, as_json: bool, *, connect: bool = True, send_report: bool = False) -> int:  # noqa: FBT001 - the flag of the command line
@@ -129,10 +125,10 @@ def _lines(found: dict[str, Any]) -> list[str]:
         lines += ["", "core cannot be used"] + [f"  {text}" for text in found["core_obstacles"]]
     lines += ["", "network"]
     for name, reason in found["network"].items():
-        lines.append(f"  {name:10} {'-' if reason else 'ok':3} {network.HOOKS[name].purpose}")
+        lines.append(f"  {name:10} {'-' if reason else 'ok':3} {netfacts.FACTS[name].purpose}")
         lines += [f"  {'':14} {reason}"] if reason else []
-    for word, names in found["network_absent"].items():
-        lines += [f"  {word.replace('_', ' '):14} {', '.join(names)}"] if names else []
+    if found["left_out"]:
+        lines.append(f"  left out: {', '.join(found['left_out'])}")
     if found.get("lower_bounds"):
         lines += ["", "metrics that are lower bounds with this capture"]
         lines += [f"  {name}" for name in found["lower_bounds"]]

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, ClassVar, Final
 from monitor.capture import SlotWatch
 from monitor.capture.cmdline import Judge
 from monitor.capture.network import NetworkSide
-from monitor.capture.rules import directories, rules
+from monitor.capture.rules import define, directories, rules
 from monitor.detect.snapshot import Snapshot, WatchSnapshot
 from monitor.engine import STAGES
 from monitor.engine._native import ffi, lib
@@ -163,7 +163,7 @@ class CoreCapture:
                 self._withdraw(slot)
             else:
                 self._slots[text] = SlotWatch(slot, watch)
-                self._engine.watch(slot, text, watch.child_limit)
+                define(self._engine, slot, text, watch.expect)
         if stale:
             self._check(lib.kw_loader_forget(self._handle, stale))
         self._judge = Judge(self._expressions())
@@ -193,7 +193,7 @@ class CoreCapture:
             known = self._slots.get(watch.name)
             slot = self._free_slot() if known is None else known.slot
             self._slots[watch.name] = SlotWatch(slot, watch)
-            self._engine.watch(slot, watch.name, watch.child_limit)
+            define(self._engine, slot, watch.name, watch.expect)
             limit = -1 if watch.child_limit is None else watch.child_limit
             self._check(lib.kw_loader_limit(self._handle, slot, limit))
             if known is None:
@@ -201,6 +201,7 @@ class CoreCapture:
                 fresh |= 1 << slot
             self._match(slot, watch)
         self._read_command_lines(fresh)
+        self._network.expecting(watches, {name: held.slot for name, held in self._slots.items()})
         if fresh:
             self._check(lib.kw_loader_adopt(self._handle, fresh))
 

@@ -124,23 +124,25 @@ class _Found:
         places = _places(tables, names)
         shown = {family: _Shown(family) for family in _FAMILIES}
 
-        def place(family: int, local: bytes, bound: bytes) -> str:
+        def at_device(family: int, local: bytes, bound: bytes) -> str:
             """The device it is bound to knows better than the address."""
-            device = names.get(int.from_bytes(bound, sys.byteorder)) if bound != _NO_DEVICE else None
-            return device or places[family][local]
+            return names.get(int.from_bytes(bound, sys.byteorder)) or places[family][local]
 
         self._connections += [
             Connection(
                 f"{shown[family][remote]}:{remote_port}",
                 port,
-                places[family][local] if bound == _NO_DEVICE else place(family, local, bound),
+                places[family][local] if bound == _NO_DEVICE else at_device(family, local, bound),
             )
             for family, port, remote_port, local, remote, bound in tables.connections
         ]
-        self._tcp.update(
-            Port(port, place(family, local, bound)) for family, port, _, local, _, bound in tables.listeners
-        )
-        self._udp.update(Port(port, place(family, local, bound)) for family, port, _, local, _, bound in tables.udp)
+        for ports, rows in ((self._tcp, tables.listeners), (self._udp, tables.udp)):
+            ports.update(
+                [
+                    Port(port, places[family][local] if bound == _NO_DEVICE else at_device(family, local, bound))
+                    for family, port, _, local, _, bound in rows
+                ]
+            )
         for link in tables.links:
             self._interfaces[prefix + link.name] = NetworkStats(
                 bytes_in=link.bytes_in,

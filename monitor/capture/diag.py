@@ -6,7 +6,6 @@ report: `monitor.capture.device` does.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import functools
 import os
@@ -180,7 +179,7 @@ class View:
 
     def _receive(self, asked: socket.socket) -> bytes:
         size = asked.recv_into(self._buffer, 0, socket.MSG_TRUNC)
-        if size > len(self._buffer):
+        if not _HEADER.size <= size <= len(self._buffer):
             raise OSError(errno.EMSGSIZE, f"a netlink message of {size} bytes")
         return bytes(memoryview(self._buffer)[:size])
 
@@ -305,6 +304,9 @@ def view_of(path: str) -> tuple[int, View]:
 
 
 def _enter(path: str) -> tuple[int, View]:
+    # ctypes makes executable memory where libffi is older than 3.4, which MemoryDenyWriteExecute of systemd forbids
+    import ctypes  # noqa: PLC0415 - so those who name no namespace do without
+
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         inode = os.fstat(fd).st_ino

@@ -12,10 +12,12 @@ from monitor.detect.snapshot import NETWORK
 from monitor.engine._native import ffi, lib
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     from monitor.engine import Engine
     from monitor.engine._native import CData
+    from monitor.watch import Watch
 
 HOOKS: Final = {
     "states": lib.KW_NET_STATES,
@@ -45,6 +47,9 @@ NEEDS: Final = {
 }
 """By field of WatchSnapshot: the hooks that must be live for it to be the whole truth."""
 
+_NOT_LOADED: Final = "not loaded"
+"""What the loader says of a hook when the reason is one for all of them."""
+
 _CELLS: Final = tuple(name for name, _ in ffi.typeof("struct kw_net_counters").fields)
 
 
@@ -54,7 +59,7 @@ class NetworkSide:
     def __init__(self, loader: CData, programs: Path | None) -> None:
         """Load it or take it over; None: the network is not watched. A kernel that offers nothing is no error."""
         self._loader = loader
-        self._error = ""
+        self._error = _NOT_LOADED
         if programs is None:
             self._error = "switched off: capture.network = false"
         elif lib.kw_loader_net(loader, os.fsencode(programs)) < 0:
@@ -62,11 +67,8 @@ class NetworkSide:
 
     def hooks(self) -> dict[str, str]:
         """Every hook by name: "" where it is live, else the reason why not."""
-        if self._error and not lib.kw_loader_net_hooks(self._loader):
-            own = {name: _text(lib.kw_loader_net_reason(self._loader, bit)) for name, bit in HOOKS.items()}
-            generic = _text(lib.kw_loader_net_reason(self._loader, 0))
-            return {name: self._error if reason in {"", generic} else reason for name, reason in own.items()}
-        return {name: _text(lib.kw_loader_net_reason(self._loader, bit)) for name, bit in HOOKS.items()}
+        reasons = {name: _text(lib.kw_loader_net_reason(self._loader, bit)) for name, bit in HOOKS.items()}
+        return {name: self._error if reason == _NOT_LOADED else reason for name, reason in reasons.items()}
 
     def unknown(self) -> frozenset[str]:
         """Fields of WatchSnapshot that the live hooks do not tell."""
@@ -74,6 +76,11 @@ class NetworkSide:
         if not live:
             return NETWORK
         return frozenset(field for field in NETWORK if any(not HOOKS[hook] & live for hook in NEEDS[field]))
+
+    def expecting(self, watches: Iterable[Watch], slots: Mapping[str, int]) -> None:
+        """Tell the hooks which watches expect certain destinations: an unexpected one is told before it answers."""
+        mask = sum(1 << slots[watch.name] for watch in watches if watch.expect.destinations is not None)
+        lib.kw_loader_net_expecting(self._loader, mask)
 
     def counters(self) -> CData | None:
         """One row a slot, live sockets included; None: nothing is known."""

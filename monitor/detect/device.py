@@ -14,7 +14,7 @@ import msgspec
 from monitor.detect.metrics import CPU_USAGE, Metric
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Sequence
 
 LIST_LIMIT = 250
 """Entries kept of each list; totals stay true. Three lists of it stay well under the 128 KB of a report."""
@@ -140,18 +140,31 @@ def _kept(
     if len(now) <= limit:
         return tuple(sorted(now))
     known = set(earlier)
+    new = [entry for entry in now if entry not in known]
     of_each = traits(now)
     common = Counter(of_each)
-    ranks: dict[tuple[bool, int], list[Entry]] = defaultdict(list)
-    for entry, trait in zip(now, of_each, strict=True):
-        ranks[entry in known, common[trait]].append(entry)
+    kept = _rarest(new, traits(new), common, limit)
+    if len(kept) < limit and new:
+        old = [entry for entry in now if entry in known]
+        kept += _rarest(old, traits(old), common, limit - len(kept))
+    elif not new:
+        kept = _rarest(now, of_each, common, limit)
+    return tuple(sorted(kept))
+
+
+def _rarest(entries: Collection[Entry], of_each: Sequence[object], common: Counter[object], limit: int) -> list[Entry]:
+    """At most `limit` of the entries: those whose trait is least common, then the first in order."""
+    ranks: dict[int, set[object]] = defaultdict(set)
+    for trait in set(of_each):
+        ranks[common[trait]].add(trait)
     kept: list[Entry] = []
     for rank in sorted(ranks):
-        # no more than needed is put in order: thousands of entries may share a rank
-        kept += heapq.nsmallest(limit - len(kept), ranks[rank])
         if len(kept) == limit:
             break
-    return tuple(sorted(kept))
+        of_rank = [entry for entry, trait in zip(entries, of_each, strict=True) if trait in ranks[rank]]
+        # no more than needed is put in order: thousands of entries may share a rank
+        kept += heapq.nsmallest(limit - len(kept), of_rank)
+    return kept
 
 
 def _growth(previous: DeviceReading, current: DeviceReading) -> NetworkStats:

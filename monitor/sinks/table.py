@@ -230,7 +230,9 @@ def _criteria(criteria: object) -> str:
         return "?"
     value = criteria.get("value")
     wanted = next(iter(value.values()), "?") if isinstance(value, dict) else "?"
-    wanted = (", ".join(map(str, wanted)) or "none") if isinstance(wanted, list) else wanted
+    if wanted == []:
+        return "none"
+    wanted = ", ".join(map(str, wanted)) if isinstance(wanted, list) else wanted
     operator = {
         "less-than": "less than",
         "less-than-equals": "at most",

@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from tests.bench import daemon, hooks, page, programs, publishing, storms, table, watchers
+from tests.bench import daemon, device, hooks, page, programs, publishing, storms, table, watchers
 from tests.bench.watcher import Unmeasured
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ class Size:
     backlog: int
     throttled: int
     engine_runs: int = 5
+    looks: int = 25
 
 
 FULL: Final = Size(
@@ -145,6 +146,7 @@ class Bench:
             *page.hook_rows(costs),
             *self._daemon_rows(),
             *self._publishing_rows(),
+            page.look_row(tried("looks at all sockets", lambda: device.looks(self.size.looks))),
         ]
         parts = [
             head(self.size, max(others, loaded())),

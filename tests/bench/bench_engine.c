@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * What one record costs in the engine, from bytes to line: 200,000 children of one root start and end, no exec between,
- * in batches of 1,000 records, one watch. Synthesises its records, reads nothing, prints one line.
+ * in batches of 1,000 records, one watch; then as many connections of that root, with 64 open at once, to 32 addresses.
+ * Synthesises its records, reads nothing, prints one line for each.
  */
 #include <stdint.h>
 #include <stdio.h>
@@ -79,6 +80,60 @@ static void root_add(struct kw_engine *engine)
 	kw_engine_ingest(engine, (const uint8_t *)&root, sizeof(root));
 }
 
+static void socket_fill(struct kw_socket *record, uint64_t number, uint16_t event)
+{
+	static const uint8_t here[4] = {10, 0, 0, 1};
+
+	*record = (struct kw_socket){.header = {.size = sizeof(*record),
+						.kind = KW_SOCKET,
+						.flags = KW_HAS_ROOT,
+						.time_ns = 20000000000 + number * 40000,
+						.watches = 1},
+				     .process = root_id,
+				     .root = root_id,
+				     .cookie = number + 1,
+				     .bytes_in = 1000,
+				     .bytes_out = 1000,
+				     .event = event,
+				     .family = 2,
+				     .protocol = 6,
+				     .type = 1,
+				     .local_port = (uint16_t)(10000 + number % 50000),
+				     .remote_port = 443};
+	memcpy(record->local, here, sizeof(here));
+	memcpy(record->remote, here, sizeof(here));
+	record->remote[3] = (uint8_t)(number % 32);
+}
+
+/* Connection after connection, each closed when ALIVE newer ones are open. 0: the engine refused a record. */
+static int connections(struct kw_engine *engine)
+{
+	static struct kw_socket records[2 * BATCH];
+	uint64_t spent_ns = 0, bytes = 0;
+	int64_t accepted = 0;
+
+	for (uint64_t i = 0; i < CHILDREN; i += BATCH) {
+		struct kw_batch batch;
+		uint64_t count = 0, start_ns;
+
+		for (uint64_t number = i; number < i + BATCH; number++) {
+			socket_fill(&records[count++], number, KW_SOCKET_CONNECTED);
+			if (number >= ALIVE)
+				socket_fill(&records[count++], number - ALIVE, KW_SOCKET_CLOSED);
+		}
+		start_ns = now_ns();
+		accepted += kw_engine_ingest(engine, (const uint8_t *)records, count * sizeof(records[0]));
+		kw_engine_take(engine, &batch);
+		spent_ns += now_ns() - start_ns;
+		bytes += batch.lines_bytes;
+	}
+	if (accepted != 2 * CHILDREN - ALIVE)
+		return 0;
+	printf("sockets: %.0f ns per record (%lld records, %.0f bytes of lines each)\n",
+	       (double)spent_ns / (double)accepted, (long long)accepted, (double)bytes / (double)accepted);
+	return 1;
+}
+
 int main(void)
 {
 	struct kw_engine *engine = kw_engine_new(32768);
@@ -108,6 +163,10 @@ int main(void)
 	}
 	printf("engine: %.0f ns per record (%lld records, %.0f bytes of lines each)\n",
 	       (double)spent_ns / (double)accepted, (long long)accepted, (double)bytes / (double)accepted);
+	if (!connections(engine)) {
+		fprintf(stderr, "bench_engine: the engine refused a socket\n");
+		return 1;
+	}
 	free(pairs);
 	kw_engine_free(engine);
 	return 0;

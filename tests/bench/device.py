@@ -16,7 +16,7 @@ import sys
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import psutil
 
@@ -25,24 +25,29 @@ from monitor.detect.device import blocks
 from tests.bench import programs
 from tests.bench.watcher import Unmeasured
 
+if TYPE_CHECKING:
+    from monitor.detect.device import DeviceReading
+
 SOCKETS: Final = 5_000
 PROCESSES: Final = 500
-CONNECTED_OF_TEN: Final = 6
-"""Of ten sockets six are ends of connections, two listen and two take datagrams; half of all are IPv6."""
+LISTENERS_OF_TEN: Final = 2
+"""And as many that take datagrams."""
+CONNECTIONS_OF_TEN: Final = 3
+"""Both ends of each; half of all sockets are IPv6."""
 FAMILIES: Final = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))
 LIMIT_S: Final = 300
 
 
 @dataclass(frozen=True)
 class Looks:
-    """Pairs of looks, one right after the other, nanoseconds."""
+    """Looks, one right after the other, nanoseconds."""
 
     sockets: int
     """That psutil found, the kernel's own included."""
     processes: int
     """Of the machine."""
-    pairs: list[tuple[int, int]]
-    """psutil.net_connections, and ours: reading and the blocks made of it."""
+    rounds: list[tuple[int, int, int]]
+    """psutil.net_connections; ours, the reading and the blocks made of it; of that the reading."""
 
 
 def looks(rounds: int) -> Looks:
@@ -52,22 +57,22 @@ def looks(rounds: int) -> Looks:
     if ran.returncode != 0:
         raise Unmeasured((ran.stderr.strip() or f"exit code {ran.returncode}").splitlines()[-1])
     seen = json.loads(ran.stdout)
-    return Looks(seen["sockets"], seen["processes"], [(one, other) for one, other in seen["pairs"]])
+    return Looks(
+        seen["sockets"], seen["processes"], [(theirs, ours, reading) for theirs, ours, reading in seen["rounds"]]
+    )
 
 
 def _open(family: int, address: str, count: int, stack: ExitStack) -> None:
-    """Open so many sockets, rounded up to tens."""
+    """Open so many sockets, tens of them."""
     for _ in range(0, count, 10):
-        for _ in range(2):
-            server = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
+        servers = [stack.enter_context(socket.socket(family, socket.SOCK_STREAM)) for _ in range(LISTENERS_OF_TEN)]
+        for server in servers:
             server.bind((address, 0))
             server.listen()
             stack.enter_context(socket.socket(family, socket.SOCK_DGRAM)).bind((address, 0))
-            for _ in range(CONNECTED_OF_TEN // 4):
-                stack.enter_context(socket.create_connection(server.getsockname()[:2]))
-                stack.enter_context(server.accept()[0])
-        stack.enter_context(socket.create_connection(server.getsockname()[:2]))
-        stack.enter_context(server.accept()[0])
+        for _ in range(CONNECTIONS_OF_TEN):
+            stack.enter_context(socket.create_connection(servers[0].getsockname()[:2]))
+            stack.enter_context(servers[0].accept()[0])
 
 
 def _child(number: int, count: int, ready: int) -> None:
@@ -97,17 +102,19 @@ def _measure(sockets: int, processes: int, rounds: int) -> None:
         for _ in children:
             if os.read(ready, 1) != b"x":
                 raise Unmeasured("a process with sockets has ended")
-        reader, pairs, before = DeviceReader(), [], None
+        reader, measured = DeviceReader(), []
+        before: DeviceReading | None = None
         found: list[object] = []
         for _ in range(rounds):
             began = time.perf_counter_ns()
             found = list(psutil.net_connections(kind="inet"))
             between = time.perf_counter_ns()
             reading = reader.read()
+            read = time.perf_counter_ns()
             blocks(before, reading)
-            pairs.append((between - began, time.perf_counter_ns() - between))
+            measured.append((between - began, time.perf_counter_ns() - between, read - between))
             before = reading
-        print(json.dumps({"sockets": len(found), "processes": len(psutil.pids()), "pairs": pairs}))
+        print(json.dumps({"sockets": len(found), "processes": len(psutil.pids()), "rounds": measured}))
     finally:
         for pid in children:
             os.kill(pid, signal.SIGKILL)

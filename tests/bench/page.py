@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from tests.bench.daemon import Idle
+    from tests.bench.device import Looks
     from tests.bench.hooks import Cost
     from tests.bench.publishing import Drain
     from tests.bench.storms import Result
@@ -31,6 +32,7 @@ FIRST_MS: Final = 2.0
 ALARM_MS: Final = {50: 5.0, 99: 15.0}
 CONNECTED_MB: Final = 60.0
 DRAIN_PER_S: Final = 1000.0
+LOOK_TIMES: Final = 20.0
 THROTTLE_PER_S: Final = 100.0
 """Publishes a second that AWS IoT Core takes of a connection, and the SDK keeps to."""
 
@@ -192,6 +194,20 @@ def drain_row(drained: Drain | str, *, throttle: bool) -> Row:
     close = 0.9 * THROTTLE_PER_S <= drained.per_s <= 1.1 * THROTTLE_PER_S
     fast = close if throttle else drained.per_s >= DRAIN_PER_S
     return Row(what, text, goal, verdict(good=fast and drained.in_order))
+
+
+def look_row(looks: Looks | str) -> Row:
+    """One look at all sockets and what a report takes of it, beside psutil's look."""
+    what, goal = "device-wide blocks against psutil.net_connections", f">= {LOOK_TIMES:g} times faster"
+    if isinstance(looks, str):
+        return Row(what, f"not measured: {looks}", goal)
+    spread = Spread.of(ratios([(ours, theirs) for theirs, ours, _ in looks.rounds]))
+    reading = Spread.of(ratios([(ours, theirs) for theirs, _, ours in looks.rounds])).median
+    theirs, ours, _ = (statistics.median(column) / 1e6 for column in zip(*looks.rounds, strict=True))
+    text = f"{spread.median:.1f} ± {spread.margin:.1f} times, {ours:.1f} ms against {theirs:.0f}"
+    text += f" (the reading alone {reading:.1f} times; {looks.sockets:,} sockets, {looks.processes} processes)"
+    unclear = abs(spread.median - LOOK_TIMES) < spread.margin
+    return Row(what, text, goal, "unclear" if unclear else verdict(good=spread.median >= LOOK_TIMES))
 
 
 def peers(kinwatch: Result, psutil: Result, forkstat: Result) -> str:

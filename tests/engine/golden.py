@@ -6,6 +6,8 @@ is committed: `.venv/bin/python tests/engine/golden.py`.
 
 from __future__ import annotations
 
+import socket
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,13 +15,16 @@ from monitor.engine import Engine
 from monitor.engine._native import lib
 from monitor.engine.records import (
     Credentials,
+    Endpoint,
     Lineage,
     ProcessId,
     clock_record,
+    dns_record,
     exit_record,
     fork_record,
     image_record,
     lost_record,
+    socket_record,
     sync_record,
 )
 
@@ -27,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 DATA = Path(__file__).resolve().parent.parent / "data"
+EXPECTED: tuple[tuple[int, list[str]], tuple[int, list[int]]] = ((0, ["192.0.2.0/24", "fd00::/8"]), (0, [80]))
 WATCHES = (("myapp", 0), ("shell", None), ("third", 1))
 
 WALL_NS = 1_795_575_840_000_000_123  # 2026-11-25 minus what follows
@@ -212,6 +218,58 @@ def after_loss() -> bytes:
     return _clock() + _root() + _fork(CHILD, ROOT, 1) + _fork(other, ROOT, 1) + lost + b"".join(rows) + late
 
 
+def _socket(event: int, cookie: int, after_ns: int, **fields: object) -> bytes:
+    full = {
+        "event": event,
+        "cookie": cookie,
+        "time_ns": CHILD.start_ns + after_ns,
+        "process": CHILD,
+        "watches": 0b11,
+        "lineage": Lineage(ROOT, 1),
+        "comm": b"myapp",
+        "local": Endpoint(IPv4Address("192.0.2.1"), 40000 + cookie),
+    }
+    return socket_record(**{**full, **fields})  # type: ignore[arg-type]
+
+
+def network() -> bytes:
+    """Connections and listeners of every kind, a question and its answer, and expectations that break (EXPECTED)."""
+    server, far = Endpoint(IPv4Address("192.0.2.53"), 53), Endpoint(IPv4Address("198.51.100.7"), 443)
+    near, six = Endpoint(IPv4Address("192.0.2.80"), 80), Endpoint(IPv6Address("2001:db8::80"), 8080)
+    udp = {"protocol": socket.IPPROTO_UDP, "type": socket.SOCK_DGRAM}
+    question = b"\x07example\x03com\0\0\1\0\1"
+    asked = b"\x12\x34\1\0\0\1\0\0\0\0\0\0" + question
+    answered = b"\x12\x34\x81\x80\0\1\0\2\0\0\0\0" + question
+    answered += b"\xc0\x0c\0\5\0\1\0\0\0\x3c\0\6\3www\xc0\x0c"
+    answered += b"\xc0\x29\0\1\0\1\0\0\0\x3c\0\4" + far.address.packed
+    dns = {"process": CHILD, "watches": 0b11, "cookie": 2, "server": server}
+    v6 = {"family": socket.AF_INET6}
+    return b"".join(
+        (
+            _clock() + _root() + _fork(CHILD, ROOT, 1, 0b11),
+            _socket(lib.KW_SOCKET_LIVE, 1, 10, local=near, state=10),
+            _socket(lib.KW_SOCKET_CONNECTED, 2, 20, remote=server, **udp),
+            dns_record(time_ns=CHILD.start_ns + 30, message=asked, incoming=False, **dns),  # type: ignore[arg-type]
+            dns_record(time_ns=CHILD.start_ns + 40, message=answered, incoming=True, **dns),  # type: ignore[arg-type]
+            dns_record(time_ns=CHILD.start_ns + 45, message=b"\0\1\x81\x83", incoming=True, **dns),  # type: ignore[arg-type]
+            _socket(lib.KW_SOCKET_CLOSED, 2, 50, remote=server, bytes_in=61, bytes_out=29, **udp),
+            _socket(lib.KW_SOCKET_CONNECTING, 3, 60, remote=far),
+            _socket(lib.KW_SOCKET_CONNECTED, 3, 70, remote=far),
+            _socket(lib.KW_SOCKET_CONNECTED, 4, 80, remote=near, result=111),
+            _socket(lib.KW_SOCKET_ACCEPTED, 5, 90, local=near, remote=Endpoint(IPv4Address("192.0.2.9"), 5000)),
+            _socket(lib.KW_SOCKET_LISTENING, 6, 100, local=six, **v6),
+            _socket(lib.KW_SOCKET_CONNECTED, 7, 110, local=near, remote=far, **v6),
+            _socket(lib.KW_SOCKET_PEER, 8, 120, local=Endpoint(IPv6Address(0), 0), remote=six, **v6, **udp),
+            _socket(lib.KW_SOCKET_CLOSED, 3, 130, remote=far, bytes_in=1 << 33, bytes_out=5),
+            _socket(lib.KW_SOCKET_CLOSED, 6, 140, local=six, **v6),
+            _exit(CHILD, 150, watches=0b11),
+            _socket(lib.KW_SOCKET_CLOSED, 7, 160, local=near, remote=far, **v6),
+            _socket(lib.KW_SOCKET_CLOSED, 5, 170, local=near, remote=Endpoint(IPv4Address("192.0.2.9"), 5000)),
+            _socket(lib.KW_SOCKET_FAMILY, 0, 180, family=socket.AF_BLUETOOTH, type=socket.SOCK_SEQPACKET),
+        )
+    )
+
+
 SCENARIOS: tuple[Callable[[], bytes], ...] = (
     short_child,
     exits,
@@ -220,6 +278,7 @@ SCENARIOS: tuple[Callable[[], bytes], ...] = (
     adopted,
     pid_reuse,
     after_loss,
+    network,
 )
 
 
@@ -228,6 +287,8 @@ def lines_of(stream: bytes) -> bytes:
     with Engine(64) as engine:
         for slot, (name, limit) in enumerate(WATCHES):
             engine.watch(slot, name, limit)
+        engine.expect_destinations(*EXPECTED[0])
+        engine.expect_ports(*EXPECTED[1])
         engine.ingest(stream)
         return engine.take().lines
 

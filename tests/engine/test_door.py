@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 import struct
+from ipaddress import IPv4Address
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,13 +14,16 @@ from hypothesis import strategies as st
 from monitor.engine import Engine, lines
 from monitor.engine._native import ffi, lib
 from monitor.engine.records import (
+    Endpoint,
     ProcessId,
     clock_record,
+    dns_record,
     exit_record,
     forget_record,
     fork_record,
     image_record,
     lost_record,
+    socket_record,
     sync_record,
 )
 
@@ -29,6 +34,11 @@ ROOT, CHILD = ProcessId(100, 10**9), ProcessId(101, 2 * 10**9)
 EXEC = image_record(
     kind=lib.KW_EXEC, time_ns=5, process=CHILD, watches=1, comm=b"c", exe=b"/bin/c", argv=[b"a"], script=b"/s", cwd=b"/"
 )
+HERE, THERE = Endpoint(IPv4Address("192.0.2.1"), 40000), Endpoint(IPv4Address("198.51.100.7"), 443)
+CONNECTED = socket_record(
+    event=lib.KW_SOCKET_CONNECTED, time_ns=5, process=CHILD, watches=1, cookie=7, local=HERE, remote=THERE
+)
+DNS = dns_record(time_ns=5, process=CHILD, watches=1, cookie=7, server=THERE, message=b"x" * 20, incoming=True)
 SOUND = {
     "fork": fork_record(time_ns=5, process=CHILD, parent=ROOT, watches=1, comm=b"c"),
     "exec": EXEC,
@@ -38,6 +48,11 @@ SOUND = {
     "sync": sync_record(phase=0, time_ns=5),
     "lost": lost_record(time_ns=5, stage=0, count=1),
     "clock": clock_record(time_ns=5, wall_ns=1),
+    "socket": CONNECTED,
+    "socket of another family": socket_record(
+        event=lib.KW_SOCKET_FAMILY, time_ns=5, process=CHILD, watches=1, cookie=0, family=socket.AF_UNIX, protocol=0
+    ),
+    "dns": DNS,
 }
 
 
@@ -55,6 +70,7 @@ def _with(record: bytes, kind: str, **members: object) -> bytes:
 
 
 LONG_TEXT = image_record(kind=lib.KW_EXEC, time_ns=5, process=CHILD, watches=1, comm=b"c", argv=[b"a" * 8000])
+DNS_BYTES = ffi.sizeof("struct kw_dns")
 IMAGE_BYTES = ffi.sizeof("struct kw_image")
 REFUSED = {
     "unknown kind": _with(SOUND["fork"], "kw_fork", header__kind=11),
@@ -78,6 +94,31 @@ REFUSED = {
     "a path that is too long": _with(LONG_TEXT, "kw_image", exe__offset=IMAGE_BYTES, exe__length=4097),
     "sync of pid 0": SOUND["sync"] + sync_record(phase=1, time_ns=5),
     "sync phase 3": SOUND["sync"] + sync_record(phase=3, time_ns=5, process=CHILD),
+    "a socket of pid 0": _with(CONNECTED, "kw_socket", process__pid=0),
+    "a socket without a cookie": _with(CONNECTED, "kw_socket", cookie=0),
+    "a socket event 0": _with(CONNECTED, "kw_socket", event=0),
+    "an unknown socket event": _with(CONNECTED, "kw_socket", event=9),
+    "a connection of another family": _with(CONNECTED, "kw_socket", family=socket.AF_UNIX),
+    "another family that is IP": _with(CONNECTED, "kw_socket", event=lib.KW_SOCKET_FAMILY),
+    "an accept that failed": _with(CONNECTED, "kw_socket", event=lib.KW_SOCKET_ACCEPTED, result=111),
+    "a result that is no errno": _with(CONNECTED, "kw_socket", result=4096),
+    "an unknown TCP state": _with(CONNECTED, "kw_socket", event=lib.KW_SOCKET_LIVE, state=13),
+    "a TCP socket without a peer of its own": _with(CONNECTED, "kw_socket", event=lib.KW_SOCKET_PEER),
+    "a listener without a port": _with(CONNECTED, "kw_socket", event=lib.KW_SOCKET_LISTENING, local_port=0),
+    "a socket that is cut": CONNECTED[:-8].replace(
+        struct.pack("=I", len(CONNECTED)), struct.pack("=I", len(CONNECTED) - 8), 1
+    ),
+    "dns of pid 0": _with(DNS, "kw_dns", process__pid=0),
+    "dns without a socket": _with(DNS, "kw_dns", cookie=0),
+    "dns over another family": _with(DNS, "kw_dns", family=socket.AF_UNIX),
+    "dns in a third direction": _with(DNS, "kw_dns", incoming=2),
+    "dns before the tail": _with(DNS, "kw_dns", message__offset=DNS_BYTES - 1),
+    "dns behind the record": _with(DNS, "kw_dns", message__length=25, total=25),
+    "dns far behind the record": _with(DNS, "kw_dns", message__offset=2**32 - 1),
+    "dns of more bytes than the message has": _with(DNS, "kw_dns", total=19),
+    "dns of more bytes than are looked at": _with(
+        DNS + bytes(1600 - 24), "kw_dns", header__size=len(DNS) + 1600 - 24, message__length=1537, total=1600
+    ),
     "unknown stage": lost_record(time_ns=5, stage=lib.KW_STAGES, count=1),
 }
 

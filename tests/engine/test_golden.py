@@ -11,7 +11,8 @@ from monitor.engine import Engine, lines
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 WATCHES = (("myapp", 0), ("shell", None), ("third", 1))
-NAMES = ("adopted", "after_loss", "exits", "odd_text", "pid_reuse", "short_child", "two_watches")
+EXPECTED_DESTINATIONS, EXPECTED_PORTS = ["192.0.2.0/24", "fd00::/8"], [80]  # of the first watch
+NAMES = ("adopted", "after_loss", "exits", "network", "odd_text", "pid_reuse", "short_child", "two_watches")
 
 
 def _cut(stream: bytes) -> list[bytes]:
@@ -30,6 +31,8 @@ def test_records_make_the_lines_they_always_made(name: str, *, piecewise: bool) 
     with Engine(64) as engine:
         for slot, (watch, limit) in enumerate(WATCHES):
             engine.watch(slot, watch, limit)
+        engine.expect_destinations(0, EXPECTED_DESTINATIONS)
+        engine.expect_ports(0, EXPECTED_PORTS)
         made = b""
         for piece in _cut(stream) if piecewise else [stream]:
             engine.ingest(piece)

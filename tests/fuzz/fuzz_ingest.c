@@ -16,7 +16,7 @@
 
 #include "engine.h"
 
-enum { PROCESSES = 6, SLOTS = 3, PIDS = 12, TREE_BYTES = 1 << 20, TAIL = 64 };
+enum { PROCESSES = 6, SLOTS = 3, PIDS = 12, TREE_BYTES = 1 << 20, TAIL = 64, REMOTES = 64 };
 
 static void require(bool holds, const char *what)
 {
@@ -86,6 +86,25 @@ static void check_counters(struct kw_engine *engine, bool forgets)
 	}
 }
 
+static void check_network(struct kw_engine *engine)
+{
+	struct kw_remote remotes[REMOTES];
+	uint32_t ports[REMOTES];
+	uint64_t missed;
+	int64_t all, newer;
+
+	for (uint32_t slot = 0; slot < SLOTS; slot++) {
+		all = kw_engine_remotes(engine, slot, 0, remotes, REMOTES, &missed);
+		newer = kw_engine_remotes(engine, slot, kw_engine_mark(engine), remotes, REMOTES, &missed);
+		require(all >= newer && newer >= 0, "who is connected now belongs to every window");
+		all = kw_engine_listening(engine, slot, 0, ports, REMOTES, &missed);
+		for (int64_t i = 1; i < all && i < REMOTES; i++)
+			require(ports[i - 1] < ports[i], "ports ascend, each once");
+		newer = kw_engine_listening(engine, slot, kw_engine_mark(engine), ports, REMOTES, &missed);
+		require(all >= newer && newer >= 0, "what listens now belongs to every window");
+	}
+}
+
 static void check(struct kw_engine *engine, bool forgets)
 {
 	static char tree[TREE_BYTES];
@@ -102,6 +121,7 @@ static void check(struct kw_engine *engine, bool forgets)
 		bytes = kw_engine_exes(engine, slot, 0, tree, sizeof(tree), &missed);
 		require(bytes >= 0 && (!bytes || bytes > TREE_BYTES || !tree[bytes - 1]), "paths are ended by zero");
 	}
+	check_network(engine);
 	kw_engine_take(engine, &batch);
 	require(check_lines(batch.lines, batch.lines_bytes) == batch.lines_count, "lines are counted");
 	require(batch.alarms + batch.clears <= batch.lines_count, "alarms are lines");
@@ -138,6 +158,8 @@ union record {
 	struct kw_sync sync;
 	struct kw_lost lost;
 	struct kw_clock clock;
+	struct kw_socket socket;
+	struct kw_dns dns;
 	uint8_t bytes[sizeof(struct kw_image) + TAIL];
 };
 
@@ -160,6 +182,41 @@ static void image_make(struct kw_image *image, struct script *script)
 		((uint8_t *)(image + 1))[i] = next(script);
 }
 
+static void socket_make(struct kw_socket *socket, struct script *script)
+{
+	socket->process = some_id(script);
+	socket->cookie = 1 + next(script) % 8;
+	socket->event = 1 + next(script) % KW_SOCKET_LIVE;
+	socket->family = socket->event == KW_SOCKET_FAMILY ? next(script) : next(script) % 2 ? 2 : 10;
+	socket->protocol = socket->event == KW_SOCKET_PEER || next(script) % 2 ? 17 : 6;
+	socket->type = next(script) % 8;
+	socket->result = socket->event == KW_SOCKET_CONNECTED ? next(script) % 128 : 0;
+	socket->state = next(script) % 13;
+	socket->local_port = 1 + next(script) % 4;
+	socket->remote_port = next(script) % 4;
+	socket->local[0] = next(script);
+	socket->remote[0] = next(script) % 4;
+	socket->remote[15] = next(script);
+	socket->bytes_in = next(script);
+}
+
+/* A response to one question, its length bytes and pointers as the input says. */
+static void dns_make(struct kw_dns *dns, struct script *script)
+{
+	static const uint8_t start[] = {0, 1, 0x81, 0x80, 0, 1, 0, 2, 0, 0, 0, 0};
+	uint8_t *tail = (uint8_t *)(dns + 1);
+
+	dns->header.size += TAIL;
+	dns->process = some_id(script);
+	dns->cookie = 1;
+	dns->family = next(script) % 2 ? 2 : 10;
+	dns->incoming = next(script) % 2;
+	dns->message = (struct kw_text){sizeof(*dns), next(script) % (TAIL + 1)};
+	dns->total = dns->message.length + next(script) % 2;
+	for (uint32_t i = 0; i < TAIL; i++)
+		tail[i] = i < sizeof(start) && next(script) % 16 ? start[i] : next(script);
+}
+
 static bool record_make(union record *record, struct script *script)
 {
 	static const uint32_t sizes[] = {
@@ -167,8 +224,9 @@ static bool record_make(union record *record, struct script *script)
 	    [KW_EXIT] = sizeof(struct kw_exit),	    [KW_ADOPT] = sizeof(struct kw_image),
 	    [KW_FORGET] = sizeof(struct kw_forget), [KW_SYNC] = sizeof(struct kw_sync),
 	    [KW_LOST] = sizeof(struct kw_lost),	    [KW_CLOCK] = sizeof(struct kw_clock),
+	    [KW_SOCKET] = sizeof(struct kw_socket), [KW_DNS] = sizeof(struct kw_dns),
 	};
-	uint16_t kind = 1 + next(script) % KW_CLOCK;
+	uint16_t kind = 1 + next(script) % KW_DNS;
 
 	memset(record, 0, sizeof(*record));
 	record->header = (struct kw_header){.size = sizes[kind],
@@ -201,6 +259,10 @@ static bool record_make(union record *record, struct script *script)
 	} else if (kind == KW_LOST) {
 		record->lost.stage = next(script) % KW_STAGES;
 		record->lost.count = next(script);
+	} else if (kind == KW_SOCKET) {
+		socket_make(&record->socket, script);
+	} else if (kind == KW_DNS) {
+		dns_make(&record->dns, script);
 	} else {
 		for (int i = 0; i < 8; i++)
 			record->clock.wall_ns = (int64_t)((uint64_t)record->clock.wall_ns << 8 | next(script));
@@ -208,6 +270,16 @@ static bool record_make(union record *record, struct script *script)
 	if (next(script) == 0x55)
 		record->bytes[next(script) % sizeof(*record)] = next(script);
 	return kind == KW_FORGET || kind == KW_SYNC; /* a row of a sync may forget, too */
+}
+
+/* 0 to 3: more or fewer networks and ports, or none in particular. */
+static void expect(struct kw_engine *engine, int32_t count)
+{
+	static const uint8_t prefixes[2 * 17] = {[0] = 1, [16] = 8, [17 + 10] = 0xff, [17 + 11] = 0xff, [17 + 16] = 97};
+	static const uint16_t ports[2] = {1, 2};
+
+	require(!kw_engine_expect_destinations(engine, 0, prefixes, count == 3 ? -1 : count), "destinations");
+	require(!kw_engine_expect_ports(engine, 0, ports, count == 3 ? -1 : count), "ports");
 }
 
 static struct kw_engine *engine_make(void)
@@ -218,6 +290,7 @@ static struct kw_engine *engine_make(void)
 	require(engine, "an engine");
 	for (uint32_t slot = 0; slot < SLOTS; slot++)
 		require(!kw_engine_watch(engine, slot, names[slot], (int64_t)slot - 1), "a watch");
+	expect(engine, 0);
 	return engine;
 }
 
@@ -241,6 +314,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		kw_engine_ingest(engine, record.bytes,
 				 record.header.size < sizeof(record) ? record.header.size : sizeof(record));
 		check_counters(engine, forgets);
+		if (next(&script) == 0x66)
+			expect(engine, next(&script) % 4);
 		if (next(&script) == 0x77) {
 			require(!kw_engine_unwatch(engine, 1), "unwatch");
 			require(!kw_engine_watch(engine, 1, "again", 1), "watch");

@@ -9,6 +9,7 @@ import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
+
 from tests.net.rig import HERE, PROGRAMS, Net, Peer, Wire
 
 if TYPE_CHECKING:

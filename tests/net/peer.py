@@ -13,7 +13,10 @@ import socket
 import struct
 import sys
 import threading
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 EXCHANGE = 7001
 """TCP: sends what was ordered while it reads to the end, then ends its side."""
@@ -90,11 +93,11 @@ def brief(connection: socket.socket) -> tuple[int, int]:
     return got, 1
 
 
-def _serve(connection: socket.socket, service: str, quiet: bool) -> None:  # noqa: FBT001 - a thread's argument
+def _serve(connection: socket.socket, service: str) -> None:
     host, port = connection.getpeername()[:2]
     try:
         got, sent = SERVICES[service](connection)
-        if quiet:
+        if service == "brief":
             return
         result = ""
     except OSError as error:
@@ -120,9 +123,9 @@ def _accept(listener: socket.socket, service: str) -> None:
     while True:
         connection, _ = listener.accept()
         if service == "brief":  # thousands, one after the other
-            _serve(connection, service, True)
+            _serve(connection, service)
         else:
-            threading.Thread(target=_serve, args=(connection, service, False), daemon=True).start()
+            threading.Thread(target=_serve, args=(connection, service), daemon=True).start()
 
 
 def _datagrams(port: int) -> socket.socket:
@@ -200,7 +203,7 @@ def _do(order: dict[str, Any], zone: Zone) -> None:
     verb = order.pop("do")
     if verb == "zone":
         zone.udp, zone.tcp = order["udp"], order["tcp"]
-        tell("zone")
+        tell("zone", size=len(zone.udp))
     else:
         work = {"connect": _connect, "send": _send_datagrams}[verb]
         threading.Thread(target=work, kwargs=order, daemon=True).start()
@@ -209,7 +212,7 @@ def _do(order: dict[str, Any], zone: Zone) -> None:
 def main() -> None:
     """Serve until stdin ends."""
     zone = Zone()
-    loops = [
+    loops: list[tuple[Callable[..., None], socket.socket, *tuple[str, ...]]] = [
         (_accept, _listener(EXCHANGE), "exchange"),
         (_accept, _listener(ENDS_FIRST), "ends_first"),
         (_accept, _listener(RESETS), "resets"),

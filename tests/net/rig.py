@@ -5,7 +5,6 @@ Owns namespaces, wire, peer, programs and kinwatch of a test, and their end. Ref
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import os
@@ -19,14 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from tests.contract.conftest import DEADLINE_S, KINWATCH, Program, eventually
-
 from monitor.engine import lines
+from tests.contract.conftest import DEADLINE_S, KINWATCH, Program, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from monitor.engine.lines import Line
+    from monitor.engine.lines import Event, Line
 
 HERE: Final = Path(__file__).resolve().parent
 PROGRAMS: Final = HERE / "programs"
@@ -249,12 +247,17 @@ class Kinwatch:
         self._process.stdin.write(b"x")
         self._process.stdin.flush()
 
+    def release(self) -> None:
+        """Let its command end."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+
     def lines(self) -> list[Line]:
         """Every whole line so far, strictly decoded."""
         content = self._log.read_bytes() if self._log.exists() else b""
         return [lines.decode(line) for line in content[: content.rfind(b"\n") + 1].splitlines()]
 
-    def of(self, kind: type[lines.Event], **keys: object) -> list[Any]:
+    def of(self, kind: type[Event], **keys: object) -> list[Any]:
         """The lines of a kind whose keys have these values."""
         return [
             line
@@ -262,14 +265,14 @@ class Kinwatch:
             if isinstance(line, kind) and all(getattr(line, key) == value for key, value in keys.items())
         ]
 
-    def wait_for(self, kind: type[lines.Event], count: int = 1, **keys: object) -> list[Any]:
+    def wait_for(self, kind: type[Event], count: int = 1, **keys: object) -> list[Any]:
         """The lines of a kind with these values, once there are `count`."""
         eventually(
             lambda: len(self.of(kind, **keys)) >= count, f"{count} {kind.__name__} lines with {keys} in {self.lines()}"
         )
         return self.of(kind, **keys)
 
-    def one(self, kind: type[lines.Event], **keys: object) -> Any:  # noqa: ANN401 - a line of that kind
+    def one(self, kind: type[Event], **keys: object) -> Any:  # noqa: ANN401 - a line of that kind
         """The line of a kind with these values, of which there is exactly one."""
         found = self.of(kind, **keys)
         assert len(found) == 1, f"{len(found)} {kind.__name__} lines with {keys} in {self.lines()}"
@@ -291,9 +294,7 @@ class Kinwatch:
 
     def close(self) -> None:
         """End it whatever state it is in."""
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
+        self.release()
         if self._process.poll() is None:
             self._process.terminate()
             try:

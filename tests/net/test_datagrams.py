@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.net.peer import ECHO
-from tests.net.rig import FAR4, FAR6, MAPPED, NEAR4, NEAR6, as_told
 
 from monitor.engine.lines import Close, Connect, Listen, Peer, Root
 from monitor.remote import endpoint
+from tests.net.peer import ECHO
+from tests.net.rig import FAR4, FAR6, MAPPED, NEAR4, NEAR6, as_told
 
 if TYPE_CHECKING:
     from tests.net.rig import Net

@@ -1,16 +1,16 @@
-"""A socket belongs to the process that made it or, made by a stranger, to the first of kin that used it; an accepted one
-to the owner of its listener. Whoever uses and closes it changes nothing.
+"""A socket belongs to who made it or, where that is a stranger, to the first of kin that used it.
+
+An accepted one belongs to the owner of its listener. Whoever uses and closes it changes nothing.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tests.net.peer import EXCHANGE
-from tests.net.rig import FAR4, NEAR4, NEAR6
-
 from monitor.engine.lines import Accept, Close, Connect, Exit, Fork, Listen
 from monitor.remote import endpoint
+from tests.net.peer import EXCHANGE
+from tests.net.rig import FAR4, NEAR4, NEAR6
 
 if TYPE_CHECKING:
     from tests.net.rig import Net

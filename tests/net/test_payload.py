@@ -1,17 +1,15 @@
-"""Payload over TCP: every way into and out of the kernel counts the bytes that both ends counted, per connection and
-per watch.
-"""
+"""Payload over TCP: every way into and out of the kernel counts what both ends count, per connection and per watch."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.net.peer import ENDS_FIRST, EXCHANGE, MULTIPATH, RESETS
-from tests.net.rig import FAR4, FAR6, MAPPED, as_told, near_of
 
 from monitor.engine.lines import Close, Connect
 from monitor.remote import endpoint
+from tests.net.peer import ENDS_FIRST, EXCHANGE, MULTIPATH, RESETS
+from tests.net.rig import FAR4, FAR6, MAPPED, as_told, near_of
 
 if TYPE_CHECKING:
     from tests.contract.conftest import Program
@@ -159,5 +157,4 @@ def test_bytes_of_connections_that_are_still_open_are_in_the_report(net: Net) ->
     report = watcher.finish()
     assert opened == 5
     assert report.numbers("bytes_in", "connections_out") == {"bytes_in": 5 * FEW, "connections_out": 5}
-    # What the kernel still holds back for want of window is not out yet; nothing is here, the peer reads all the time.
     assert report.number("bytes_out") == 5 * (MANY + 8)

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 from msgspec import UNSET
-from tests.net.peer import BRIEF, CLOSED
-from tests.net.rig import FAR4, FAR6, HOLE4, MAPPED, as_told
 
 from monitor.engine.lines import Close, Connect
 from monitor.remote import endpoint
+from tests.net.peer import BRIEF, CLOSED
+from tests.net.rig import FAR4, FAR6, HOLE4, MAPPED, as_told
 
 if TYPE_CHECKING:
     from tests.net.rig import Net

@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.net.peer import ECHO, EXCHANGE
-from tests.net.rig import FAR4, FAR6, MAPPED, NEAR4, NEAR6, until_still
 
 from monitor.engine.lines import Accept, Close, Connect, Peer
+from tests.net.peer import ECHO, EXCHANGE
+from tests.net.rig import FAR4, FAR6, MAPPED, NEAR4, NEAR6, until_still
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

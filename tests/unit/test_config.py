@@ -54,6 +54,7 @@ file = ""
 interval_s = 300
 names = "long"
 cpu_usage = false
+namespaces = []
 
 [daemon]
 state_dir = "/var/lib/kinwatch"
@@ -497,8 +498,8 @@ def test_an_expectation_of_the_network_is_a_list(text: str, expect: Expect) -> N
 
 
 def test_expectations_of_a_file_and_of_flags_go_together() -> None:
-    text = '[[watch]]\nprocess = "a"\nexpect = { child_processes = 3, destinations = ["10.9.9.9/8"], listening_ports = [] }'
-    file = parse(text, "f")
+    expect = '{ child_processes = 3, destinations = ["10.9.9.9/8"], listening_ports = [] }'
+    file = parse(f'[[watch]]\nprocess = "a"\nexpect = {expect}', "f")
     assert file.watches[0].expect == Expect(child_processes=3, destinations=("10.0.0.0/8",), listening_ports=())
     flags = ["listening_ports=80", "destinations=", "listening_ports=81"]
     assert with_command_line(file, expects=flags).watches[0].expect == Expect(

@@ -6,17 +6,22 @@ import ipaddress
 import re
 import socket
 import struct
+from collections import Counter
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from monitor.capture.device import read
 from monitor.detect.device import Connection, DeviceReading, NetworkStats, Port, blocks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
+    from random import Random
 
 ESTABLISHED, LISTEN, UNCONNECTED = "01", "0A", "07"  # include/net/tcp_states.h
 ANY4, ANY6 = "0.0.0.0", "::"  # noqa: S104 - the wildcards are what is tested
@@ -214,7 +219,13 @@ def test_growth_is_taken_per_interface(before: dict[str, int], after: dict[str, 
     assert blocks(first, second).network_stats == stats(grew)
 
 
-def test_lists_are_cut_and_totals_stay_true() -> None:
+def reading(connections: Iterable[Connection] = (), ports: Iterable[Port] = ()) -> DeviceReading:
+    return DeviceReading(
+        tcp_ports=frozenset(ports), udp_ports=frozenset(), connections=tuple(connections), interfaces={}
+    )
+
+
+def test_totals_of_cut_lists_stay_true() -> None:
     crowded = DeviceReading(
         tcp_ports=frozenset(Port(port) for port in range(1, 1001)),
         udp_ports=frozenset({Port(5, "lo"), Port(5, "eth0")}),
@@ -226,3 +237,82 @@ def test_lists_are_cut_and_totals_stay_true() -> None:
     assert made.connections == tuple(Connection("10.0.0.1:1", port) for port in range(1, 11))
     assert made.udp_ports == (Port(5, "eth0"), Port(5, "lo"))
     assert (made.tcp_ports_total, made.udp_ports_total, made.connections_total) == (1000, 2, 30)
+
+
+def test_of_a_list_that_is_cut_the_newest_are_kept_then_those_with_the_rarest_peer() -> None:
+    old = [Connection("10.0.0.1:443", port) for port in range(1, 500)]
+    rare = Connection("192.0.2.9:6667", 7000)
+    new = Connection("10.0.0.1:443", 60_000)
+    made = blocks(reading([*old, rare]), reading([*old, rare, new]), limit=4)
+    assert made.connections == (*old[:2], new, rare)
+    assert made.connections_total == 501
+    # nothing is known of before: the rarest
+    assert blocks(None, reading([*old, rare, new]), limit=2).connections == (old[0], rare)
+
+
+def test_of_ports_that_are_cut_the_newest_are_kept_then_those_of_fewest_interfaces() -> None:
+    common = [Port(port, name) for port in range(1, 300) for name in ("eth0", "lo")]
+    rare, new = Port(31337, "eth0"), Port(299, "wg0")
+    made = blocks(reading(ports=[*common, rare]), reading(ports=[*common, rare, new]), limit=3)
+    assert made.tcp_ports == (common[0], new, rare)
+    assert made.tcp_ports_total == 600
+
+
+entries = st.builds(
+    Connection,
+    st.builds("10.0.0.{}:{}".format, st.integers(1, 5), st.integers(1, 3)),
+    st.integers(1, 9),
+    st.sampled_from(["", "lo"]),
+)
+
+
+@given(st.lists(entries), st.lists(entries), st.integers(0, 20), st.randoms())
+def test_a_cut_list_is_sorted_and_of_any_order_the_same_and_no_older_entry_replaces_a_new_one(
+    before: list[Connection], now: list[Connection], limit: int, random: Random
+) -> None:
+    kept = blocks(reading(before), reading(now), limit=limit).connections
+    assert list(kept) == sorted(kept)
+    assert len(kept) == min(limit, len(now))
+    assert not Counter(kept) - Counter(now)
+    shuffled = random.sample(now, len(now))
+    assert blocks(reading(before), reading(shuffled), limit=limit).connections == kept
+    dropped = Counter(now) - Counter(kept)
+    if any(one in before for one in kept):
+        assert all(one in before for one in dropped)
+    peers = Counter(one.remote_addr.rpartition(":")[0] for one in now)
+    for known in (True, False):
+        rarest = [peers[one.remote_addr.rpartition(":")[0]] for one in kept if (one in before) == known]
+        others = [peers[one.remote_addr.rpartition(":")[0]] for one in dropped if (one in before) == known]
+        assert not rarest or not others or max(rarest) <= min(others)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "grew"),
+    [
+        ({}, {"/run/netns/a": 7}, 0),
+        ({"/run/netns/a": 0}, {"/run/netns/a": 7}, 130),
+        ({"/run/netns/a": 7}, {"/run/netns/a": 7}, 30),
+        ({"/run/netns/a": 7}, {"/run/netns/a": 8}, 130),
+    ],
+    ids=["was not known", "was not there", "the same", "another of that path"],
+)
+def test_a_namespace_counts_from_where_it_is_known(before: dict[str, int], after: dict[str, int], grew: int) -> None:
+    first, second = (
+        DeviceReading(
+            tcp_ports=frozenset(),
+            udp_ports=frozenset(),
+            connections=(),
+            interfaces={"lo": stats(5)} | {f"{path}:eth0": stats(value) for path, inode in namespaces.items() if inode},
+            namespaces=namespaces,
+        )
+        for namespaces, value in ((before, 100), (after, 130))
+    )
+    assert blocks(first, second).network_stats == stats(grew)
+
+
+def test_a_reading_survives_a_restart() -> None:
+    now = read()
+    assert msgspec.json.decode(msgspec.json.encode(now), type=DeviceReading) == now
+    older = msgspec.to_builtins(now)
+    del older["namespaces"]
+    assert msgspec.convert(older, DeviceReading).namespaces == {}

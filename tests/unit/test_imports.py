@@ -112,6 +112,10 @@ def _inclusions(path: Path) -> list[str]:
     return re.findall(r'^\s*#\s*include\s+([<"][^>"]+[>"])', path.read_text(), re.MULTILINE)
 
 
+def _without_comments(path: Path) -> str:
+    return re.sub(r"/\*.*?\*/", "", path.read_text(), flags=re.DOTALL)
+
+
 def _engine_files() -> list[Path]:
     """The C files on the engine's side: those that share internal.h."""
     return [path for path in sorted(NATIVE.glob("*.[ch]")) if '"internal.h"' in _inclusions(path)]
@@ -129,7 +133,10 @@ def test_a_c_file_is_of_the_engine_or_of_the_loader() -> None:
 def test_the_engine_knows_no_clock_no_descriptor_and_no_kernel(path: Path) -> None:
     memory = {"assert", "errno", "inttypes", "limits", "pthread", "stdalign", "stdbool", "stddef", "stdint"}
     memory |= {"stdlib", "string"}
+    memory |= {"netinet/in", "sys/socket"}  # the numbers of families, protocols and types
     system = {name.strip("<>").removesuffix(".h") for name in _inclusions(path) if name.startswith("<")}
     assert system <= memory
+    calls = r"\b(?:socket|bind|connect|listen|accept4?|sendto|sendmsg|recvfrom|recvmsg|getsockopt|setsockopt)\s*\("
+    assert not re.findall(rf"(?<![\w.>*]){calls}(?=[^)])", _without_comments(path))
     ours = {name.strip('"') for name in _inclusions(path) if name.startswith('"')}
     assert not {name for name in ours if name.startswith("loader")}

@@ -22,9 +22,11 @@ OF_NETWORK = {what: fields for what, fields in FIELDS.items() if not NETWORK.isd
 COUNTED = [what for what in OF_NETWORK if what in TRAFFIC]
 
 
-def snapshot(*, name: str = "myapp", unknown: frozenset[str] = frozenset(), **fields: Any) -> Snapshot:  # noqa: ANN401
-    """A moment of one watch."""
-    watch = WatchSnapshot(name=name, window_peak=0, **(dict.fromkeys(PROCESSES, 0) | fields))
+def snapshot(**fields: Any) -> Snapshot:  # noqa: ANN401 - any field
+    """A moment of one watch; `unknown` is the snapshot's own."""
+    unknown = fields.pop("unknown", frozenset())
+    given: dict[str, Any] = {"name": "myapp", "window_peak": 0} | dict.fromkeys(PROCESSES, 0) | fields
+    watch = WatchSnapshot(**given)
     return Snapshot(wall_ns=0, boot_ns=0, watches=(watch,), lost={}, unknown=unknown)
 
 

@@ -5,26 +5,30 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from monitor import doctor
-from monitor.capture import network
-from monitor.capture.network import HOOKS, Absent, absent, probe
+from monitor import agent, doctor
+from monitor.capture import netfacts
+from monitor.capture.netfacts import FACTS, probe, unknown
+from monitor.capture.network import HOOKS
 from monitor.config import Config, parse
 from monitor.detect.metrics import FIELDS
 from monitor.detect.snapshot import NETWORK, WatchSnapshot
+from monitor.remote import Remote
+from tests.unit.service import Counters
 
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
 
 OF_NETWORK = {f"{what}_<w>" for what, fields in FIELDS.items() if not NETWORK.isdisjoint(fields)}
-NAMES = [need for hook in HOOKS.values() for need in hook.needs]
+NAMES = [need for hook in FACTS.values() for need in hook.needs]
 
 
 def test_hooks_are_those_of_the_loader_in_their_order() -> None:
-    header = (Path(network.__file__).parents[1] / "engine" / "native" / "loader.h").read_text()
+    header = (Path(netfacts.__file__).parents[1] / "engine" / "native" / "loader.h").read_text()
     enum = header.split("enum kw_net_hook {")[1].split("}")[0]
     names = [part.split("=")[0].strip() for part in enum.split("KW_NET_")[1:]]
     assert names == [*(name.upper() for name in HOOKS), "HOOKS"]
@@ -32,16 +36,16 @@ def test_hooks_are_those_of_the_loader_in_their_order() -> None:
 
 @given(st.sets(st.sampled_from(sorted(HOOKS))), st.sets(st.sampled_from(sorted(HOOKS))))
 def test_fewer_hooks_never_mean_more_knowledge(some: AbstractSet[str], more: AbstractSet[str]) -> None:
-    few, many = absent(some | more), absent(some)
-    assert many.unknown <= few.unknown
-    assert many.lower_bounds <= few.lower_bounds | few.unknown
-    assert few.unknown.isdisjoint(few.lower_bounds)
-    assert few.unknown | few.lower_bounds <= NETWORK <= set(WatchSnapshot.__struct_fields__)
+    assert unknown(some) <= unknown(some | more) <= NETWORK <= set(WatchSnapshot.__struct_fields__)
 
 
 def test_with_all_hooks_everything_is_known_and_with_none_nothing() -> None:
-    assert absent(()) == Absent(frozenset(), frozenset())
-    assert absent(HOOKS) == Absent(NETWORK, frozenset())
+    assert unknown(()) == frozenset()
+    assert unknown(HOOKS) == NETWORK
+
+
+def test_every_hook_has_its_facts() -> None:
+    assert list(FACTS) == list(HOOKS)
 
 
 @pytest.mark.parametrize("missing", NAMES)
@@ -53,7 +57,7 @@ def test_a_name_that_the_kernel_lacks_is_named(missing: str, tmp_path: Path) -> 
         + b"\0%sx\0" % missing.encode()
     )
     found = probe(str(btf))
-    for name, hook in HOOKS.items():
+    for name, hook in FACTS.items():
         assert (f"the kernel has no {missing}" == found[name]) == (missing in hook.needs)
 
 
@@ -64,10 +68,10 @@ def test_a_btf_file_that_is_not_there_is_the_reason_for_all() -> None:
 def test_without_cgroup2_its_hooks_are_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     btf = tmp_path / "vmlinux"
     btf.write_bytes(b"\0" + b"\0".join(name.encode() for name in NAMES) + b"\0")
-    monkeypatch.setattr(network, "cgroup2_mount", lambda: None)
+    monkeypatch.setattr(netfacts, "cgroup2_mount", lambda: None)
     found = probe(str(btf))
-    assert {name for name, reason in found.items() if reason} == {name for name, hook in HOOKS.items() if hook.cgroup2}
-    monkeypatch.setattr(network, "cgroup2_mount", lambda: tmp_path)
+    assert {name for name, reason in found.items() if reason} == {name for name, hook in FACTS.items() if hook.cgroup2}
+    monkeypatch.setattr(netfacts, "cgroup2_mount", lambda: tmp_path)
     assert set(probe(str(btf)).values()) == {""}
 
 
@@ -84,7 +88,7 @@ def test_doctor_says_what_is_left_out_and_why(text: str, reason: str) -> None:
     if found["capture"] != "core" and config.capture.kind != "poll":
         reason = f"capture {found['capture']} sees no sockets"
     assert set(found["network"].values()) == {reason}
-    assert set(found["network_absent"]["left_out"]) == OF_NETWORK
+    assert set(found["left_out"]) == OF_NETWORK
     shown = "\n".join(doctor._lines(found))
     assert reason in shown
     assert "destination_ips_<w>" in shown
@@ -108,3 +112,12 @@ def test_doctor_writes_expectations_as_behaviors() -> None:
         "destination_ips_myapp",
         "listening_ports_myapp",
     ]
+
+
+def test_status_shows_the_latest_destinations_and_how_many_remotes_there_were() -> None:
+    remotes = tuple(Remote(address=f"10.0.0.{n}", port=443, protocol="tcp", incoming=n % 2 == 0) for n in range(1, 21))
+    remotes += (Remote(address="fd00::1", port=53, protocol="udp", incoming=False),)
+    (watch,) = Counters().snapshot(None, 0).watches
+    told = agent._destinations(msgspec.structs.replace(watch, remotes=remotes, remotes_missed=4))
+    assert told["remotes"] == 25
+    assert told["destinations"] == ["[fd00::1]:53", *(f"10.0.0.{n}:443" for n in (19, 17, 15, 13, 11, 9, 7))]

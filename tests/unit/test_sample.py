@@ -164,7 +164,7 @@ def test_watches_come_from_the_flags_else_the_file_else_the_blog(file: Path) -> 
         ((*CONNECTION, "--port", "0"), "--port: found 0"),
         ((*CONNECTION, "-w", "perhaps"), "-w/--use-websocket: expected True or False, found 'perhaps'"),
         ((*CONNECTION, "--watch", "a/b"), "--watch: expected a process name"),
-        ((*CONNECTION, "--watch", "a", "--expect", "x"), "--expect: expected child_processes=N"),
+        ((*CONNECTION, "--watch", "a", "--expect", "x"), "--expect: expected KIND=VALUE"),
         ((*CONNECTION, "--expect", "child_processes=0"), "--expect: expected a watch, found none"),
         ((*CONNECTION, "-t", "a\0b"), "--thing-name: expected text, found a zero byte"),
     ],

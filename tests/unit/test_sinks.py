@@ -435,7 +435,7 @@ def test_an_alarm_is_red_and_its_end_green_and_neither_is_cut() -> None:
     [
         ("destination_ips", "in-cidr-set", ["8.8.8.8", "1.1.1.1"], {"cidrs": ["10.0.0.0/8", "fd00::/8"]},
          "destination_ips_w is 8.8.8.8, 1.1.1.1, only 10.0.0.0/8, fd00::/8 expected"),
-        ("listening_ports", "in-set", [22], {"numbers": []}, "listening_ports_w is 22, only none expected"),
+        ("listening_ports", "in-set", [22], {"numbers": []}, "listening_ports_w is 22, none expected"),
         ("listening_ports", "in-set", [], {"numbers": [80]}, "listening_ports_w is none, only 80 expected"),
     ],
 )  # fmt: skip

@@ -126,9 +126,11 @@ def test_the_network_has_a_table_of_its_own() -> None:
     drawn = render_status({"capture": "core", "watches": [counters, other], "lower_bounds": ["bytes_in"]})
     assert drawn.split("\n\n")[1:] == [
         "WATCH  ROOTS\nmyapp      1\nweb        0",
-        "WATCH  BYTES IN  OPEN  REMOTES            DESTINATIONS\n"
-        "myapp       ≥12     2        3  [::1]:80, 10.0.0.1:443\n"
-        "web          ≥0     0        0                       -\n",
+        (
+            "WATCH  BYTES IN  OPEN  REMOTES            DESTINATIONS\n"
+            "myapp       ≥12     2        3  [::1]:80, 10.0.0.1:443\n"
+            "web          ≥0     0        0                       -\n"
+        ),
     ]
 
 

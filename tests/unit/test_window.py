@@ -13,6 +13,7 @@ import pytest
 
 from monitor.detect.device import NetworkStats
 from monitor.errors import ConfigInvalid
+from monitor.remote import Remote
 from monitor.window import FileStore, Report, Window
 from tests.unit.service import NO_NETWORK, Counters
 
@@ -47,6 +48,8 @@ class Machine(Counters):
         super().__init__()
         self.run: list[str] = []
         self.bytes_in = 0
+        self.sent = 0
+        self.remotes: list[Remote] = []
 
     def mark(self) -> int:
         """How many were run until now."""
@@ -55,7 +58,10 @@ class Machine(Counters):
     def snapshot(self, reader: int | None, mark: int) -> Any:  # noqa: ANN401 - as Counters
         """With the executables since the mark."""
         self.exes = tuple(dict.fromkeys(self.run[mark:]))
-        return super().snapshot(reader, mark)
+        made = super().snapshot(reader, mark)
+        network = {"bytes_out": self.sent, "remotes": tuple(self.remotes), "listening_ports": (80,)}
+        watches = tuple(msgspec.structs.replace(watch, **network) for watch in made.watches)
+        return msgspec.structs.replace(made, watches=watches)
 
     def device(self) -> DeviceReading:
         """One interface."""
@@ -127,6 +133,36 @@ def test_counters_that_went_away_unaccepted_go_on_in_the_next_report() -> None:
     second.accept(report)
     assert told(second.report(3))["child_procs_spawned"] == 0
     assert "child_exes" not in told(second.report(4))
+
+
+def test_the_network_of_a_window_that_was_not_accepted_goes_on_in_the_next_report() -> None:
+    machine, store = Machine(), Memory()
+    first = window(machine, store)
+    machine.sent, machine.remotes = 100, [Remote("10.0.0.1", 443, "tcp", incoming=False)]
+    first.report(1)
+    machine.sent, machine.remotes = 130, [Remote("10.0.0.2", 80, "tcp", incoming=False)]
+    second = window(machine, store)  # the counters go on, the engine with its lists is another
+    report = second.report(2)
+    seen = told(report)
+    assert (seen["bytes_out"], seen["destination_ips"], seen["destination_ports"]) == (
+        130,
+        ["10.0.0.1", "10.0.0.2"],
+        [80, 443],
+    )
+    second.accept(report)
+    machine.sent = 131
+    seen = told(second.report(3))
+    assert (seen["bytes_out"], seen["destination_ips"], seen["listening_ports"]) == (1, ["10.0.0.2"], [80])
+
+
+def test_a_baseline_keeps_counters_and_no_lists() -> None:
+    machine, store = Machine(), Memory()
+    machine.sent, machine.remotes, machine.run = 5, [Remote("10.0.0.1", 443, "tcp", incoming=False)], ["/bin/a"]
+    made = window(machine, store)
+    made.accept(made.report(1))
+    assert store.state is not None
+    (kept,) = json.loads(store.state)["baseline"]["watches"]
+    assert (kept["bytes_out"], kept["remotes"], kept["listening_ports"], kept["exes"]) == (5, [], [], [])
 
 
 def test_what_is_carried_outlives_any_number_of_restarts() -> None:

@@ -198,6 +198,8 @@ static int on_record(struct kw_loader *loader, const struct kw_header *header, u
 		loader->undecided_again = (int64_t)(loader->ring.position - *drain_judged(loader)) <= 0;
 		return 1;
 	}
+	if (size >= sizeof(struct kw_image) && header->kind == KW_EXEC && ((const struct kw_image *)header)->fresh)
+		net_note_root(loader, ((const struct kw_image *)header)->process.pid);
 	if (size >= sizeof(struct kw_image) && header->kind == KW_ADOPT)
 		stage_adopted(loader, (const struct kw_image *)header);
 	else

@@ -222,8 +222,9 @@ struct kw_open_socket {
 };
 
 struct kw_sockets {
-	struct kw_open_socket *cells; /* SOCKETS_KEPT */
-	uint32_t *chains, *owners;    /* SOCKETS_KEPT each; by cookie, by owner */
+	struct kw_open_socket *cells; /* room for so many; at most SOCKETS_KEPT */
+	uint32_t room;
+	uint32_t *chains, *owners; /* SOCKETS_KEPT each; by cookie, by owner */
 	uint32_t used, free_cell, count;
 	uint32_t oldest, newest;
 };
@@ -368,7 +369,8 @@ void kw_sockets_judge(struct kw_engine *engine, uint32_t slot, enum kw_expected 
 /* offenders.c */
 void kw_offend(struct kw_engine *engine, uint32_t slot, struct kw_open_socket *socket);
 void kw_offend_no_more(struct kw_engine *engine, uint32_t slot, struct kw_open_socket *socket);
-void kw_offend_anew(struct kw_engine *engine, uint32_t slot, struct kw_open_socket *socket, enum kw_expected what);
+void kw_offend_anew(struct kw_engine *engine, uint32_t slot, struct kw_open_socket *socket, enum kw_expected what,
+		    bool answer);
 void kw_expect_nothing(struct kw_engine *engine, uint32_t slot);
 
 /* address.c: addresses are 16 bytes, IPv4 mapped (::ffff:a.b.c.d) */

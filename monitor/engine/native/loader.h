@@ -143,6 +143,8 @@ int kw_loader_net(struct kw_loader *loader, const char *object);
 uint32_t kw_loader_net_hooks(const struct kw_loader *loader);
 /* Why a hook (one bit) is not live; "": it is. */
 const char *kw_loader_net_reason(const struct kw_loader *loader, uint32_t hook);
+/* Watches that expect certain destinations: a connection is told when it begins (KW_SOCKET_CONNECTING), too. */
+void kw_loader_net_expecting(struct kw_loader *loader, uint64_t watches);
 /* KW_SLOTS rows, live sockets included. */
 int kw_loader_net_snapshot(struct kw_loader *loader, struct kw_net_counters *counters);
 

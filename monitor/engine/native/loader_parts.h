@@ -151,6 +151,8 @@ void swap_free(struct kw_loader *loader);
 void net_tend(struct kw_loader *loader);
 int net_forget(struct kw_loader *loader, uint64_t watches);
 int net_adopt(struct kw_loader *loader, uint64_t watches);
+/* A process became a root: it may have sockets from before. Looked at by the next net_tend(). */
+void net_note_root(struct kw_loader *loader, uint32_t pid);
 void net_free(struct kw_loader *loader, int keep);
 
 void drain_close(struct kw_loader *loader);

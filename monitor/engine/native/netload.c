@@ -63,7 +63,7 @@ static void set_init_net(struct net_side *net)
 {
 	memset(net->maps, -1, sizeof(net->maps));
 	memset(net->links, -1, sizeof(net->links));
-	net->packets[0] = net->packets[1] = -1;
+	net->packets[0] = net->packets[1] = net->walk = -1;
 }
 
 static void fd_close(int *fd)
@@ -84,12 +84,14 @@ static void set_close_net(struct net_side *net)
 		fd_close(&net->maps[i]);
 	fd_close(&net->packets[0]);
 	fd_close(&net->packets[1]);
+	fd_close(&net->walk);
 	net->hooks = 0;
 }
 
 static int control_map(struct net_side *net)
 {
-	void *cells = mmap(NULL, sizeof(*net->control), PROT_READ | PROT_WRITE, MAP_SHARED, net->maps[NET_MAP_CONTROL], 0);
+	void *cells =
+	    mmap(NULL, sizeof(*net->control), PROT_READ | PROT_WRITE, MAP_SHARED, net->maps[NET_MAP_CONTROL], 0);
 
 	if (cells == MAP_FAILED)
 		return -errno;
@@ -122,11 +124,17 @@ static int cgroup_root(void)
 
 /* -------- taking over -------- */
 
+/* A bpffs has no names with dots. */
+static const char *pin_name(const char *name)
+{
+	return name[0] == '.' ? "control" : name;
+}
+
 static int pin_open(const struct net_side *net, const char *kind, const char *name)
 {
 	char path[400];
 
-	snprintf(path, sizeof(path), "%s/%s_%s", net->pins, kind, name[0] == '.' ? "control" : name);
+	snprintf(path, sizeof(path), "%s/%s_%s", net->pins, kind, pin_name(name));
 	return bpf_obj_get(path);
 }
 
@@ -158,6 +166,8 @@ static int net_take_over(struct kw_loader *loader, struct net_side *net, uint64_
 		} else if (net->links[i] < 0) {
 			goto broken;
 		}
+		if (i == NET_WALK)
+			net->walk = pin_open(net, "program", programs[i].name);
 	}
 	return 0;
 broken:
@@ -214,10 +224,11 @@ static int maps_hand_over(struct kw_loader *loader, struct bpf_object *object)
 		      {".bss", MAP_CONTROL}};
 	struct bpf_map *map;
 
-	bpf_object__for_each_map(map, object) {
+	bpf_object__for_each_map(map, object)
+	{
 		const char *name = bpf_map__name(map);
-		int ours = !strncmp(name, "net_", 4) || !strcmp(name, "socket_tags") || name[0] == '.' ||
-			   strchr(name, '.');
+		int ours =
+		    !strncmp(name, "net_", 4) || !strcmp(name, "socket_tags") || name[0] == '.' || strchr(name, '.');
 
 		for (size_t i = 0; i < sizeof(shared) / sizeof(shared[0]); i++) {
 			size_t length = strlen(shared[i].name), have = strlen(name);
@@ -301,9 +312,9 @@ static void group_attach(struct net_side *net, struct bpf_object *object, uint32
 {
 	/* The last close before the making: no socket is counted that nobody takes off. */
 	static const int order[NET_PROGRAMS] = {
-	    NET_WALK,	NET_SOCK_RELEASE, NET_STATE,	NET_POST_BIND4, NET_POST_BIND6,
-	    NET_CONNECT4, NET_CONNECT6, NET_SENDMSG4,	  NET_SENDMSG6, NET_RECVMSG4,	NET_RECVMSG6,
-	    NET_SEND,	  NET_RECV,	NET_SOCK_CREATE,  NET_EGRESS,	NET_INGRESS,
+	    NET_WALK,	  NET_SOCK_RELEASE, NET_STATE,	  NET_POST_BIND4, NET_POST_BIND6, NET_CONNECT4,
+	    NET_CONNECT6, NET_SENDMSG4,	    NET_SENDMSG6, NET_RECVMSG4,	  NET_RECVMSG6,	  NET_SEND,
+	    NET_RECV,	  NET_SOCK_CREATE,  NET_EGRESS,	  NET_INGRESS,
 	};
 
 	for (int n = 0; n < NET_PROGRAMS; n++) {
@@ -317,6 +328,8 @@ static void group_attach(struct net_side *net, struct bpf_object *object, uint32
 			net->packets[i - NET_EGRESS] = fcntl(bpf_program__fd(program), F_DUPFD_CLOEXEC, 3);
 			continue;
 		}
+		if (i == NET_WALK)
+			net->walk = fcntl(bpf_program__fd(program), F_DUPFD_CLOEXEC, 3);
 		link = program_attach(net, program, i);
 		if (link)
 			net->links[i] = fcntl(bpf_link__fd(link), F_DUPFD_CLOEXEC, 3);
@@ -369,31 +382,38 @@ static int net_begin(struct kw_loader *loader, const char *path, uint64_t hash)
 
 /* -------- pins -------- */
 
+static int pin_make(struct kw_loader *loader, const char *directory, const char *kind, const char *name, int fd)
+{
+	char path[500];
+
+	if (fd < 0)
+		return 0;
+	snprintf(path, sizeof(path), "%s/%s_%s", directory, kind, pin_name(name));
+	return bpf_obj_pin(fd, path) ? loader_fail(loader, -errno, "cannot pin %s: %s", path, strerror(errno)) : 0;
+}
+
 static int net_pin(struct kw_loader *loader)
 {
 	struct net_side *net = loader->net;
-	char fresh[320], path[400];
+	char fresh[320];
+	int error = 0;
 
 	snprintf(fresh, sizeof(fresh), "%s_new", net->pins);
 	remove_directory(fresh);
 	remove_directory(net->pins);
 	if (mkdir(fresh, 0700))
 		return loader_fail(loader, -errno, "cannot make %s: %s", fresh, strerror(errno));
-	for (int i = 0; i < NET_MAPS + NET_PROGRAMS + 2; i++) {
-		int program = i - NET_MAPS, packets = program - NET_PROGRAMS;
-		const char *name, *kind = i < NET_MAPS ? "map" : packets >= 0 ? "program" : "link";
-		int fd = i < NET_MAPS ? net->maps[i] : packets >= 0 ? net->packets[packets] : net->links[program];
-
-		if (fd < 0)
-			continue;
-		name = i < NET_MAPS ? net_map_names[i] : programs[packets >= 0 ? NET_EGRESS + packets : program].name;
-		snprintf(path, sizeof(path), "%s/%s_%s", fresh, kind, name[0] == '.' ? "control" : name);
-		if (bpf_obj_pin(fd, path)) {
-			int error = loader_fail(loader, -errno, "cannot pin %s: %s", path, strerror(errno));
-
-			remove_directory(fresh);
-			return error;
-		}
+	for (int i = 0; i < NET_MAPS && !error; i++)
+		error = pin_make(loader, fresh, "map", net_map_names[i], net->maps[i]);
+	for (int i = 0; i < NET_PROGRAMS && !error; i++)
+		error = pin_make(loader, fresh, "link", programs[i].name, net->links[i]);
+	for (int i = 0; i < 2 && !error; i++)
+		error = pin_make(loader, fresh, "program", programs[NET_EGRESS + i].name, net->packets[i]);
+	if (!error)
+		error = pin_make(loader, fresh, "program", programs[NET_WALK].name, net->walk);
+	if (error) {
+		remove_directory(fresh);
+		return error;
 	}
 	if (rename(fresh, net->pins))
 		return loader_fail(loader, -errno, "cannot move %s into place: %s", fresh, strerror(errno));
@@ -444,11 +464,11 @@ const char *kw_loader_net_reason(const struct kw_loader *loader, uint32_t hook)
 	if (!hook || hook > ALL_HOOKS)
 		return "no such hook";
 	if (!loader->net)
-		return "the network is not watched";
+		return "not loaded";
 	if (loader->net->hooks & hook)
 		return "";
 	reason = reason_of(loader->net, hook);
-	return reason[0] ? reason : "the network side could not be loaded";
+	return reason[0] ? reason : "not loaded";
 }
 
 void net_free(struct kw_loader *loader, int keep)

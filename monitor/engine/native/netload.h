@@ -28,16 +28,21 @@ enum net_program {
 	NET_PROGRAMS
 };
 
+enum { NET_ROOTS = 64 };
+
 struct net_side {
-	uint32_t hooks;			       /* enum kw_net_hook: live, or ready to be (packets) */
-	char reasons[KW_NET_HOOKS][256];       /* why not, by bit */
-	int maps[NET_MAPS];		       /* -1: none */
-	int links[NET_PROGRAMS];	       /* -1: not attached */
-	int packets[2];			       /* programs of NET_EGRESS, NET_INGRESS */
-	int cgroup;			       /* the root of the cgroup2 hierarchy */
-	int packets_failed;		       /* errno of the last attempt: not tried again */
-	struct kw_net_control *control;	       /* mapped */
-	char pins[300];			       /* "" = unpinned */
+	uint32_t hooks;			 /* enum kw_net_hook: live, or ready to be (packets) */
+	char reasons[KW_NET_HOOKS][256]; /* why not, by bit */
+	int maps[NET_MAPS];		 /* -1: none */
+	int links[NET_PROGRAMS];	 /* -1: not attached */
+	int packets[2];			 /* programs of NET_EGRESS, NET_INGRESS */
+	int walk;			 /* program of NET_WALK, to be run for one process */
+	int cgroup;			 /* the root of the cgroup2 hierarchy */
+	int packets_failed;		 /* errno of the last attempt: not tried again */
+	uint32_t roots[NET_ROOTS];	 /* pids of fresh ones, whose open files are looked at next */
+	uint32_t roots_noted;		 /* more than NET_ROOTS: everybody's are */
+	struct kw_net_control *control;	 /* mapped */
+	char pins[300];			 /* "" = unpinned */
 };
 
 #endif

@@ -32,14 +32,13 @@ static void link_pin(const struct net_side *net, int i, const char *name)
  * While nobody is kin and no socket of kin is left, a packet costs nothing. The hooks wake the reader for the first
  * root and for the last socket; what passes between a root's exec and this call is not counted.
  */
-void net_tend(struct kw_loader *loader)
+static void packets_tend(struct kw_loader *loader, struct net_side *net)
 {
 	static const enum bpf_attach_type types[2] = {BPF_CGROUP_INET_EGRESS, BPF_CGROUP_INET_INGRESS};
 	static const char *const names[2] = {"on_egress", "on_ingress"};
-	struct net_side *net = loader->net;
 	int wanted;
 
-	if (!net || !(net->hooks & KW_NET_PACKETS) || net->packets_failed)
+	if (!(net->hooks & KW_NET_PACKETS) || net->packets_failed)
 		return;
 	wanted = (__atomic_load_n(&loader->set.control->activity, __ATOMIC_ACQUIRE) & KW_PACKED_MASK) ||
 		 __atomic_load_n(&net->control->sockets, __ATOMIC_ACQUIRE);
@@ -108,6 +107,65 @@ int net_adopt(struct kw_loader *loader, uint64_t watches)
 	net->control->adopt = 0;
 	pthread_mutex_unlock(&loader->snapshot_lock);
 	return error < 0 ? loader_fail(loader, error, "cannot walk the open files: %s", strerror(-error)) : 0;
+}
+
+void net_note_root(struct kw_loader *loader, uint32_t pid)
+{
+	struct net_side *net = loader->net;
+
+	if (!net || net->walk < 0)
+		return;
+	if (net->roots_noted < NET_ROOTS)
+		net->roots[net->roots_noted] = pid;
+	net->roots_noted++;
+}
+
+/* What a fresh root has open, by an iterator for that process alone (in v6.1); before, everybody's files. */
+static void root_walk(const struct net_side *net, uint32_t pid)
+{
+	union bpf_iter_link_info info = {.task = {.pid = pid}};
+	LIBBPF_OPTS(bpf_link_create_opts, options, .iter_info = &info, .iter_info_len = sizeof(info));
+	int link = bpf_link_create(net->walk, 0, BPF_TRACE_ITER, &options);
+
+	iterator_run(link >= 0 ? link : net->links[NET_WALK], NULL, NULL);
+	if (link >= 0)
+		close(link);
+}
+
+static void roots_tend(struct kw_loader *loader, struct net_side *net)
+{
+	uint32_t roots = net->roots_noted;
+
+	if (!roots)
+		return;
+	net->roots_noted = 0;
+	if (roots > NET_ROOTS) {
+		net_adopt(loader, ~0ULL);
+		return;
+	}
+	pthread_mutex_lock(&loader->snapshot_lock);
+	net->control->adopt = ~0ULL;
+	__sync_synchronize();
+	for (uint32_t i = 0; i < roots; i++)
+		root_walk(net, net->roots[i]);
+	net->control->adopt = 0;
+	pthread_mutex_unlock(&loader->snapshot_lock);
+}
+
+void net_tend(struct kw_loader *loader)
+{
+	struct net_side *net = loader->net;
+
+	if (!net || !net->control)
+		return;
+	packets_tend(loader, net);
+	roots_tend(loader, net);
+}
+
+void kw_loader_net_expecting(struct kw_loader *loader, uint64_t watches)
+{
+	if (loader->net && loader->net->control)
+		__atomic_store_n(&loader->net->control->expecting, watches, __ATOMIC_SEQ_CST);
 }
 
 int kw_loader_net_snapshot(struct kw_loader *loader, struct kw_net_counters *counters)

@@ -220,16 +220,20 @@ void kw_offend_no_more(struct kw_engine *engine, uint32_t slot, struct kw_open_s
 	}
 }
 
-/* Judge a socket by an expectation that has changed. Whoever calls looks at all of them and clears at the end. */
-void kw_offend_anew(struct kw_engine *engine, uint32_t slot, struct kw_open_socket *socket, enum kw_expected what)
+/* Judge a socket by an expectation that has changed, for one answer of the two. Whoever calls looks at all sockets and
+ * clears at the end. */
+void kw_offend_anew(struct kw_engine *engine, uint32_t slot, struct kw_open_socket *socket, enum kw_expected what,
+		    bool answer)
 {
 	bool broke = (socket->offends[what] | socket->beyond[what]) & slot_bit(slot);
 	bool does = breaks(&engine->slots[slot].net, socket, what);
 
-	if (broke && !does)
-		end(engine, slot, socket, what);
-	else if (does && !broke)
+	if (does != answer || broke == does)
+		return;
+	if (does)
 		begin(engine, slot, socket, what);
+	else
+		end(engine, slot, socket, what);
 }
 
 /* An expectation that is withdrawn is named by its clear line once more. */

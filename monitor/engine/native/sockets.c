@@ -12,15 +12,16 @@
 #include <stdlib.h>
 
 enum { TCP_BEGINS = 2, TCP_LISTENS = 10 }; /* TCP_SYN_SENT, TCP_LISTEN of the kernel */
-enum { SPARED = 64 };
+enum { SPARED = 64, FIRST_ROOM = 64 };
 
 _Static_assert(SOCKETS_KEPT == 1 << 16, "hashes are cut to 16 bits");
 
 int kw_sockets_new(struct kw_sockets *sockets)
 {
-	sockets->cells = calloc(SOCKETS_KEPT, sizeof(*sockets->cells));
+	sockets->cells = calloc(FIRST_ROOM, sizeof(*sockets->cells));
 	sockets->chains = calloc(SOCKETS_KEPT, sizeof(*sockets->chains));
 	sockets->owners = calloc(SOCKETS_KEPT, sizeof(*sockets->owners));
+	sockets->room = FIRST_ROOM;
 	if (sockets->cells && sockets->chains && sockets->owners)
 		return 0;
 	kw_sockets_free(sockets);
@@ -186,6 +187,22 @@ static void drop(struct kw_engine *engine, struct kw_open_socket *socket)
 	sockets->count--;
 }
 
+/* Twice the room, which moves the cells. False: there is no more, or no memory. */
+static bool grow(struct kw_sockets *sockets)
+{
+	uint32_t room = sockets->room * 2;
+	struct kw_open_socket *cells;
+
+	if (room > SOCKETS_KEPT)
+		return false;
+	cells = realloc(sockets->cells, room * sizeof(*cells));
+	if (!cells)
+		return false;
+	sockets->cells = cells;
+	sockets->room = room;
+	return true;
+}
+
 /* Room for one more: the one that was silent longest goes, but rather not a listener, which is silent by nature. */
 static void make_room(struct kw_engine *engine)
 {
@@ -207,7 +224,7 @@ static struct kw_open_socket *add(struct kw_engine *engine, const struct kw_sock
 	uint32_t index, *chain = chain_of(sockets, record->cookie);
 	struct kw_open_socket *socket;
 
-	if (sockets->count == SOCKETS_KEPT)
+	if (sockets->count == sockets->room && !grow(sockets))
 		make_room(engine);
 	index = sockets->free_cell;
 	if (index != NONE)
@@ -417,12 +434,13 @@ void kw_sockets_unwatch(struct kw_engine *engine, uint32_t slot)
 	}
 }
 
-/* An expectation of slot is another one: each socket is judged anew. */
+/* An expectation of slot is another one: each socket is judged anew, first for what it breaks no more. */
 void kw_sockets_judge(struct kw_engine *engine, uint32_t slot, enum kw_expected what)
 {
 	struct kw_sockets *sockets = &engine->sockets;
 
-	for (uint32_t index = sockets->oldest; index != NONE; index = at(sockets, index)->newer)
-		if (at(sockets, index)->watches & slot_bit(slot))
-			kw_offend_anew(engine, slot, at(sockets, index), what);
+	for (int answer = 0; answer < 2; answer++)
+		for (uint32_t index = sockets->oldest; index != NONE; index = at(sockets, index)->newer)
+			if (at(sockets, index)->watches & slot_bit(slot))
+				kw_offend_anew(engine, slot, at(sockets, index), what, answer);
 }

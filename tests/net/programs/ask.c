@@ -2,7 +2,7 @@
 /*
  * Sends messages, given in hexadecimal, to port 53 and waits for an answer to each.
  *
- * ask ADDRESS udp|unconnected|tcp|split HEX...
+ * ask ADDRESS udp|unconnected|tcp|split HEX... [then PORT]: and connects to that port of the same address, at the end.
  */
 #include "net.h"
 
@@ -56,7 +56,7 @@ int main(int argc, char **argv)
 		fail("connect");
 	if (stream && setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on)))
 		fail("TCP_NODELAY");
-	for (int i = 3; i < argc; i++) {
+	for (int i = 3; i < argc && strcmp(argv[i], "then"); i++) {
 		size_t length = bytes_of(argv[i], message, sizeof(message));
 		ssize_t got;
 
@@ -72,6 +72,8 @@ int main(int argc, char **argv)
 			fail("an answer");
 		fact("answered", "\"bytes\":%zd", got);
 	}
+	if (argc > 5 && !strcmp(argv[argc - 2], "then"))
+		close(connected(argv[1], argv[argc - 1], 0));
 	tell_socket("done", fd);
 	hold();
 	close(fd);

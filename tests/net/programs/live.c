@@ -5,10 +5,13 @@
  * live ADDRESS PORT CONNECTIONS OUT IN
  */
 #include "net.h"
+#include <linux/sockios.h>
+#include <sys/ioctl.h>
 
 int main(int argc, char **argv)
 {
 	long count = count_of(argc, argv, 3, 1);
+	int held_back;
 
 	if (argc != 6)
 		fail("live ADDRESS PORT CONNECTIONS OUT IN");
@@ -19,6 +22,10 @@ int main(int argc, char **argv)
 		order(fd, count_of(argc, argv, 5, 0));
 		send_filler(fd, count_of(argc, argv, 4, 0));
 		read_exactly(fd, count_of(argc, argv, 5, 0));
+		do /* until the peer has acknowledged all of it */
+			if (ioctl(fd, SIOCOUTQ, &held_back))
+				fail("SIOCOUTQ");
+		while (held_back && !usleep(1000));
 	}
 	tell_self("done");
 	hold();

@@ -169,8 +169,8 @@ int main(int argc, char **argv)
 	if (getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &length))
 		fail("TCP_INFO");
 	/* The kernel's own count of segments, those that it bundled included. */
-	fact("done", "\"out\":%ld,\"in\":%ld,\"segments_out\":%u,\"segments_in\":%u", out + 8, in,
-	     info.tcpi_segs_out, info.tcpi_segs_in);
+	fact("done", "\"out\":%ld,\"in\":%ld,\"segments_out\":%u,\"segments_in\":%u", out + 8, in, info.tcpi_segs_out,
+	     info.tcpi_segs_in);
 	hold();
 	close(fd);
 	return 0;

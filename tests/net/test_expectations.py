@@ -1,0 +1,123 @@
+"""Expected destinations and listening ports: the first that breaks them raises the alarm at once, and it clears."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from monitor.engine.lines import Alarm, Clear, Connect, Listen
+from tests.net.peer import CLOSED, ECHO, EXCHANGE
+from tests.net.rig import FAR4, FAR6, MAPPED, as_told
+
+if TYPE_CHECKING:
+    from tests.net.rig import Kinwatch, Net
+
+
+def _alarms(watcher: Kinwatch) -> list[tuple[str, str, tuple[object, ...]]]:
+    """Alarms and clears in order: kind, behavior, value."""
+    judgements = [line for line in watcher.lines() if isinstance(line, Alarm | Clear)]
+    return [(type(line).__name__, line.behavior, line.value) for line in judgements]  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("address", [FAR4, FAR6, MAPPED])
+def test_a_connection_outside_the_expected_networks_alarms_while_it_is_open(net: Net, address: str) -> None:
+    watcher = net.watch_command(
+        "--expect",
+        "destinations=192.0.2.0/24,2001:db8::/32",
+        program="live",
+        words=(address, str(EXCHANGE), "1", "10", "10"),
+    )
+    opened = watcher.fact("opened")
+    alarm = watcher.wait_for(Alarm)[0]
+    assert (alarm.behavior, alarm.metric) == ("destinations", f"destination_ips_{watcher.watch}")
+    assert alarm.value == (as_told(address),)
+    assert alarm.criteria.comparison_operator == "in-cidr-set"
+    assert alarm.criteria.value.cidrs == ("192.0.2.0/24", "2001:db8::/32")
+    assert opened["process_id"] in alarm.process_ids
+    assert [ancestor.process_id for ancestor in alarm.lineage] == [opened["process_id"]]
+    watcher.fact("done")
+    assert not watcher.of(Clear)  # it is still open
+    watcher.release()
+    report = watcher.ended()
+    clear = watcher.one(Clear)
+    assert (clear.behavior, clear.since) == ("destinations", alarm.since)
+    assert len(watcher.of(Alarm)) == 1
+    # An alarm is reported at once; and the last report has the address, too.
+    assert any(as_told(address) in json.dumps(document) for document in report.documents[:-1])
+
+
+def test_a_child_that_connects_elsewhere_alarms_with_its_lineage(net: Net) -> None:
+    watcher = net.watch_command("--expect", "destinations=", program="spawned", words=(FAR4, str(EXCHANGE)))
+    opened, parent = watcher.fact("opened"), watcher.fact("parent")
+    watcher.wait_for(Clear)
+    alarm = watcher.one(Alarm)
+    assert opened["process_id"] in alarm.process_ids
+    assert [ancestor.process_id for ancestor in alarm.lineage] == [parent["process_id"], opened["process_id"]]
+    watcher.release()
+    watcher.ended()
+
+
+@pytest.mark.parametrize("address", [FAR4, FAR6, MAPPED])
+def test_expected_destinations_raise_nothing(net: Net, address: str) -> None:
+    watcher = net.watch_command(
+        "--expect",
+        "destinations=10.77.0.0/16,fd77:1::/64",
+        program="live",
+        words=(address, str(EXCHANGE), "3", "10", "10"),
+    )
+    watcher.fact("done")
+    watcher.release()
+    watcher.ended()
+    assert len(watcher.of(Connect)) == 3
+    assert _alarms(watcher) == []
+
+
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        ("attempt", (FAR4, str(CLOSED), "blocking")),
+        ("datagrams", (FAR4, str(ECHO), "1", "1", "send")),
+        ("datagrams", (FAR4, str(ECHO), "1", "1", "sendto")),
+    ],
+)
+def test_trying_is_enough_for_an_alarm(net: Net, program: str, words: tuple[str, ...]) -> None:
+    watcher = net.watch_command("--expect", "destinations=192.0.2.0/24", program=program, words=words)
+    watcher.fact("done")
+    watcher.release()
+    watcher.ended()
+    alarm = watcher.one(Alarm)
+    assert (alarm.behavior, alarm.value) == ("destinations", (FAR4,))
+    assert watcher.one(Clear).since == alarm.since
+
+
+@pytest.mark.parametrize(
+    ("program", "words", "port"),
+    [("serve", ("::", "8100", "1", "1", "0"), 8100), ("echo", ("::", "8101", "0"), 8101)],
+)
+def test_a_port_that_nobody_expects_alarms_while_it_is_open(
+    net: Net, program: str, words: tuple[str, ...], port: int
+) -> None:
+    watcher = net.watch_command("--expect", "listening_ports=8080", program=program, words=words)
+    listening = watcher.fact("listening")
+    alarm = watcher.wait_for(Alarm)[0]
+    assert (alarm.behavior, alarm.metric) == ("listening_ports", f"listening_ports_{watcher.watch}")
+    assert alarm.value == (port,)
+    assert alarm.criteria.comparison_operator == "in-set"
+    assert alarm.criteria.value.numbers == (8080,)
+    assert listening["process_id"] in alarm.process_ids
+    watcher.release()
+    watcher.ended()
+    assert watcher.one(Clear).behavior == "listening_ports"
+
+
+def test_an_expected_port_raises_nothing(net: Net) -> None:
+    watcher = net.watch_command(
+        "--expect", "listening_ports=8100,8101", program="serve", words=("::", "8100", "1", "1", "0")
+    )
+    watcher.fact("listening")
+    watcher.release()
+    watcher.ended()
+    assert len(watcher.of(Listen)) == 1
+    assert _alarms(watcher) == []
