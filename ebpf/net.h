@@ -113,6 +113,11 @@ static __always_inline void tag_own(struct kw_tag *tag, const struct kw_kin *row
 	record->root.start_ns = row->root_start_ns;
 	record->root.pid = row->root_pid;
 	record->depth = row->depth;
+}
+
+/* Somebody has it: an IP socket, whose end is seen. */
+static __always_inline void tag_hold(struct kw_tag *tag)
+{
 	if (!(__sync_fetch_and_or(&tag->flags, TAG_HELD) & TAG_HELD))
 		__sync_fetch_and_add(&net.sockets, 1);
 }

@@ -56,6 +56,7 @@ int on_sock_create(struct bpf_sock *context)
 		return PASS;
 	}
 	tag_own(tag, row, pid);
+	tag_hold(tag);
 	tag_describe(tag, bpf_get_socket_cookie(context), context->family, context->type, context->protocol);
 	return PASS;
 }
@@ -110,6 +111,7 @@ static __always_inline struct kw_tag *tag_in_call(struct bpf_sock_addr *context)
 		return NULL;
 	}
 	tag_own(tag, row, pid);
+	tag_hold(tag);
 	tag_describe(tag, bpf_get_socket_cookie(context), context->family, context->type, context->protocol);
 	return tag;
 }
@@ -133,14 +135,13 @@ static __always_inline void remote_of_call(struct bpf_sock_addr *context, bool v
 /* TCP is told by its states. A datagram socket that connects has a peer from now on, and listens no more. */
 static __always_inline int connect_seen(struct bpf_sock_addr *context, bool v6)
 {
-	uint32_t protocol = context->protocol;
 	struct kw_tag *tag;
 	uint32_t was;
 
-	if (!net_active())
+	if (context->protocol != IPPROTO_UDP || !net_active())
 		return PASS;
 	tag = tag_in_call(context);
-	if (!tag || protocol != IPPROTO_UDP)
+	if (!tag)
 		return PASS;
 	tag_watches(tag);
 	was = __sync_fetch_and_or(&tag->flags, TAG_CONNECTED);
@@ -244,6 +245,7 @@ static __always_inline struct kw_tag *tag_at_bind(struct bpf_sock *context)
 		return NULL;
 	}
 	tag_own(tag, row, pid);
+	tag_hold(tag);
 	tag_describe(tag, bpf_get_socket_cookie(context), context->family, context->type, context->protocol);
 	return tag;
 }

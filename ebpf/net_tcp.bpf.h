@@ -29,6 +29,8 @@ static __always_inline struct kw_tag *tag_of_current(struct sock *sk)
 	tag_own(tag, row, pid);
 	bpf_get_current_comm(tag->record.comm, sizeof(tag->record.comm));
 	tag->record.family = sk->__sk_common.skc_family;
+	if (tag->record.family == AF_INET || tag->record.family == AF_INET6)
+		tag_hold(tag);
 	tag->record.protocol = sk->sk_protocol;
 	tag->record.type = sk->sk_type;
 	tag->record.cookie = bpf_get_socket_cookie(sk);
@@ -135,8 +137,10 @@ static __noinline int tcp_began(struct kw_tag *tag, struct sock *sk, int to)
 	tag->flags |= TAG_CONNECTING;
 	tag->record.bytes_in = tag->record.bytes_out = 0;
 	tag->dns_in = tag->dns_out = 0;
-	tag_ends(tag, sk);
 	net_count(tag->record.header.watches, NET_CELL(attempts), 1, 0, 0);
+	if (!(tag->record.header.watches & net.expecting))
+		return 0;
+	tag_ends(tag, sk);
 	/* Somebody wants to know where to before it is known whether: a SYN may stay unanswered for minutes. */
 	return tag_tell(tag, KW_SOCKET_CONNECTING, 0, tag->record.header.watches & net.expecting);
 }

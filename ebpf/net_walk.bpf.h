@@ -20,9 +20,11 @@ static __noinline int file_adopt(struct sock *sk, struct task_struct *task, cons
 		return 0;
 	tag_own(tag, row, BPF_CORE_READ(task, tgid));
 	bpf_core_read(tag->record.comm, KW_COMM_BYTES, &task->comm);
-	tag->record.family = BPF_CORE_READ(sk, __sk_common.skc_family);
-	tag->record.protocol = BPF_CORE_READ(sk, sk_protocol);
-	tag->record.type = BPF_CORE_READ(sk, sk_type);
+	tag->record.family = sk->__sk_common.skc_family;
+	if (tag->record.family == AF_INET || tag->record.family == AF_INET6)
+		tag_hold(tag);
+	tag->record.protocol = sk->sk_protocol;
+	tag->record.type = sk->sk_type;
 	tag->record.cookie = bpf_get_socket_cookie(sk);
 	__sync_fetch_and_add(&net.changed, 1);
 	return tag_catch_up(tag, sk);

@@ -197,7 +197,7 @@ static uint32_t hooks_offered(struct net_side *net)
 			continue;
 		offered &= ~needed[i].hook;
 		snprintf(reason_of(net, needed[i].hook), sizeof(net->reasons[0]), "this kernel has no %s",
-			 strncmp(needed[i].type, "btf_trace_", 10) ? needed[i].type : needed[i].type + 10);
+			 strncmp(needed[i].type, "btf_trace_", 10) != 0 ? needed[i].type : needed[i].type + 10);
 	}
 	btf__free(btf);
 	if (net->cgroup < 0) {
@@ -233,7 +233,7 @@ static int maps_hand_over(struct kw_loader *loader, struct bpf_object *object)
 		for (size_t i = 0; i < sizeof(shared) / sizeof(shared[0]); i++) {
 			size_t length = strlen(shared[i].name), have = strlen(name);
 
-			if (have < length || strcmp(name + have - length, shared[i].name) ||
+			if (have < length || strcmp(name + have - length, shared[i].name) != 0 ||
 			    (have != length && shared[i].name[0] != '.'))
 				continue;
 			ours = 1;
