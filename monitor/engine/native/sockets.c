@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The sockets of kin that are open, by cookie, and what each record about one means for remotes, ports, expectations
- * and lines. Knows no bytes beyond the record.
+ * What each record about a socket means for remotes, ports, expectations and lines. Knows no bytes beyond the record,
+ * and not how sockets are kept.
  *
  * A socket belongs to its owner whoever uses or closes it, also when the owner has ended. Beyond SOCKETS_KEPT the one
  * that was silent longest is given up, and that is counted as table_full.
@@ -9,104 +9,9 @@
 #include "internal.h"
 
 #include <netinet/in.h>
-#include <stdlib.h>
 
 enum { TCP_BEGINS = 2, TCP_LISTENS = 10 }; /* TCP_SYN_SENT, TCP_LISTEN of the kernel */
-enum { SPARED = 64, FIRST_ROOM = 64 };
-
-_Static_assert(SOCKETS_KEPT == 1 << 16, "hashes are cut to 16 bits");
-
-int kw_sockets_new(struct kw_sockets *sockets)
-{
-	sockets->cells = calloc(FIRST_ROOM, sizeof(*sockets->cells));
-	sockets->chains = calloc(SOCKETS_KEPT, sizeof(*sockets->chains));
-	sockets->owners = calloc(SOCKETS_KEPT, sizeof(*sockets->owners));
-	sockets->room = FIRST_ROOM;
-	if (sockets->cells && sockets->chains && sockets->owners)
-		return 0;
-	kw_sockets_free(sockets);
-	return -ENOMEM;
-}
-
-void kw_sockets_free(struct kw_sockets *sockets)
-{
-	free(sockets->cells);
-	free(sockets->chains);
-	free(sockets->owners);
-	memset(sockets, 0, sizeof(*sockets));
-}
-
-static struct kw_open_socket *at(struct kw_sockets *sockets, uint32_t index)
-{
-	return &sockets->cells[index - 1];
-}
-
-static uint32_t index_of(const struct kw_sockets *sockets, const struct kw_open_socket *socket)
-{
-	return (uint32_t)(socket - sockets->cells) + 1;
-}
-
-static uint32_t *chain_of(struct kw_sockets *sockets, uint64_t cookie)
-{
-	return &sockets->chains[cookie * 0x9e3779b97f4a7c15 >> 48];
-}
-
-static uint32_t *owner_list(struct kw_sockets *sockets, uint32_t pid, uint64_t start_ns)
-{
-	return &sockets->owners[(pid ^ start_ns / KW_TICK_NS) * 0x9e3779b97f4a7c15 >> 48];
-}
-
-static struct kw_open_socket *find(struct kw_sockets *sockets, uint64_t cookie)
-{
-	for (uint32_t index = *chain_of(sockets, cookie); index != NONE; index = at(sockets, index)->next)
-		if (at(sockets, index)->cookie == cookie)
-			return at(sockets, index);
-	return NULL;
-}
-
-static void order_remove(struct kw_sockets *sockets, const struct kw_open_socket *socket)
-{
-	if (socket->older != NONE)
-		at(sockets, socket->older)->newer = socket->newer;
-	else
-		sockets->oldest = socket->newer;
-	if (socket->newer != NONE)
-		at(sockets, socket->newer)->older = socket->older;
-	else
-		sockets->newest = socket->older;
-}
-
-static void order_append(struct kw_sockets *sockets, struct kw_open_socket *socket)
-{
-	socket->older = sockets->newest;
-	socket->newer = NONE;
-	if (sockets->newest != NONE)
-		at(sockets, sockets->newest)->newer = index_of(sockets, socket);
-	else
-		sockets->oldest = index_of(sockets, socket);
-	sockets->newest = index_of(sockets, socket);
-}
-
-static void owner_append(struct kw_sockets *sockets, struct kw_open_socket *socket)
-{
-	uint32_t *list = owner_list(sockets, socket->owner.pid, socket->owner.start_ns);
-
-	socket->of_before = NONE;
-	socket->of_behind = *list;
-	if (*list != NONE)
-		at(sockets, *list)->of_before = index_of(sockets, socket);
-	*list = index_of(sockets, socket);
-}
-
-static void owner_remove(struct kw_sockets *sockets, const struct kw_open_socket *socket)
-{
-	if (socket->of_before != NONE)
-		at(sockets, socket->of_before)->of_behind = socket->of_behind;
-	else
-		*owner_list(sockets, socket->owner.pid, socket->owner.start_ns) = socket->of_behind;
-	if (socket->of_behind != NONE)
-		at(sockets, socket->of_behind)->of_before = socket->of_before;
-}
+enum { SPARED = 64 };
 
 /* What the sets of a watch call its remote, or its port. */
 static struct kw_remote remote_of(const struct kw_open_socket *socket, enum kw_expected what)
@@ -171,80 +76,24 @@ static void let_go_everywhere(struct kw_engine *engine, struct kw_open_socket *s
 /* It is no longer open. */
 static void drop(struct kw_engine *engine, struct kw_open_socket *socket)
 {
-	struct kw_sockets *sockets = &engine->sockets;
-	uint32_t index = index_of(sockets, socket), *link = chain_of(sockets, socket->cookie);
-
 	let_go_everywhere(engine, socket);
-	while (*link != index)
-		link = &at(sockets, *link)->next;
-	*link = socket->next;
-	order_remove(sockets, socket);
-	if (socket->protocol != IPPROTO_TCP)
-		owner_remove(sockets, socket);
-	socket->flags = 0;
-	socket->next = sockets->free_cell;
-	sockets->free_cell = index;
-	sockets->count--;
+	kw_socket_remove(&engine->sockets, socket);
 }
 
-/* Twice the room, which moves the cells. False: there is no more, or no memory. */
-static bool grow(struct kw_sockets *sockets)
-{
-	uint32_t room = sockets->room * 2;
-	struct kw_open_socket *cells;
-
-	if (room > SOCKETS_KEPT)
-		return false;
-	cells = realloc(sockets->cells, room * sizeof(*cells));
-	if (!cells)
-		return false;
-	sockets->cells = cells;
-	sockets->room = room;
-	return true;
-}
-
-/* Room for one more: the one that was silent longest goes, but rather not a listener, which is silent by nature. */
-static void make_room(struct kw_engine *engine)
-{
-	struct kw_sockets *sockets = &engine->sockets;
-
-	for (int spared = 0; spared < SPARED && at(sockets, sockets->oldest)->flags & SOCKET_LISTENS; spared++) {
-		struct kw_open_socket *socket = at(sockets, sockets->oldest);
-
-		order_remove(sockets, socket);
-		order_append(sockets, socket);
-	}
-	drop(engine, at(sockets, sockets->oldest));
-	kw_lose(engine, KW_TABLE_FULL, 1);
-}
-
+/* A new socket. For want of room the one that was silent longest goes, but rather not a listener, which is silent by
+ * nature. */
 static struct kw_open_socket *add(struct kw_engine *engine, const struct kw_socket *record)
 {
 	struct kw_sockets *sockets = &engine->sockets;
-	uint32_t index, *chain = chain_of(sockets, record->cookie);
-	struct kw_open_socket *socket;
 
-	if (sockets->count == sockets->room && !grow(sockets))
-		make_room(engine);
-	index = sockets->free_cell;
-	if (index != NONE)
-		sockets->free_cell = at(sockets, index)->next;
-	else
-		index = ++sockets->used;
-	socket = at(sockets, index);
-	*socket = (struct kw_open_socket){
-	    .cookie = record->cookie,
-	    .owner = record->process,
-	    .protocol = record->protocol,
-	    .flags = SOCKET_USED,
-	    .next = *chain,
-	};
-	*chain = index;
-	order_append(sockets, socket);
-	if (socket->protocol != IPPROTO_TCP)
-		owner_append(sockets, socket);
-	sockets->count++;
-	return socket;
+	if (!kw_sockets_have_room(sockets)) {
+		for (int spared = 0; spared < SPARED && kw_socket_at(sockets, sockets->oldest)->flags & SOCKET_LISTENS;
+		     spared++)
+			kw_socket_touch(sockets, kw_socket_at(sockets, sockets->oldest));
+		drop(engine, kw_socket_at(sockets, sockets->oldest));
+		kw_lose(engine, KW_TABLE_FULL, 1);
+	}
+	return kw_socket_add(sockets, record);
 }
 
 static bool has_remote(const struct kw_socket *record)
@@ -365,15 +214,14 @@ static void close_unknown(struct kw_engine *engine, const struct kw_socket *reco
 
 static void happens(struct kw_engine *engine, const struct kw_socket *record, uint64_t slots)
 {
-	struct kw_open_socket *socket = find(&engine->sockets, record->cookie), before;
+	struct kw_open_socket *socket = kw_socket_find(&engine->sockets, record->cookie), before;
 
 	if (!socket && record->event == KW_SOCKET_CLOSED) {
 		close_unknown(engine, record, slots);
 		return;
 	}
 	if (socket) {
-		order_remove(&engine->sockets, socket);
-		order_append(&engine->sockets, socket);
+		kw_socket_touch(&engine->sockets, socket);
 	} else {
 		socket = add(engine, record);
 	}
@@ -397,7 +245,7 @@ void kw_socket_happens(struct kw_engine *engine, const struct kw_socket *record)
 
 	if (record->event == KW_SOCKET_FAMILY)
 		say(engine, record, NULL, slots);
-	else if (slots || find(&engine->sockets, record->cookie))
+	else if (slots || kw_socket_find(&engine->sockets, record->cookie))
 		happens(engine, record, slots);
 }
 
@@ -405,10 +253,10 @@ void kw_socket_happens(struct kw_engine *engine, const struct kw_socket *record)
 void kw_sockets_owner_ends(struct kw_engine *engine, uint32_t pid, uint64_t start_ns)
 {
 	struct kw_sockets *sockets = &engine->sockets;
-	uint32_t index = *owner_list(sockets, pid, start_ns);
+	uint32_t index = kw_sockets_of(sockets, pid, start_ns);
 
 	while (index != NONE) {
-		struct kw_open_socket *socket = at(sockets, index);
+		struct kw_open_socket *socket = kw_socket_at(sockets, index);
 
 		index = socket->of_behind;
 		if (socket->owner.pid == pid && socket->owner.start_ns == start_ns && socket->flags & SOCKET_PEER &&
@@ -440,7 +288,7 @@ void kw_sockets_judge(struct kw_engine *engine, uint32_t slot, enum kw_expected 
 	struct kw_sockets *sockets = &engine->sockets;
 
 	for (int answer = 0; answer < 2; answer++)
-		for (uint32_t index = sockets->oldest; index != NONE; index = at(sockets, index)->newer)
-			if (at(sockets, index)->watches & slot_bit(slot))
-				kw_offend_anew(engine, slot, at(sockets, index), what, answer);
+		for (uint32_t index = sockets->oldest; index != NONE; index = kw_socket_at(sockets, index)->newer)
+			if (kw_socket_at(sockets, index)->watches & slot_bit(slot))
+				kw_offend_anew(engine, slot, kw_socket_at(sockets, index), what, answer);
 }
