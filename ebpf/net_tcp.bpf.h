@@ -209,7 +209,7 @@ static __always_inline int length_seen(struct sock *sk, int length, bool out)
 		return 0;
 	watches = tag_watches(tag);
 	if (!tag->record.local_port && protocol == IPPROTO_UDP) /* chosen by the first datagram */
-		tag_ends(tag, sk);
+		tag_local(tag, sk);
 	if (out) {
 		__sync_fetch_and_add(&tag->record.bytes_out, length);
 		net_count(watches, NET_CELL(bytes_out), length, 0, 0);

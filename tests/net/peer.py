@@ -177,13 +177,13 @@ class Zone:
 def _connect(address: str, port: int, out: int, wanted: int) -> None:
     """Be the client: `out` bytes there, and as many back as the server sends, of which `wanted` are awaited."""
     with socket.create_connection((address, port)) as connection:
-        own = connection.getsockname()[1]
+        host, own = connection.getsockname()[:2]
         connection.sendall(bytes(out))
         got = 0
         while got < wanted and (data := connection.recv(1 << 16)):
             got += len(data)
         rest = _read_to_end(connection)
-    tell("connected", port=own, got=got + rest, sent=out)
+    tell("connected", host=host, port=own, got=got + rest, sent=out)
 
 
 def _send_datagrams(address: str, port: int, count: int, size: int) -> None:

@@ -278,6 +278,10 @@ class Kinwatch:
         assert len(found) == 1, f"{len(found)} {kind.__name__} lines with {keys} in {self.lines()}"
         return found[0]
 
+    def wait_for_report(self) -> None:
+        """Return when the first report is there: with an interval of an hour, that of an alarm."""
+        eventually(lambda: self._reports.exists() and self._reports.read_bytes().endswith(b"\n"), "a report")
+
     def finish(self) -> Report:
         """End it with SIGTERM; its report about all it saw. Nothing may be lost."""
         if self._process.poll() is None:
@@ -371,6 +375,19 @@ class Net:
         words = [*enter[1:], str(path or self.path(program)), *map(str, arguments)]
         running = Program(Path(shutil.which(enter[0]) or enter[0]), *words)
         self._running.append(running)
+        return running
+
+    def start_known(self, watcher: Kinwatch, program: str, *arguments: object) -> Program:
+        """As start(), but it does nothing before the watcher has told its root line.
+
+        The packet programs are attached when the first root comes: what passes between its exec and that is not seen.
+        """
+        enter = self.wire.enter(self.wire.near)
+        words = [*enter[1:], "env", "GATE=1", str(self.path(program)), *map(str, arguments)]
+        running = Program(Path(shutil.which(enter[0]) or enter[0]), *words)
+        self._running.append(running)
+        watcher.wait_for(lines.Root)
+        running.go()
         return running
 
     def start_stranger(self, program: str, *arguments: object) -> Program:
