@@ -116,6 +116,7 @@ static __always_inline struct kw_tag *tag_in_call(struct bpf_sock_addr *context)
 	return tag;
 }
 
+/* An IPv6 socket that sends to a v4-mapped address comes to the hook of IPv4 (udpv6_sendmsg() calls udp_sendmsg()). */
 static __always_inline void remote_of_call(struct bpf_sock_addr *context, bool v6, uint8_t *address, uint16_t *port)
 {
 	uint32_t *words = (uint32_t *)address;
@@ -126,8 +127,13 @@ static __always_inline void remote_of_call(struct bpf_sock_addr *context, bool v
 		words[2] = context->user_ip6[2];
 		words[3] = context->user_ip6[3];
 	} else {
-		words[0] = context->user_ip4;
-		words[1] = words[2] = words[3] = 0;
+		bool mapped = context->family == AF_INET6;
+		uint32_t ip4 = context->user_ip4;
+
+		words[0] = mapped ? 0 : ip4;
+		words[1] = 0;
+		words[2] = mapped ? bpf_htonl(0xffff) : 0;
+		words[3] = mapped ? ip4 : 0;
 	}
 	*port = bpf_ntohs((uint16_t)context->user_port);
 }
@@ -164,6 +170,13 @@ int on_connect6(struct bpf_sock_addr *context)
 	return connect_seen(context, true);
 }
 
+static __always_inline bool is_remote_of(const struct kw_socket *record, const struct kw_peer *peer)
+{
+	const uint64_t *remote = (const uint64_t *)record->remote, *address = (const uint64_t *)peer->address;
+
+	return record->remote_port == peer->port && remote[0] == address[0] && remote[1] == address[1];
+}
+
 /* A datagram to or from an address that the socket is not connected to. */
 static __always_inline int peer_seen(struct bpf_sock_addr *context, bool v6)
 {
@@ -181,6 +194,10 @@ static __always_inline int peer_seen(struct bpf_sock_addr *context, bool v6)
 	peer.cookie = tag->record.cookie;
 	peer.family = tag->record.family;
 	remote_of_call(context, v6, peer.address, &peer.port);
+	/* recvfrom() asks for the address that is known; so does every send of an IPv6 socket that is connected to a
+	 * v4-mapped address. */
+	if (tag->flags & TAG_CONNECTED && is_remote_of(&tag->record, &peer))
+		return PASS;
 	if (bpf_map_lookup_elem(&net_peers, &peer))
 		return PASS;
 	bpf_map_update_elem(&net_peers, &peer, &one, BPF_ANY);

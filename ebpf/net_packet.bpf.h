@@ -171,27 +171,28 @@ static __noinline int dns_over_tcp(struct __sk_buff *skb, struct kw_tag *tag, ui
 			sequence += skip;
 			continue;
 		}
-		if (bpf_skb_load_bytes(skb, at, &length, 2))
-			return 0;
-		length = bpf_ntohs(length);
-		if (length < DNS_HEADER_BYTES)
-			return 0;
-		if (left == 2) { /* announced: the message itself is told with the next segment */
-			tag->dns_length = length;
-			*next = sequence + 2;
-			return 0;
-		}
-		if (tag->dns_length && *next == sequence) {
+		if (tag->dns_length && *next == sequence) { /* announced by the last segment */
 			length = tag->dns_length;
 			tag->dns_length = 0;
 			dns_emit(skb, tag, transport, at, length | way);
 			at += length;
 			sequence += length;
-		} else {
-			dns_emit(skb, tag, transport, at + 2, length | way);
-			at += 2 + (uint32_t)length;
-			sequence += 2 + (uint32_t)length;
+			*next = sequence;
+			continue;
 		}
+		if (bpf_skb_load_bytes(skb, at, &length, 2))
+			return 0;
+		length = bpf_ntohs(length);
+		if (length < DNS_HEADER_BYTES)
+			return 0;
+		if (left == 2) {
+			tag->dns_length = length;
+			*next = sequence + 2;
+			return 0;
+		}
+		dns_emit(skb, tag, transport, at + 2, length | way);
+		at += 2 + (uint32_t)length;
+		sequence += 2 + (uint32_t)length;
 		*next = sequence;
 	}
 	return 0;

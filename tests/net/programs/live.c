@@ -11,9 +11,9 @@
 int main(int argc, char **argv)
 {
 	long count = count_of(argc, argv, 3, 1);
-	int held_back;
+	int held_back, fds[64];
 
-	if (argc != 6)
+	if (argc != 6 || count > 64)
 		fail("live ADDRESS PORT CONNECTIONS OUT IN");
 	for (long i = 0; i < count; i++) {
 		int fd = connected(argv[1], argv[2], 0);
@@ -26,8 +26,14 @@ int main(int argc, char **argv)
 			if (ioctl(fd, SIOCOUTQ, &held_back))
 				fail("SIOCOUTQ");
 		while (held_back && !usleep(1000));
+		fds[i] = fd;
 	}
 	tell_self("done");
 	hold();
+	for (long i = 0; i < count; i++) { /* and is over before the process is */
+		if (shutdown(fds[i], SHUT_WR))
+			fail("shutdown");
+		read_to_end(fds[i]);
+	}
 	return 0;
 }
