@@ -88,13 +88,21 @@ def launched(config: Config, options: RunOptions, meanwhile: str) -> Iterator[Pa
             if choice.kind != "core":  # core waits for its exec, so that the root line tells the command
                 config = _with_pid(config, command.pid)
         engine = stack.enter_context(Engine(config.capture.max_processes))
-        importing = threading.Thread(target=importlib.import_module, args=(meanwhile,), name="import")
+        importing = threading.Thread(target=_import, args=(meanwhile, config, options), name="import")
         importing.start()
         try:
             capture = open_capture(choice, engine, config, pins="" if alone else PINS, fresh=options.fresh)
         finally:
             importing.join()
         yield Parts(config, options, choice, engine, capture, notifier, command)
+
+
+def _import(meanwhile: str, config: Config, options: RunOptions) -> None:
+    importlib.import_module(meanwhile)
+    if config.defender is not None:
+        importlib.import_module("monitor.publication")
+        if not options.dry:
+            importlib.import_module("monitor.defender.publish")
 
 
 def _with_pid(config: Config, pid: int) -> Config:

@@ -96,7 +96,8 @@ def render_status(status: Mapping[str, Any], *, colour: bool = False) -> str:
         ("lost", ", ".join(f"{count} {stage}" for stage, count in lost.items()) or "nothing"),
     ]
     drawn = {"capture", "reason", "since", "lost", "watches", "lower_bounds", "lower_bound_metrics", "unknown"}
-    facts += [(key, _plain(value)) for key, value in status.items() if key not in drawn]
+    facts += [(key, _plain(value)) for key, value in status.items() if key not in drawn | {"publisher"}]
+    facts += _publisher_facts(status["publisher"]) if "publisher" in status else []
     width = max(columns(safe(name)) for name, _ in facts)
     lines = []
     for name, text in facts:
@@ -111,6 +112,30 @@ def render_status(status: Mapping[str, Any], *, colour: bool = False) -> str:
         keys = [key for key in NETWORK_COLUMNS if key in present]
         lines += ["\n", *_counter_lines(status, watches, keys, colour=colour)] if keys else []
     return "".join(lines)
+
+
+def _publisher_facts(publisher: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """A line each for the connection, reports, alarms, events and the spool. What is zero goes without saying."""
+    where = f"{publisher.get('thing', '?')} at {publisher.get('endpoint', '?')}"
+    trouble = publisher.get("trouble")
+    connected = "connected" if publisher.get("connected") else f"not connected{f': {trouble}' if trouble else ''}"
+    next_s = publisher.get("next_report_in_s")
+    reports = _nonzero(publisher.get("reports", {})) or "none yet"
+    spool = dict(publisher.get("spool", {}))
+    waiting = [f"{spool.get(kind)} {kind} waiting" for kind in ("alarms", "events") if spool.get(kind)]
+    dropped = [f"{count} {kind} lines dropped" for kind, count in (spool.get("dropped") or {}).items()]
+    return [
+        ("publisher", f"{where}, {connected}"),
+        ("reports", reports + (f"; the next in {next_s} s" if next_s else "")),
+        ("alarms", _nonzero(publisher.get("alarms", {})) or "none yet"),
+        *([("events", events)] if (events := _nonzero(publisher.get("events", {}))) else []),
+        ("spool", ", ".join(waiting + dropped) or "empty"),
+    ]
+
+
+def _nonzero(counts: Mapping[str, Any]) -> str:
+    parts = [(name, _plain(value) if isinstance(value, dict) else value) for name, value in counts.items() if value]
+    return ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in parts)
 
 
 def _counter_lines(

@@ -145,6 +145,37 @@ def test_other_facts_are_shown_as_they_are() -> None:
     assert drawn.splitlines()[3:] == ["pid      12", "sinks    dropped 1", "pinned   yes", "notes    -"]
 
 
+PUBLISHER = {
+    "endpoint": "localhost:8883",
+    "thing": "mything1",
+    "connected": True,
+    "connections": 1,
+    "next_report_in_s": 42,
+    "reports": {"sent": 3, "accepted": 2, "rejected": {"Throttled": 1}, "unanswered": 0},
+    "alarms": {"delivered": 7, "refused": 0, "undelivered": 1, "taken": 9, "merged": 1},
+    "events": {"delivered": 0, "refused": 0, "undelivered": 0},
+    "spool": {"bytes": 512, "alarms": 1, "events": 0, "oldest_s": 1.0, "dropped": {"events": 3}},
+}
+
+
+def test_status_says_where_is_published_and_what_became_of_it() -> None:
+    drawn = render_status({"capture": "core", "publisher": PUBLISHER}).splitlines()
+    assert drawn[-4:] == [
+        "publisher  mything1 at localhost:8883, connected",
+        "reports    3 sent, 2 accepted, Throttled 1 rejected; the next in 42 s",
+        "alarms     7 delivered, 1 undelivered, 9 taken, 1 merged",
+        "spool      1 alarms waiting, 3 events lines dropped",
+    ]
+
+
+def test_status_says_why_nothing_is_published() -> None:
+    away = PUBLISHER | {"connected": False, "trouble": "nobody listens", "reports": {}, "spool": {}}
+    drawn = render_status({"capture": "core", "publisher": away}).splitlines()
+    assert drawn[-4] == "publisher  mything1 at localhost:8883, not connected: nobody listens"
+    assert drawn[-3] == "reports    none yet; the next in 42 s"
+    assert drawn[-1] == "spool      empty"
+
+
 @given(st.text(max_size=20))
 def test_nothing_that_could_act_on_a_terminal_gets_through(text: str) -> None:
     drawn = render_tree([kin(1, text, exe=text)]) + render_status(
