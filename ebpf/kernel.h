@@ -351,6 +351,10 @@ struct tcp_sock {
 	__u64 bytes_sent;
 	__u64 bytes_retrans;
 	__u64 bytes_received;
+	__u32 write_seq;  /* written up to here */
+	__u32 snd_nxt;	  /* sent up to here */
+	__u32 rcv_nxt;	  /* received up to here */
+	__u32 copied_seq; /* read up to here */
 };
 
 struct udp_sock {

@@ -298,6 +298,20 @@ static __always_inline bool tag_payload(struct sock *sk, uint64_t *in, uint64_t 
 	return true;
 }
 
+/* Payload that somebody has read and written already: less what waits to be read, more what waits to be sent. */
+static __always_inline bool tag_past(struct sock *sk, uint64_t *in, uint64_t *out)
+{
+	const struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
+
+	if (!tcp || !tag_payload(sk, in, out))
+		return false;
+	if (sk->__sk_common.skc_state != TCP_ESTABLISHED)
+		return true; /* a FIN on either side takes a sequence number too, and little is still to come */
+	*in -= tcp->rcv_nxt - tcp->copied_seq;
+	*out += tcp->write_seq - tcp->snd_nxt;
+	return true;
+}
+
 /* What the TCP socket has carried since it was accounted last, to the counters. */
 static __noinline int tag_account(struct kw_tag *tag, struct sock *sk)
 {

@@ -38,10 +38,11 @@ static __always_inline struct kw_tag *tag_of_current(struct sock *sk)
 }
 
 /*
- * A socket that existed before anybody looked: what its state stands for. Its bytes up to now are not ours. A datagram
- * socket borrows the states of TCP: ESTABLISHED with a peer, else CLOSE.
+ * A socket that existed before anybody looked: what its state stands for. What others read and wrote is not ours; in,
+ * out: what the call that brought it here read and wrote. A datagram socket borrows the states of TCP: ESTABLISHED with
+ * a peer, else CLOSE.
  */
-static __noinline int tag_catch_up(struct kw_tag *tag, struct sock *sk)
+static __noinline int tag_catch_up(struct kw_tag *tag, struct sock *sk, uint32_t in, uint32_t out)
 {
 	uint8_t state = sk->__sk_common.skc_state;
 	uint64_t watches = tag->record.header.watches;
@@ -64,8 +65,10 @@ static __noinline int tag_catch_up(struct kw_tag *tag, struct sock *sk)
 	}
 	if (tag->record.protocol != IPPROTO_TCP || state == TCP_CLOSE)
 		return 0;
-	if (!tag_payload(sk, &tag->record.bytes_in, &tag->record.bytes_out))
+	if (!tag_past(sk, &tag->record.bytes_in, &tag->record.bytes_out))
 		return 0;
+	tag->record.bytes_in -= in;
+	tag->record.bytes_out -= out;
 	if (state == TCP_SYN_SENT) {
 		tag->flags |= TAG_CONNECTING;
 		return 0;
@@ -200,7 +203,7 @@ static __always_inline int length_seen(struct sock *sk, int length, bool out)
 		if (!row_of(bpf_get_current_pid_tgid() >> 32) || bpf_sk_storage_get(&socket_tags, sk, NULL, 0))
 			return 0;
 		tag = tag_of_current(sk);
-		return tag ? tag_catch_up(tag, sk) : 0;
+		return tag ? tag_catch_up(tag, sk, out ? 0 : length, out ? length : 0) : 0;
 	}
 	tag = bpf_sk_storage_get(&socket_tags, sk, NULL, 0);
 	if (!tag)

@@ -27,7 +27,7 @@ static __noinline int file_adopt(struct sock *sk, struct task_struct *task, cons
 	tag->record.type = sk->sk_type;
 	tag->record.cookie = bpf_get_socket_cookie(sk);
 	__sync_fetch_and_add(&net.changed, 1);
-	return tag_catch_up(tag, sk);
+	return tag_catch_up(tag, sk, 0, 0);
 }
 
 SEC("iter/task_file")

@@ -22,6 +22,7 @@ import cbor2
 
 from monitor.defender.publish import Connection, MqttLink
 from monitor.defender.responder import FILTERS, Responder
+from tests.kernel.conftest import LOCK_S, lock_is_held
 from tests.mqtt.broker import DEADLINE_S, THING
 
 if TYPE_CHECKING:
@@ -238,6 +239,10 @@ private_key = "{known.private_key}"
 
     def _spawn(self) -> None:
         self._close_stdin()
+        if not self.command and not {"--once", "--pid"} & set(self.arguments):
+            deadline = time.monotonic() + LOCK_S
+            while lock_is_held() and time.monotonic() < deadline:
+                time.sleep(0.05)
         with self.stderr.open("ab") as stderr:
             self.process = subprocess.Popen(
                 [*self.before, *KINWATCH, "run", "-c", str(self.configuration), *self.arguments]

@@ -144,7 +144,9 @@ def test_a_multipath_connection_counts_its_bytes_once(net: Net) -> None:
     assert (peer["got"], peer["sent"]) == (MANY + 8, FEW)
     watcher.wait_for(Close)
     report = watcher.finish()
-    assert report.numbers("bytes_out", "bytes_in") == {"bytes_out": MANY + 8, "bytes_in": FEW}
+    assert report.number("bytes_in") == FEW
+    # MPTCP may send a byte of its own into a closed window, and the subflow's counters do not tell whose it was.
+    assert report.number("bytes_out") - (MANY + 8) in {0, 1}
     assert report.number("connections_out") == 1
 
 
