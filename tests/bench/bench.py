@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from tests.bench import daemon, device, hooks, page, programs, publishing, storms, table, watchers
+from tests.bench import daemon, device, hooks, network, page, programs, publishing, storms, table, watchers
 from tests.bench.watcher import Unmeasured
 
 if TYPE_CHECKING:
@@ -68,6 +68,8 @@ class Size:
     samples: int
     starts: int
     idle_s: float
+    streams: int
+    cycles: int
     alarms: int
     backlog: int
     throttled: int
@@ -85,6 +87,8 @@ FULL: Final = Size(
     samples=1000,
     starts=9,
     idle_s=10,
+    streams=40,
+    cycles=50_000,
     alarms=450,
     backlog=10_000,
     throttled=10_000,
@@ -99,6 +103,8 @@ QUICK: Final = Size(
     samples=200,
     starts=5,
     idle_s=10,
+    streams=20,
+    cycles=20_000,
     alarms=90,
     backlog=10_000,
     throttled=1_000,
@@ -145,6 +151,7 @@ class Bench:
             page.daemon_row(results[page.KIN]),
             *page.hook_rows(costs),
             *self._daemon_rows(),
+            *self._network_rows(),
             *self._publishing_rows(),
             page.look_row(tried("looks at all sockets", lambda: device.looks(self.size.looks))),
         ]
@@ -196,6 +203,18 @@ class Bench:
             page.peak_row(tried("memory", lambda: daemon.peak_rss_kb(scratch, STORM, self.storm, size.children))),
             page.first_row(tried("first event", lambda: daemon.first_event_ns(scratch, self.first, size.samples))),
         ]
+
+    def _network_rows(self) -> list[table.Row]:
+        size, scratch = self.size, self.scratch
+        return [
+            *(page.stream_row(self._streams(kin=kin), kin=kin) for kin in (True, False)),
+            *page.cycle_rows(
+                tried("connections", lambda: network.cycles(scratch, self.empty, size.cycles)),
+            ),
+        ]
+
+    def _streams(self, *, kin: bool) -> list[tuple[float, float]] | str:
+        return tried(f"streams, {kin=}", lambda: network.stream_pairs(self.scratch, self.size.streams, kin=kin))
 
     def _publishing_rows(self) -> list[table.Row]:
         size, scratch = self.size, self.scratch

@@ -77,9 +77,14 @@ def program_of(identity: int) -> Program:
     return msgspec.json.decode(_bpftool("prog", "show", "id", str(identity)), type=Program)
 
 
+def all_programs() -> list[Program]:
+    """Every loaded program."""
+    return msgspec.json.decode(_bpftool("prog", "show"), type=list[Program])
+
+
 def of_others() -> int:
     """How many programs like our hooks are loaded now; while we run none, they slow both sides of every comparison."""
-    return sum(program.name in HOOKS for program in msgspec.json.decode(_bpftool("prog", "show"), type=list[Program]))
+    return sum(program.name in HOOKS for program in all_programs())
 
 
 @contextmanager

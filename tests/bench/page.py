@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tests.bench.daemon import Idle
     from tests.bench.device import Looks
     from tests.bench.hooks import Cost
+    from tests.bench.network import Cycles
     from tests.bench.publishing import Drain
     from tests.bench.storms import Result
 
@@ -31,6 +32,10 @@ MEMORY_MB: Final = 40.0
 FIRST_MS: Final = 2.0
 ALARM_MS: Final = {50: 5.0, 99: 15.0}
 CONNECTED_MB: Final = 60.0
+STREAM_KIN_PERCENT: Final = 3.0
+STREAM_PERCENT: Final = 0.5
+CYCLE_NS: Final = 1500.0
+CYCLE_PACKETS_NS: Final = 4000.0
 DRAIN_PER_S: Final = 1000.0
 LOOK_TIMES: Final = 20.0
 THROTTLE_PER_S: Final = 100.0
@@ -208,6 +213,33 @@ def look_row(looks: Looks | str) -> Row:
     text += f" (the reading alone {reading:.1f} times; {looks.sockets:,} sockets, {looks.processes} processes)"
     unclear = abs(spread.median - LOOK_TIMES) < spread.margin
     return Row(what, text, goal, "unclear" if unclear else verdict(good=spread.median >= LOOK_TIMES))
+
+
+def stream_row(pairs: Sequence[tuple[float, float]] | str, *, kin: bool) -> Row:
+    """How much a stream over loopback loses, by the median of paired ratios."""
+    whose, most = ("the watched application", STREAM_KIN_PERCENT) if kin else ("others, a root lives", STREAM_PERCENT)
+    what, goal = f"stream over loopback of {whose}, time per byte", f"<= {most:g} %"
+    if isinstance(pairs, str):
+        return Row(what, f"not measured: {pairs}", goal)
+    spread = Spread.of(ratios(pairs))
+    return Row(what, f"{spread.percent_more()} ({len(pairs)} pairs)", goal, spread.at_most(1 + most / 100))
+
+
+def cycle_rows(cycles: Cycles | str) -> list[Row]:
+    """The kernel's time for a connection's life."""
+    rows = []
+    for packets, most in ((False, CYCLE_NS), (True, CYCLE_PACKETS_NS)):
+        what = f"kernel, connect + accept + close of kin, {'with' if packets else 'without'} packet programs"
+        if isinstance(cycles, str):
+            rows.append(at_most(what, cycles, (most, "ns")))
+            continue
+        raw = cycles.others + (cycles.packets if packets else 0)
+        hooks = {
+            name: runs for name, runs in cycles.calls.items() if packets or name not in ("on_egress", "on_ingress")
+        }
+        net = raw - cycles.empty * sum(hooks.values())
+        rows.append(at_most(what, net, (most, "ns"), more=f"net, {raw:.0f} raw, {sum(hooks.values()):.1f} calls"))
+    return rows
 
 
 def peers(kinwatch: Result, psutil: Result, forkstat: Result) -> str:
