@@ -90,7 +90,8 @@ def _network(settings: Config, capture: str | None) -> dict[str, str]:
         return dict.fromkeys(netfacts.FACTS, f"capture {capture} sees no sockets" if capture else "there is no capture")
     if not settings.capture.network:
         return dict.fromkeys(netfacts.FACTS, "capture.network is false")
-    return netfacts.probe(settings.capture.btf)
+    found = netfacts.probe(settings.capture.btf)
+    return found if settings.capture.packets else found | {"packets": found["packets"] or "capture.packets is false"}
 
 
 def _left_out(hooks: dict[str, str]) -> list[str]:

@@ -82,9 +82,7 @@ def add_flags(verb: argparse.ArgumentParser) -> None:
     group = verb.add_argument_group("beyond the sample agent")
     group.add_argument("--port", default="443", help="of the endpoint (default: 443)")
     group.add_argument("--watch", action="append", default=[], metavar="NAME", help="processes called NAME; repeatable")
-    group.add_argument(
-        "--expect", action="append", default=[], metavar="KIND=VALUE", help="what is normal, as for run"
-    )
+    group.add_argument("--expect", action="append", default=[], metavar="KIND=VALUE", help="what is normal, as for run")
     group.add_argument("--log", metavar="FILE", help="where event lines go (default: nowhere)")
     group.add_argument("--state-dir", metavar="PATH", help="what a restart needs (default: one for each thing)")
 

@@ -40,6 +40,10 @@ class Capture(Table, frozen=True, kw_only=True):
     ] = 32_768
     btf: Annotated[str, Meta(description="a BTF file for kernels without their own")] = ""
     network: Annotated[bool, Meta(description="also watch sockets; false: no network hooks, events and metrics")] = True
+    packets: Annotated[
+        bool,
+        Meta(description="also look at packets: wire bytes, packets, DNS; slows fast loopback streams"),
+    ] = False
 
 
 class Log(Table, frozen=True, kw_only=True):

@@ -50,25 +50,33 @@ NEEDS: Final = {
 _NOT_LOADED: Final = "not loaded"
 """What the loader says of a hook when the reason is one for all of them."""
 
+_SWITCHED_OFF: Final = "switched off"
+"""What it says of one that was not wanted."""
+
 _CELLS: Final = tuple(name for name, _ in ffi.typeof("struct kw_net_counters").fields)
 
 
 class NetworkSide:
     """The second object of the kernel side, beside the loader that has the first."""
 
-    def __init__(self, loader: CData, programs: Path | None) -> None:
-        """Load it or take it over; None: the network is not watched. A kernel that offers nothing is no error."""
+    def __init__(self, loader: CData, programs: Path | None, *, packets: bool) -> None:
+        """Load it or take it over; None: the network is not watched. A kernel that offers nothing is no error.
+
+        `packets`: look at each packet too, which everybody on the device pays for.
+        """
+        wanted = sum(bit for name, bit in HOOKS.items() if packets or name != "packets")
         self._loader = loader
         self._error = _NOT_LOADED
         if programs is None:
             self._error = "switched off: capture.network = false"
-        elif lib.kw_loader_net(loader, os.fsencode(programs)) < 0:
+        elif lib.kw_loader_net(loader, os.fsencode(programs), wanted) < 0:
             self._error = bytes(ffi.string(lib.kw_loader_error(loader))).decode(errors="replace")
 
     def hooks(self) -> dict[str, str]:
         """Every hook by name: "" where it is live, else the reason why not."""
         reasons = {name: _text(lib.kw_loader_net_reason(self._loader, bit)) for name, bit in HOOKS.items()}
-        return {name: self._error if reason == _NOT_LOADED else reason for name, reason in reasons.items()}
+        words = {_NOT_LOADED: self._error, _SWITCHED_OFF: "switched off: capture.packets = false"}
+        return {name: words.get(reason, reason) for name, reason in reasons.items()}
 
     def unknown(self) -> frozenset[str]:
         """Fields of WatchSnapshot that the live hooks do not tell."""

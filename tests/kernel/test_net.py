@@ -73,7 +73,7 @@ class Session:
 
     def __init__(self, *watches: Watch) -> None:
         self._engine = Engine(4096)
-        self.capture = CoreCapture(self._engine, watches, Capture())
+        self.capture = CoreCapture(self._engine, watches, Capture(packets=True))
         self._lines: list[Line] = []
         self._reader: threading.Thread | None = None
         try:
@@ -166,7 +166,7 @@ def test_every_hook_of_the_network_is_live_here(closing: contextlib.ExitStack) -
 
 def test_without_the_network_its_fields_are_unknown_and_the_reason_is_told(closing: contextlib.ExitStack) -> None:
     engine = closing.enter_context(Engine(64))
-    settings = msgspec.structs.replace(Capture(), network=False)
+    settings = Capture(network=False)
     capture = CoreCapture(engine, [], settings)
     closing.callback(lambda: capture.close(keep=False))
     assert capture.snapshot(None, 0).unknown == NETWORK

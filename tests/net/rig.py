@@ -196,10 +196,10 @@ class Kinwatch:
     def __init__(self, directory: Path, path: Path, *arguments: str, command: tuple[str, ...] = ()) -> None:
         self._log, self._reports = directory / "events.jsonl", directory / "reports.jsonl"
         config = directory / "config.toml"
-        config.write_text(f'[[watch]]\nname = "{WATCH}"\nexe = "{path}"\n', encoding="utf-8")
+        config.write_text(f'[capture]\npackets = true\n[[watch]]\nname = "{WATCH}"\nexe = "{path}"\n', encoding="utf-8")
         words = [str(KINWATCH), "run", "--capture", "core", "--format", "json", "--interval-s", "3600"]
         words += ["--log", str(self._log), "--report-to", str(self._reports), *arguments]
-        words += ["--", *command] if command else ["-c", str(config), "--once"]
+        words += ["-c", str(config), *(["--", *command] if command else ["--once"])]
         self.watch = Path(command[0]).name if command else WATCH
         self._process = subprocess.Popen(
             words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=directory

@@ -45,6 +45,7 @@ ring_bytes = 4194304
 max_processes = 32768
 btf = ""
 network = true
+packets = false
 
 [log]
 file = "/var/log/kinwatch/events.jsonl"

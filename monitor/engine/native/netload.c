@@ -178,7 +178,7 @@ broken:
 /* -------- loading -------- */
 
 /* What the kernel says of itself; a group it lacks gets its reason here, before the verifier is asked. */
-static uint32_t hooks_offered(struct net_side *net)
+static uint32_t hooks_offered(struct net_side *net, uint32_t wanted)
 {
 	static const struct {
 		const char *type;
@@ -200,6 +200,10 @@ static uint32_t hooks_offered(struct net_side *net)
 			 strncmp(needed[i].type, "btf_trace_", 10) != 0 ? needed[i].type : needed[i].type + 10);
 	}
 	btf__free(btf);
+	for (uint32_t hook = 1; hook < ALL_HOOKS; hook <<= 1)
+		if (!(wanted & hook))
+			snprintf(reason_of(net, hook), sizeof(net->reasons[0]), "switched off");
+	offered &= wanted;
 	if (net->cgroup < 0) {
 		static const uint32_t both[] = {KW_NET_SOCKETS, KW_NET_PACKETS};
 
@@ -347,10 +351,10 @@ static void group_attach(struct net_side *net, struct bpf_object *object, uint32
 			fd_close(&net->links[i]);
 }
 
-static int net_begin(struct kw_loader *loader, const char *path, uint64_t hash)
+static int net_begin(struct kw_loader *loader, const char *path, uint64_t hash, uint32_t wanted)
 {
 	struct net_side *net = loader->net;
-	uint32_t hooks = hooks_offered(net);
+	uint32_t hooks = hooks_offered(net, wanted);
 	struct bpf_object *object = hooks ? net_load(loader, path, &hooks) : NULL;
 	int error = 0;
 
@@ -420,10 +424,10 @@ static int net_pin(struct kw_loader *loader)
 	return 0;
 }
 
-int kw_loader_net(struct kw_loader *loader, const char *object)
+int kw_loader_net(struct kw_loader *loader, const char *object, uint32_t wanted)
 {
 	struct net_side *net = calloc(1, sizeof(*net));
-	uint64_t hash = file_hash(object);
+	uint64_t hash = file_hash(object) + wanted; /* other hooks are wanted: another set */
 	int error, begun = 0;
 
 	if (!net)
@@ -438,7 +442,7 @@ int kw_loader_net(struct kw_loader *loader, const char *object)
 		begun = 1;
 		if (net->pins[0])
 			remove_directory(net->pins); /* another version's, or of another life of the lineage table */
-		error = net_begin(loader, object, hash);
+		error = net_begin(loader, object, hash, wanted);
 		if (!error && net->pins[0])
 			error = net_pin(loader);
 	}
