@@ -137,8 +137,8 @@ enum kw_net_hook {
 	KW_NET_BOOTSTRAP = 16, /* iterators: sockets from before the start, bytes of live sockets */
 	KW_NET_HOOKS = 5       /* how many there are */
 };
-/* Load or take over and attach the hooks of the mask `wanted`. Returns the mask of what is live, 0 perhaps; negative: nothing is, kw_loader_error()
- * says why. After kw_loader_open(). */
+/* Load or take over and attach the hooks of the mask `wanted`. Returns the mask of what is live, 0 perhaps; negative:
+ * nothing is, kw_loader_error() says why. After kw_loader_open(). */
 int kw_loader_net(struct kw_loader *loader, const char *object, uint32_t wanted);
 uint32_t kw_loader_net_hooks(const struct kw_loader *loader);
 /* Why a hook (one bit) is not live; "": it is. */
