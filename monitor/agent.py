@@ -143,7 +143,7 @@ class Agent:
             self._capture.commit()
             while self._capture.poll():
                 self._pump()
-                self._capture.commit()
+                self._capture.commit()  # not earlier: what a kill leaves uncommitted the next start reads again
                 if self._reloading is not None:
                     watches, self._reloading = self._reloading, None
                     self._change_watches(watches)

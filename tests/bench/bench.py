@@ -207,14 +207,21 @@ class Bench:
     def _network_rows(self) -> list[table.Row]:
         size, scratch = self.size, self.scratch
         return [
-            *(page.stream_row(self._streams(kin=kin), kin=kin) for kin in (True, False)),
+            *(
+                page.stream_row(self._streams(kin=kin, packets=packets), kin=kin, packets=packets)
+                for packets in (False, True)
+                for kin in (True, False)
+            ),
             *page.cycle_rows(
                 tried("connections", lambda: network.cycles(scratch, self.empty, size.cycles)),
             ),
         ]
 
-    def _streams(self, *, kin: bool) -> list[tuple[float, float]] | str:
-        return tried(f"streams, {kin=}", lambda: network.stream_pairs(self.scratch, self.size.streams, kin=kin))
+    def _streams(self, *, kin: bool, packets: bool) -> list[tuple[float, float]] | str:
+        return tried(
+            f"streams, {kin=}, {packets=}",
+            lambda: network.stream_pairs(self.scratch, self.size.streams, kin=kin, packets=packets),
+        )
 
     def _publishing_rows(self) -> list[table.Row]:
         size, scratch = self.size, self.scratch

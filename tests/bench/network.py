@@ -55,8 +55,11 @@ def _ran(path: Path, *arguments: str) -> int:
     return int(done.stdout)
 
 
-def stream_pairs(scratch: Path, pairs: int, *, kin: bool) -> list[tuple[float, float]]:
-    """Seconds a byte without and with kinwatch, each pair one right after the other. kin: the stream's ends are."""
+def stream_pairs(scratch: Path, pairs: int, *, kin: bool, packets: bool) -> list[tuple[float, float]]:
+    """Seconds a byte without and with kinwatch, each pair one right after the other.
+
+    kin: the stream's ends are. packets: the packet programs are attached.
+    """
     path = program(scratch)
     found = []
     with hooks.stats(on=False):
@@ -64,26 +67,29 @@ def stream_pairs(scratch: Path, pairs: int, *, kin: bool) -> list[tuple[float, f
             order = (False, True) if number % 2 else (True, False)
             taken = {}
             for watched in order:
-                with _watching(scratch, kin=kin) if watched else contextlib.nullcontext():
+                with _watching(scratch, kin=kin, packets=packets) if watched else contextlib.nullcontext():
                     taken[watched] = 1 / _ran(path, "stream", str(STREAM_MS))
             found.append((taken[False], taken[True]))
     return found
 
 
 @contextlib.contextmanager
-def _watching(scratch: Path, *, kin: bool) -> Iterator[Kinwatch]:
+def _watching(scratch: Path, *, kin: bool, packets: bool) -> Iterator[Kinwatch]:
     watch = NAME if kin else ANOTHER
-    with Kinwatch(scratch, watch) as kinwatch, contextlib.nullcontext() if kin else Sleeper(scratch, watch):
+    with (
+        Kinwatch(scratch, watch, packets=packets) as kinwatch,
+        contextlib.nullcontext() if kin else Sleeper(scratch, watch),
+    ):
         yield kinwatch
 
 
 def cycles(scratch: Path, empty: Path, count: int) -> Cycles:
     """Of `count` connections whose both ends are kin."""
     path = program(scratch)
-    with Kinwatch(scratch, NAME), hooks.empty_hooks(empty) as nothing, hooks.stats(on=True):
+    with Kinwatch(scratch, NAME, packets=True), hooks.empty_hooks(empty) as nothing, hooks.stats(on=True):
         ours = _network_programs()
-        if not ours:
-            raise Unmeasured("no network hook is live")
+        if not ours.keys() >= PACKETS | {"on_state"}:
+            raise Unmeasured(f"of the network's hooks only {sorted(ours)} are live")
         before = {number: hooks.program_of(number) for number in (*ours.values(), *nothing.values())}
         _ran(path, "cycles", str(count))
         after = {number: hooks.program_of(number) for number in before}

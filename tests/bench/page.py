@@ -215,10 +215,11 @@ def look_row(looks: Looks | str) -> Row:
     return Row(what, text, goal, "unclear" if unclear else verdict(good=spread.median >= LOOK_TIMES))
 
 
-def stream_row(pairs: Sequence[tuple[float, float]] | str, *, kin: bool) -> Row:
+def stream_row(pairs: Sequence[tuple[float, float]] | str, *, kin: bool, packets: bool) -> Row:
     """How much a stream over loopback loses, by the median of paired ratios."""
     whose, most = ("the watched application", STREAM_KIN_PERCENT) if kin else ("others, a root lives", STREAM_PERCENT)
-    what, goal = f"stream over loopback of {whose}, time per byte", f"<= {most:g} %"
+    what = f"stream over loopback of {whose}, time per byte{', with packet programs' if packets else ''}"
+    goal = f"<= {most:g} %"
     if isinstance(pairs, str):
         return Row(what, f"not measured: {pairs}", goal)
     spread = Spread.of(ratios(pairs))

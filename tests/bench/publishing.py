@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Final
 
@@ -30,8 +29,6 @@ from tests.mqtt.rig import ALARMS, REPORTS, Kinwatch, defender
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from tests.mqtt.rig import Listener
 
 QUIET_S: Final = 0.02
 """Before each fork, as for the first event."""
@@ -55,10 +52,6 @@ def broker(folder: Path) -> Broker:
     folder.mkdir()
     acl = LEAST_PRIVILEGE.format(client=f"{THING}-kinwatch", thing=THING) + EVERYTHING.format(client="responder")
     return Broker(folder, Authority(folder), acl)
-
-
-def _came(cloud: Listener, least: int, _: object) -> bool:
-    return len(cloud.arrived_ns) >= least
 
 
 def alarm_ns(scratch: Path, samples: int) -> list[int]:
@@ -85,7 +78,7 @@ def alarm_ns(scratch: Path, samples: int) -> list[int]:
                         process.stdin.write(b"x")
                         process.stdin.flush()
                         began_ns = int(process.stdout.readline())
-                        cloud.wait(ALARMS, partial(_came, cloud, before + 2))
+                        cloud.arrived(before + 2)
                         found.append(cloud.arrived_ns[before] - began_ns)
                     process.stdin.close()
     return found

@@ -72,14 +72,20 @@ class Kinwatch:
     Raises Unmeasured when it does not start, with what it said.
     """
 
-    def __init__(self, scratch: Path, watch: str, *, daemon: bool = False, log_to: int | None = None) -> None:
-        """`log_to`: a descriptor for the event lines instead of a file."""
+    def __init__(
+        self, scratch: Path, watch: str, *, daemon: bool = False, log_to: int | None = None, packets: bool = False
+    ) -> None:
+        """`log_to`: a descriptor for the event lines instead of a file. `packets`: [capture] packets."""
         self.watch = watch
         self.log = scratch / f"{watch}.jsonl"
         self.report = scratch / f"{watch}.report"
         self.socket = scratch / f"{watch}.sock"
         config = scratch / f"{watch}.toml"
-        config.write_text(f'[daemon]\nsocket = "{self.socket}"\nstate_dir = "{scratch / "state"}"\n', encoding="utf-8")
+        config.write_text(
+            f'[daemon]\nsocket = "{self.socket}"\nstate_dir = "{scratch / "state"}"\n'
+            f"[capture]\npackets = {str(packets).lower()}\n",
+            encoding="utf-8",
+        )
         for path in (self.log, self.report):
             path.unlink(missing_ok=True)
         self._daemon = daemon

@@ -117,6 +117,11 @@ class Listener:
             self.messages.append((topic, payload))
             self._changed.notify_all()
 
+    def arrived(self, least: int) -> None:
+        """Wait for so many messages of the topic of alarms; nothing is decoded meanwhile."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: len(self.arrived_ns) >= least, DEADLINE_S), self.trouble
+
     def publish(self, topic: str, payload: bytes) -> None:
         """Say something oneself."""
 
