@@ -87,7 +87,8 @@ class CoreCapture:
             if fresh:
                 unpin(pins)
         self._open(os.fsencode(programs or PROGRAMS), settings, pins)
-        self._network = NetworkSide(self._handle, NET_PROGRAMS if settings.network else None, packets=settings.packets)
+        network = NET_PROGRAMS if settings.network else None
+        self._network = NetworkSide(self._handle, network, btf=settings.btf, packets=settings.packets)
 
     def _open(self, path: bytes, settings: CaptureTable, pins: str) -> None:
         texts = [ffi.new("char[]", text) for text in (path, settings.btf.encode(), pins.encode())]

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from monitor.capture.network import NEEDS
 from monitor.capture.rules import cgroup2_mount
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+CAP_NET_ADMIN: Final = 12
+CAP_SYS_ADMIN: Final = 21
 KERNEL_BTF: Final = Path("/sys/kernel/btf/vmlinux")
 """Names of everything in the kernel that a program can be attached to."""
 
@@ -28,7 +29,7 @@ class Hook(msgspec.Struct, frozen=True, kw_only=True):
     needs: tuple[str, ...]
     """Names that the kernel's BTF must have."""
     cgroup2: bool = False
-    """It is attached to the root of the cgroup2 hierarchy."""
+    """It is attached to the root of the cgroup2 hierarchy, which takes CAP_NET_ADMIN."""
 
 
 FACTS: Final[dict[str, Hook]] = {
@@ -52,10 +53,31 @@ FACTS: Final[dict[str, Hook]] = {
     ),
     "bootstrap": Hook(
         purpose="sockets from before the start, bytes of sockets that are open",
-        needs=("bpf_iter_bpf_sk_storage_map", "bpf_iter_task_file"),
+        needs=("bpf_iter_task_file",),
     ),
 }
 """By the names of network.HOOKS."""
+
+
+NEEDS: Final = {
+    "bytes_in": ("states", "lengths"),
+    "bytes_out": ("states", "lengths"),
+    "wire_bytes_in": ("packets",),
+    "wire_bytes_out": ("packets",),
+    "packets_in": ("packets",),
+    "packets_out": ("packets",),
+    "connections_out": ("states",),
+    "connections_in": ("states",),
+    "connections_failed": ("states",),
+    "attempts": ("states",),
+    "open": ("states",),
+    "listening": ("states", "sockets"),
+    "remotes": ("states", "sockets"),
+    "remotes_missed": ("states", "sockets"),
+    "listening_ports": ("states", "sockets"),
+    "listening_missed": ("states", "sockets"),
+}
+"""By field of WatchSnapshot: the hooks that must be live for it to be the whole truth."""
 
 
 def unknown(missing: Iterable[str]) -> frozenset[str]:
@@ -73,12 +95,21 @@ def probe(btf: str = "") -> dict[str, str]:
         names = Path(btf or KERNEL_BTF).read_bytes()
     except OSError as error:
         return dict.fromkeys(FACTS, f"{btf or KERNEL_BTF} cannot be read: {error.strerror}")
-    mounted = cgroup2_mount() is not None
-    return {name: _lacks(hook, names, mounted=mounted) for name, hook in FACTS.items()}
+    cgroups = "" if _net_admin() else "no CAP_NET_ADMIN"
+    if cgroup2_mount() is None:
+        cgroups = "no cgroup2 hierarchy is mounted"
+    return {name: _lacks(hook, names, cgroups=cgroups) for name, hook in FACTS.items()}
 
 
-def _lacks(hook: Hook, names: bytes, *, mounted: bool) -> str:
+def _net_admin() -> bool:
+    """Whether this process may attach cgroup programs (proc(5): CapEff; capabilities(7))."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace")
+    effective = int(status.partition("CapEff:")[2].split()[0], 16)
+    return bool(effective >> CAP_NET_ADMIN & 1 or effective >> CAP_SYS_ADMIN & 1)
+
+
+def _lacks(hook: Hook, names: bytes, *, cgroups: str) -> str:
     lacking = [need for need in hook.needs if b"\0%b\0" % need.encode() not in names]
     if lacking:
         return f"the kernel has no {' and no '.join(lacking)}"
-    return "no cgroup2 hierarchy is mounted" if hook.cgroup2 and not mounted else ""
+    return cgroups if hook.cgroup2 else ""

@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, Final
 
+from monitor.capture import netfacts
+from monitor.capture.netfacts import NEEDS
 from monitor.detect.snapshot import NETWORK
 from monitor.engine._native import ffi, lib
 
@@ -27,44 +29,25 @@ HOOKS: Final = {
     "bootstrap": lib.KW_NET_BOOTSTRAP,
 }
 
-NEEDS: Final = {
-    "bytes_in": ("states", "lengths"),
-    "bytes_out": ("states", "lengths"),
-    "wire_bytes_in": ("packets",),
-    "wire_bytes_out": ("packets",),
-    "packets_in": ("packets",),
-    "packets_out": ("packets",),
-    "connections_out": ("states",),
-    "connections_in": ("states",),
-    "connections_failed": ("states",),
-    "attempts": ("states",),
-    "open": ("states",),
-    "listening": ("states", "sockets"),
-    "remotes": ("states", "sockets"),
-    "remotes_missed": ("states", "sockets"),
-    "listening_ports": ("states", "sockets"),
-    "listening_missed": ("states", "sockets"),
-}
-"""By field of WatchSnapshot: the hooks that must be live for it to be the whole truth."""
-
 _NOT_LOADED: Final = "not loaded"
 """What the loader says of a hook when the reason is one for all of them."""
 
-_SWITCHED_OFF: Final = "switched off"
-"""What it says of one that was not wanted."""
-
+PACKETS_OFF: Final = "switched off: capture.packets = false"
 _CELLS: Final = tuple(name for name, _ in ffi.typeof("struct kw_net_counters").fields)
 
 
 class NetworkSide:
     """The second object of the kernel side, beside the loader that has the first."""
 
-    def __init__(self, loader: CData, programs: Path | None, *, packets: bool) -> None:
+    def __init__(self, loader: CData, programs: Path | None, *, btf: str, packets: bool) -> None:
         """Load it or take it over; None: the network is not watched. A kernel that offers nothing is no error.
 
         `packets`: look at each packet too, which everybody on the device pays for.
         """
-        wanted = sum(bit for name, bit in HOOKS.items() if packets or name != "packets")
+        self._left_out = dict.fromkeys(HOOKS, "")
+        if programs is not None:
+            self._left_out = netfacts.probe(btf) | ({} if packets else {"packets": PACKETS_OFF})
+        wanted = sum(bit for name, bit in HOOKS.items() if not self._left_out[name])
         self._loader = loader
         self._error = _NOT_LOADED
         if programs is None:
@@ -75,8 +58,8 @@ class NetworkSide:
     def hooks(self) -> dict[str, str]:
         """Every hook by name: "" where it is live, else the reason why not."""
         reasons = {name: _text(lib.kw_loader_net_reason(self._loader, bit)) for name, bit in HOOKS.items()}
-        words = {_NOT_LOADED: self._error, _SWITCHED_OFF: "switched off: capture.packets = false"}
-        return {name: words.get(reason, reason) for name, reason in reasons.items()}
+        told = {name: self._error if reason == _NOT_LOADED else reason for name, reason in reasons.items()}
+        return {name: reason and (self._left_out[name] or reason) for name, reason in told.items()}
 
     def unknown(self) -> frozenset[str]:
         """Fields of WatchSnapshot that the live hooks do not tell."""

@@ -18,7 +18,8 @@ import msgspec
 import pytest
 
 from monitor.capture.core import CoreCapture
-from monitor.capture.network import HOOKS, NEEDS
+from monitor.capture.netfacts import NEEDS
+from monitor.capture.network import HOOKS
 from monitor.detect.snapshot import NETWORK, TRAFFIC, WatchSnapshot
 from monitor.engine import Engine
 from monitor.engine._native import lib

@@ -19,7 +19,6 @@
 #include <unistd.h>
 
 #include <bpf/bpf.h>
-#include <bpf/btf.h>
 #include <bpf/libbpf.h>
 
 #include "netload.h"
@@ -177,42 +176,16 @@ broken:
 
 /* -------- loading -------- */
 
-/* What the kernel says of itself; a group it lacks gets its reason here, before the verifier is asked. */
-static uint32_t hooks_offered(struct net_side *net, uint32_t wanted)
+/* Of what is wanted, what has a place to be attached to. The caller has asked the kernel's BTF. */
+static uint32_t hooks_placed(struct net_side *net, uint32_t wanted)
 {
-	static const struct {
-		const char *type;
-		uint32_t hook;
-	} needed[] = {
-	    {"btf_trace_inet_sock_set_state", KW_NET_STATES},
-	    {"btf_trace_sock_send_length", KW_NET_LENGTHS},
-	    {"btf_trace_sock_recv_length", KW_NET_LENGTHS},
-	    {"bpf_iter__task_file", KW_NET_BOOTSTRAP},
-	};
-	struct btf *btf = btf__load_vmlinux_btf();
-	uint32_t offered = ALL_HOOKS;
+	static const uint32_t of_cgroups[] = {KW_NET_SOCKETS, KW_NET_PACKETS};
 
-	for (size_t i = 0; btf && i < sizeof(needed) / sizeof(needed[0]); i++) {
-		if (btf__find_by_name(btf, needed[i].type) >= 0)
-			continue;
-		offered &= ~needed[i].hook;
-		snprintf(reason_of(net, needed[i].hook), sizeof(net->reasons[0]), "this kernel has no %s",
-			 strncmp(needed[i].type, "btf_trace_", 10) != 0 ? needed[i].type : needed[i].type + 10);
+	for (int i = 0; net->cgroup < 0 && i < 2; i++) {
+		wanted &= ~of_cgroups[i];
+		snprintf(reason_of(net, of_cgroups[i]), sizeof(net->reasons[0]), "no cgroup2 hierarchy is mounted");
 	}
-	btf__free(btf);
-	for (uint32_t hook = 1; hook < ALL_HOOKS; hook <<= 1)
-		if (!(wanted & hook))
-			snprintf(reason_of(net, hook), sizeof(net->reasons[0]), "switched off");
-	offered &= wanted;
-	if (net->cgroup < 0) {
-		static const uint32_t both[] = {KW_NET_SOCKETS, KW_NET_PACKETS};
-
-		for (int i = 0; i < 2; i++) {
-			offered &= ~both[i];
-			snprintf(reason_of(net, both[i]), sizeof(net->reasons[0]), "no cgroup2 hierarchy is mounted");
-		}
-	}
-	return offered;
+	return wanted;
 }
 
 /* The maps of the first object that these programs use; what is not handed over is not made. */
@@ -354,7 +327,7 @@ static void group_attach(struct net_side *net, struct bpf_object *object, uint32
 static int net_begin(struct kw_loader *loader, const char *path, uint64_t hash, uint32_t wanted)
 {
 	struct net_side *net = loader->net;
-	uint32_t hooks = hooks_offered(net, wanted);
+	uint32_t hooks = hooks_placed(net, wanted);
 	struct bpf_object *object = hooks ? net_load(loader, path, &hooks) : NULL;
 	int error = 0;
 
