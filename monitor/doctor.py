@@ -23,7 +23,7 @@ from monitor.capture.core import PINS
 from monitor.capture.poll import LOWER_BOUNDS
 from monitor.capture.rules import cgroup2_mount
 from monitor.defender.trial import trial
-from monitor.detect.behaviors import expected
+from monitor.detect.behaviors import aws_form, expected
 from monitor.detect.metrics import FIELDS
 from monitor.errors import CaptureUnavailable
 from monitor.sinks.text import safe
@@ -72,7 +72,7 @@ def findings(config: Config | None, *, connect: bool = True, send_report: bool =
             " unless its quota was raised"
         )
     found["behaviors"] = [
-        behavior.aws_form()
+        aws_form(behavior)
         for watch in settings.watches
         for behavior in expected(watch.name, **msgspec.structs.asdict(watch.expect))
     ]

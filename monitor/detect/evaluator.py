@@ -11,18 +11,25 @@ how a window slides; here it holds the datapoints of the last durationSeconds.
 from __future__ import annotations
 
 import ipaddress
+import operator
 from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 
-from monitor.detect.behaviors import _COMPARE as COMPARE
-from monitor.detect.profile import SUMMED, Behavior, Profile
+from monitor.detect.profile import SUMMED, Behavior, Operator, Profile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 Value = float | tuple[float | str, ...]
 """What a metric carries: a number, numbers, strings (addresses are strings)."""
+
+COMPARE: Final[dict[Operator, Callable[[float, float], bool]]] = {
+    "less-than": operator.lt,
+    "less-than-equals": operator.le,
+    "greater-than": operator.gt,
+    "greater-than-equals": operator.ge,
+}
 
 Kind = Literal["in-alarm", "alarm-cleared", "alarm-invalidated"]
 """violationEventType of ListViolationEvents."""
@@ -201,7 +208,7 @@ def _judge(behavior: Behavior) -> Callable[[Value], bool]:
 
 
 def _compared(behavior: Behavior, number: float) -> Callable[[Value], bool]:
-    compare = next(function for operator, function in COMPARE.items() if operator == behavior.operator)
+    compare = COMPARE[behavior.operator]
     return lambda value: not isinstance(value, tuple) and compare(value, number)
 
 

@@ -17,16 +17,17 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
+from monitor import config
 from monitor.capture.core import CoreCapture
 from monitor.capture.netfacts import NEEDS
 from monitor.capture.network import HOOKS
 from monitor.detect.snapshot import NETWORK, TRAFFIC, WatchSnapshot
 from monitor.engine import Engine
 from monitor.engine._native import lib
-from monitor.engine.lines import Accept, Close, Connect, Dns, Listen, Peer, Root, Socket, decode
+from monitor.engine.lines import Accept, Alarm, Close, Connect, Dns, Listen, Peer, Root, Socket, decode
 from monitor.schema import Capture
 from monitor.watch import Expect, Watch
-from tests.contract.conftest import DEADLINE_S, eventually
+from tests.contract.conftest import DEADLINE_S, KINWATCH, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -356,7 +357,7 @@ def test_a_question_to_a_name_server_is_told(closing: contextlib.ExitStack) -> N
     session = _watch(closing, _of(app))
     eventually(lambda: _attached() > 0, "the packet programs")
     question = bytes.fromhex("123401000001000000000000") + b"\x07example\x03com\x00" + bytes.fromhex("00010001")
-    # 127.0.0.53 and port 53: nobody has to listen there for the question to go out.
+    # 127.0.0.9 and port 53: nobody has to listen there for the question to go out.
     app.run("u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)")
     app.run(f"u.sendto({question!r}, ('127.0.0.9', 53))")
     line = session.first(Dns)
@@ -374,9 +375,38 @@ def test_a_connection_to_an_unexpected_place_is_told_before_it_answers(closing: 
     app = _app(closing)
     watch = msgspec.structs.replace(_of(app), expect=Expect(destinations=("192.0.2.0/24",)))
     session = _watch(closing, watch)
-    server, port = _server(closing)
-    app.run(f"s = socket.create_connection(('{LOOP}', {port}))")
-    _accept(closing, server)
+    # A queue of one that is full: what comes after it is not answered.
+    server = closing.enter_context(socket.create_server((LOOP, 0), backlog=0))
+    port = server.getsockname()[1]
+    closing.enter_context(socket.create_connection((LOOP, port)))
+    app.run("s = socket.socket(); s.setblocking(False)")
+    app.run(f"s.connect_ex(('{LOOP}', {port}))")
+    assert session.first(Alarm).value == (LOOP,)
     now = session.now()
-    assert (now.attempts, now.connections_out) == (1, 1)
-    assert session.of(Connect) or session.first(Connect)
+    assert (now.attempts, now.connections_out) == (1, 0)
+
+
+def test_the_unit_may_attach_every_hook(tmp_path: Path) -> None:
+    unit = (Path(config.__file__).parent / "share" / "kinwatch.service").read_text(encoding="utf-8")
+    allowed = [
+        line.partition("=")[2].split() for line in unit.splitlines() if line.startswith("CapabilityBoundingSet=")
+    ]
+    bounding = ",".join(["-all", *(f"+{name.removeprefix('CAP_').lower()}" for name in allowed[0])])
+    (tmp_path / "c.toml").write_text("[capture]\npackets = true\n", encoding="utf-8")
+    command = ["setpriv", f"--bounding-set={bounding}", "--inh-caps=-all", str(KINWATCH)]
+    doctor = subprocess.run(
+        [*command, "doctor", "-c", str(tmp_path / "c.toml"), "--json"],
+        capture_output=True,
+        check=True,
+        timeout=DEADLINE_S,
+    )
+    assert set(msgspec.json.decode(doctor.stdout)["network"].values()) == {""}
+    code = "import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.9', 9))"
+    ran = subprocess.run(
+        [*command, "run", "--format", "json", "--", sys.executable, "-c", code],
+        capture_output=True,
+        check=True,
+        timeout=DEADLINE_S,
+    )
+    lines = [decode(line) for line in ran.stdout.splitlines()]
+    assert [line.remote for line in lines if isinstance(line, Peer)] == ["127.0.0.9:9"]

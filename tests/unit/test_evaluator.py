@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monitor.detect.behaviors import expected
+from monitor.detect.behaviors import aws_form, expected
 from monitor.detect.evaluator import INVALID_AFTER_S, SLOTS, Evaluator, State, Value, Verdict
 from monitor.detect.profile import Behavior, Operator, Profile, load
 
@@ -43,7 +43,7 @@ def violates(judge: Evaluator, value: Value) -> bool:
 
 def test_an_expectation_written_for_aws_is_a_profile() -> None:
     (child_processes,) = expected("myapp", 0)
-    profile = loaded({"securityProfileName": "p", "behaviors": [child_processes.aws_form()]})
+    profile = loaded({"securityProfileName": "p", "behaviors": [aws_form(child_processes)]})
     assert profile.behaviors[0].metric == "num_child_procs_myapp"
     assert violates(Evaluator(profile), 1.0)
     assert not violates(Evaluator(profile), 0.0)

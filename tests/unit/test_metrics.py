@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monitor.detect.behaviors import expected, violated
+from monitor.detect.behaviors import aws_form, expected, violated
 from monitor.detect.metrics import FIELDS, Metric, lower_bound_metrics, merged, window_metrics
 from monitor.detect.snapshot import NETWORK, Snapshot, WatchSnapshot
 
@@ -303,7 +303,7 @@ def test_no_expectation_and_an_absent_metric_are_not_judged() -> None:
 
 
 def test_an_expectation_is_written_as_aws_writes_behaviors() -> None:
-    assert [behavior.aws_form() for behavior in expected("myapp", 0)] == [
+    assert [aws_form(behavior) for behavior in expected("myapp", 0)] == [
         {
             "name": "child_processes_myapp",
             "metric": "num_child_procs_myapp",
@@ -324,7 +324,7 @@ def test_an_expectation_is_written_as_aws_writes_behaviors() -> None:
     st.integers(),
 )
 def test_a_behavior_says_what_is_normal(comparison: Any, number: int, value: int) -> None:  # noqa: ANN401 - a Literal
-    behavior = msgspec.structs.replace(expected("a", 0)[0], comparison_operator=comparison, number=number, metric="m")
+    behavior = msgspec.structs.replace(expected("a", 0)[0], operator=comparison, number=number, metric="m")
     normal = {
         "less-than": value < number,
         "less-than-equals": value <= number,

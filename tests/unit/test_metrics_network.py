@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from monitor.defender.report import document
 from monitor.detect import profile
-from monitor.detect.behaviors import expected, violated
+from monitor.detect.behaviors import aws_form, expected, violated
 from monitor.detect.metrics import FIELDS, Metric, lower_bound_metrics, merged, window_metrics
 from monitor.detect.snapshot import NETWORK, TRAFFIC, Snapshot, WatchSnapshot
 from monitor.remote import Remote, endpoint
@@ -139,7 +139,7 @@ def test_more_than_was_kept_makes_a_list_a_lower_bound() -> None:
 
 def test_expectations_are_written_as_aws_writes_behaviors() -> None:
     behaviors = expected("myapp", 0, ("10.0.0.0/8", "fd00::/8"), (80, 8080))
-    written = [behavior.aws_form() for behavior in behaviors]
+    written = [aws_form(behavior) for behavior in behaviors]
     once = {"consecutiveDatapointsToAlarm": 1, "consecutiveDatapointsToClear": 1}
     assert written[1:] == [
         {
@@ -157,7 +157,7 @@ def test_expectations_are_written_as_aws_writes_behaviors() -> None:
     read = profile.load(msgspec.json.encode({"securityProfileName": "p", "behaviors": written}))
     assert [behavior.normal() for behavior in read.behaviors] == ["<= 0", "in 10.0.0.0/8, fd00::/8", "in 80, 8080"]
     assert read.elsewhere == ()
-    nothing = [behavior.aws_form() for behavior in expected("myapp", None, (), ())]
+    nothing = [aws_form(behavior) for behavior in expected("myapp", None, (), ())]
     assert [behavior.normal() for behavior in profile.load(msgspec.json.encode({"behaviors": nothing})).behaviors] == [
         "in nothing",
         "in nothing",
@@ -198,8 +198,8 @@ def test_no_expectation_and_an_absent_metric_are_not_judged() -> None:
     assert violated(expected("myapp", None, (), ()), unknown) == []
     known = window_metrics(None, snapshot(remotes=REMOTES, listening_ports=(1,)))
     assert [found.behavior.name for found in violated(expected("myapp", None, (), ()), known)] == [
-        "destinations",
-        "listening_ports",
+        "destinations_myapp",
+        "listening_ports_myapp",
     ]
 
 
