@@ -161,7 +161,41 @@ class Programs:
             program.close()
 
 
-class Watcher:
+class Spoken:
+    """A running kinwatch, as far as it speaks on stderr."""
+
+    _process: subprocess.Popen[bytes]
+    _said: list[str]
+    _stderr: threading.Thread
+
+    def _hear(self) -> None:
+        """Keep what it says, and return when it watches."""
+        self._said = []
+        self._stderr = threading.Thread(target=self._listen, daemon=True)
+        self._stderr.start()
+        try:
+            eventually(lambda: self._is_watching() or self._process.poll() is not None, "kinwatch to watch")
+            assert self._is_watching(), f"kinwatch ended with {self._process.poll()}: {self.said}"
+        except BaseException:
+            self._process.kill()
+            self._process.wait()
+            raise
+
+    def _listen(self) -> None:
+        assert self._process.stderr is not None
+        for line in self._process.stderr:
+            self._said.append(line.decode())
+
+    def _is_watching(self) -> bool:
+        return any(line.startswith("kinwatch: watching (") for line in self._said)
+
+    @property
+    def said(self) -> str:
+        """All of stderr so far."""
+        return "".join(self._said)
+
+
+class Watcher(Spoken):
     """A running `kinwatch run`, its lines and its reports."""
 
     def __init__(self, capture: str, directory: Path, *arguments: str, watches: str = "") -> None:
@@ -179,27 +213,10 @@ class Watcher:
         if capture == "replay":
             command += ["--record", str(self._record)]
         self._process = subprocess.Popen([*command, *arguments], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        self._said: list[str] = []
-        self._stderr = threading.Thread(target=self._listen)
-        self._stderr.start()
         self._decoded: list[Line] = []
         self._read_bytes = 0
         self._replayed: list[Line] | None = None
-        eventually(lambda: self._is_watching() or self._process.poll() is not None, "kinwatch to watch")
-        assert self._is_watching(), f"kinwatch ended with {self._process.returncode}: {self.said}"
-
-    def _listen(self) -> None:
-        assert self._process.stderr is not None
-        for line in self._process.stderr:
-            self._said.append(line.decode())
-
-    def _is_watching(self) -> bool:
-        return any(line.startswith("kinwatch: watching (") for line in self._said)
-
-    @property
-    def said(self) -> str:
-        """All of stderr so far."""
-        return "".join(self._said)
+        self._hear()
 
     def unknown(self, fact: str) -> bool:
         """Whether the table declares that this capture cannot know the fact."""

@@ -10,7 +10,6 @@ import itertools
 import os
 import signal
 import subprocess
-import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,12 +91,8 @@ class Daemon(Watcher):
         command += ["--log", str(self._log), "--report-to", str(self._reports), "--interval-s", "3600"]
         command += ["--fresh"] * fresh
         self._process = subprocess.Popen([*command, *arguments], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        self._said = []
-        self._stderr = threading.Thread(target=self._listen)
-        self._stderr.start()
-        eventually(lambda: self._is_watching() or self._process.poll() is not None, "kinwatch to watch")
+        self._hear()
         self.ready_wall_ns = time.time_ns()
-        assert self._is_watching(), f"kinwatch ended with {self._process.returncode}: {self.said}"
 
     @property
     def pid(self) -> int:

@@ -147,7 +147,11 @@ class Broker:
             *self.more,
         ]
         (self.folder / "mosquitto.conf").write_text("\n".join(lines) + "\n")
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.kill()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:

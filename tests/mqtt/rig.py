@@ -67,7 +67,8 @@ class Listener:
         """Who answers; None: nobody."""
         self._changed = threading.Condition()
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name=name)
+        # A daemon: a test that fails in the middle must not keep the run from ending.
+        self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
         self._tasks: set[asyncio.Task[None]] = set()
         self.ready = threading.Event()
         self.messages: list[tuple[str, bytes]] = []
@@ -80,7 +81,9 @@ class Listener:
         """Connect and subscribe."""
         self._thread.start()
         self._loop.call_soon_threadsafe(self._link.start, self)
-        assert self.ready.wait(DEADLINE_S), self.trouble
+        if not self.ready.wait(DEADLINE_S):
+            self.__exit__()
+            raise AssertionError(self.trouble)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -231,16 +234,23 @@ private_key = "{known.private_key}"
         """Start it and wait until it watches."""
         before = len(self.said())
         self._spawn()
-        self.wait_until(lambda: "watching (" in self.said()[before:])
+        try:
+            self.wait_until(lambda: "watching (" in self.said()[before:])
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def refused(self) -> int:
         """Start it where it must not start; returns the exit code."""
         self._spawn()
         assert self.process is not None
-        code = self.process.wait(DEADLINE_S)
-        self._close_stdin()
-        return code
+        try:
+            return self.process.wait(DEADLINE_S)
+        finally:
+            self.process.kill()
+            self.process.wait()
+            self._close_stdin()
 
     def _spawn(self) -> None:
         self._close_stdin()
@@ -338,3 +348,22 @@ def lines_of(messages: Sequence[dict[str, Any]]) -> int:
     for message in messages:
         most[message["alarm_id"]] = max(most.get(message["alarm_id"], 0), 1 + message.get("merged", 0))
     return sum(most.values())
+
+
+def spawned(reports: Sequence[dict[str, Any]]) -> int:
+    """How many children reports tell of, together."""
+    return sum(report["custom_metrics"]["child_procs_spawned_myapp"][0]["number"] for report in reports)
+
+
+def once(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each message where it came first: a copy may come later, even from a connection that was given up."""
+    first: dict[str, dict[str, Any]] = {}
+    for message in messages:
+        first.setdefault(message["alarm_id"], message)
+    return list(first.values())
+
+
+def ids_are_reports(cloud: Listener) -> bool:
+    """Whether each report id was used for one report, however often that came (QoS 1)."""
+    ids = {report["header"]["report_id"] for report in cloud.on(REPORTS)}
+    return len(ids) == len({payload for topic, payload in cloud.messages if topic.startswith(REPORTS)})

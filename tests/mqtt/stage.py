@@ -50,7 +50,7 @@ def isolated(*command: str) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=2 * DEADLINE_S,
+        timeout=5 * DEADLINE_S,  # more than all the waits inside
     )
 
 
@@ -106,7 +106,7 @@ def _perform(folder: Path, reports: int, command: list[str]) -> None:
     ):
         try:
             threading.Thread(target=_tell_end, args=(process, enough), daemon=True).start()
-            enough.wait(DEADLINE_S)
+            assert enough.wait(DEADLINE_S), (folder / "stderr").read_text(errors="replace")
             rss_kb = 0
             if process.poll() is None:
                 listener.wait("$aws/", lambda found: len(found) >= reports or not heard)

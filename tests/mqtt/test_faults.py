@@ -10,13 +10,25 @@ import datetime as dt
 import resource
 import signal
 import socket
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from monitor.defender.responder import Faults, Heard, Responder
 from tests.mqtt.broker import LEAST_PRIVILEGE, THING, Authority, Broker
-from tests.mqtt.rig import ALARMS, REPORTS, Kinwatch, Listener, defender, lines_of, shell, told
+from tests.mqtt.rig import (
+    ALARMS,
+    REPORTS,
+    Kinwatch,
+    Listener,
+    defender,
+    ids_are_reports,
+    lines_of,
+    once,
+    shell,
+    spawned,
+    told,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,16 +46,8 @@ def all_arrived(cloud: Listener, kinwatch: Kinwatch, alarms: int) -> None:
     kinwatch.wait_until(lambda: len(kinwatch.events("alarm", "clear")) == 2 * alarms)
     messages = cloud.wait(ALARMS, lambda found: lines_of(found) >= 2 * alarms)
     assert lines_of(messages) == 2 * alarms
-    assert told(messages[-1:]) == told(kinwatch.events("alarm", "clear")[-1:])
-    # A report may come twice, for QoS 1 sends what was not acknowledged again; its id is that of no other one.
-    ids = [report["header"]["report_id"] for report in cloud.on(REPORTS)]
-    assert ids == sorted(ids)
-    assert len(set(ids)) == len({payload for topic, payload in cloud.messages if topic.startswith(REPORTS)})
-
-
-def spawned(reports: list[Any]) -> int:
-    """How many children reports tell of, together."""
-    return sum(report["custom_metrics"]["child_procs_spawned_myapp"][0]["number"] for report in reports)
+    assert told(once(messages)[-1:]) == told(kinwatch.events("alarm", "clear")[-1:])
+    assert ids_are_reports(cloud)
 
 
 def told_of(heard: list[Heard]) -> float:

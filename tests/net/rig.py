@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from monitor.engine import lines
-from tests.contract.conftest import DEADLINE_S, KINWATCH, Program, eventually
+from tests.contract.conftest import DEADLINE_S, KINWATCH, Program, Spoken, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -190,7 +190,7 @@ class Peer(Program):
         return found()[-1]
 
 
-class Kinwatch:
+class Kinwatch(Spoken):
     """A kinwatch of this test alone, unpinned. Watches the program that `path` names, or runs one itself."""
 
     def __init__(self, directory: Path, path: Path, *arguments: str, command: tuple[str, ...] = ()) -> None:
@@ -204,32 +204,16 @@ class Kinwatch:
         self._process = subprocess.Popen(
             words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=directory
         )
-        self._said: list[str] = []
         self._facts: list[dict[str, Any]] = []
-        self._threads = [threading.Thread(target=self._listen), threading.Thread(target=self._read)]
-        for thread in self._threads:
-            thread.start()
-        eventually(lambda: self._is_watching() or self._process.poll() is not None, "kinwatch to watch")
-        assert self._is_watching(), f"kinwatch ended with {self._process.returncode}: {self.said}"
-
-    def _listen(self) -> None:
-        assert self._process.stderr is not None
-        for line in self._process.stderr:
-            self._said.append(line.decode())
+        self._stdout = threading.Thread(target=self._read, daemon=True)
+        self._stdout.start()
+        self._hear()
 
     def _read(self) -> None:
         """What its command tells."""
         assert self._process.stdout is not None
         for line in self._process.stdout:
             self._facts.append(json.loads(line))
-
-    def _is_watching(self) -> bool:
-        return any(line.startswith("kinwatch: watching (") for line in self._said)
-
-    @property
-    def said(self) -> str:
-        """All of stderr so far."""
-        return "".join(self._said)
 
     def fact(self, name: str) -> dict[str, Any]:
         """The first fact of that name that its command told, once it has."""
@@ -306,7 +290,7 @@ class Kinwatch:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
-        for thread in self._threads:
+        for thread in (self._stdout, self._stderr):
             thread.join(10)
         for stream in (self._process.stdout, self._process.stderr):
             assert stream is not None

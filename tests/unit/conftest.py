@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.unit.service import Clock, Service
+from tests.unit.service import EVENTS, EVENTS_S, Clock, Device, Service
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 
 @pytest.fixture(name="clock")
@@ -25,3 +26,9 @@ def the_clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
 def the_service(clock: Clock) -> Service:
     """A service that accepts everything."""
     return Service(clock)
+
+
+@pytest.fixture(name="device")
+def the_device(clock: Clock, service: Service, tmp_path: Path) -> Device:
+    """A device with a topic for its event log, that has not begun."""
+    return Device(clock, service, tmp_path / "spool.db", events_topic=EVENTS, events_s=EVENTS_S, events_bytes=1024)

@@ -39,6 +39,7 @@ THING: Final = "mything1"
 METRICS: Final = f"$aws/things/{THING}/defender/metrics"
 ALARMS: Final = f"kinwatch/{THING}/alarms"
 EVENTS: Final = f"kinwatch/{THING}/events"
+EVENTS_S: Final = 10
 SPACING_S: Final = 300.0
 INTERVAL_S: Final = 3600.0
 ANSWER_S: Final = 30
@@ -385,3 +386,13 @@ def spawned(report: dict[str, Any]) -> int:
 def report_id(report: dict[str, Any]) -> int:
     """Its id."""
     return int(report["header"]["report_id"])
+
+
+def values(service: Service) -> list[int]:
+    """What the alarms say, in order."""
+    return [alarm["value"] for alarm in service.alarms()]
+
+
+def events(service: Service) -> list[bytes]:
+    """Batches of event lines."""
+    return [payload for _, payload in service.messages[EVENTS]]

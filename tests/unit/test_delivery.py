@@ -9,7 +9,6 @@ import asyncio
 import gzip
 import itertools
 import json
-from typing import TYPE_CHECKING, Final
 
 import pytest
 
@@ -21,36 +20,17 @@ from tests.unit.service import (
     ALARMS,
     CLEAR,
     EVENTS,
+    EVENTS_S,
     INTERVAL_S,
     SPACING_S,
     Clock,
     Device,
     Service,
+    events,
     refuse,
     spawned,
+    values,
 )
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-EVENTS_S: Final = 10
-
-
-@pytest.fixture(name="device")
-def the_device(clock: Clock, service: Service, tmp_path: Path) -> Device:
-    """A device with a topic for its event log, that has not begun."""
-    return Device(clock, service, tmp_path / "spool.db", events_topic=EVENTS, events_s=EVENTS_S, events_bytes=1024)
-
-
-def values(service: Service) -> list[int]:
-    """What the alarms say, in order."""
-    return [alarm["value"] for alarm in service.alarms()]
-
-
-def events(service: Service) -> list[bytes]:
-    """Batches of event lines."""
-    return [payload for _, payload in service.messages[EVENTS]]
-
 
 # -------- alarms --------
 

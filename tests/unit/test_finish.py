@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import pytest
 
@@ -17,37 +17,18 @@ from tests.unit.service import (
     ALARM,
     ANSWER_S,
     CLEAR,
-    EVENTS,
     METRICS,
     SPACING_S,
     Clock,
     Device,
     Service,
+    events,
     refuse,
     spawned,
+    values,
 )
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 FINISH_S: Final = 5.0
-EVENTS_S: Final = 10
-
-
-@pytest.fixture(name="device")
-def the_device(clock: Clock, service: Service, tmp_path: Path) -> Device:
-    """A device with a topic for its event log, that has not begun."""
-    return Device(clock, service, tmp_path / "spool.db", events_topic=EVENTS, events_s=EVENTS_S, events_bytes=1024)
-
-
-def values(service: Service) -> list[int]:
-    """What the alarms say, in order."""
-    return [alarm["value"] for alarm in service.alarms()]
-
-
-def events(service: Service) -> list[bytes]:
-    """Batches of event lines."""
-    return [payload for _, payload in service.messages[EVENTS]]
 
 
 def connected(_: Service) -> None:
