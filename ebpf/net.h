@@ -26,14 +26,17 @@ enum tag_flag {
 	TAG_CONNECTED = 128, /* UDP: it has a peer of its own */
 };
 
+/* One direction of DNS over TCP. */
+struct kw_dns_way {
+	uint32_t next;	 /* sequence number at which the next message begins; 0: not known */
+	uint32_t length; /* of the message that begins with the next segment; 0: not known */
+};
+
 struct kw_tag {
 	struct kw_socket record; /* bytes_in, bytes_out: what is accounted */
 	uint32_t flags;
-	uint32_t dns_in;     /* TCP: sequence number at which the next message begins; 0: not known */
-	uint32_t dns_out;    /* the same, to the server */
-	uint32_t dns_length; /* TCP: of the message that begins with the next segment */
-	uint32_t epoch;	     /* of the mask of watches */
-	uint32_t reserved;
+	uint32_t epoch;		  /* of the mask of watches */
+	struct kw_dns_way dns[2]; /* to the server, from it */
 };
 
 struct {

@@ -37,27 +37,33 @@ static __always_inline void tag_describe(struct kw_tag *tag, uint64_t cookie, ui
 	tag->record.protocol = protocol;
 }
 
-/* Made by kin: its own, whoever uses it. */
-SEC("cgroup/sock_create")
-int on_sock_create(struct bpf_sock *context)
+/* A tag for a socket of the current process, if it is kin; NULL: a stranger's. */
+static __always_inline struct kw_tag *tag_make(struct bpf_sock *sk, uint64_t cookie)
 {
 	struct kw_tag *tag;
 	struct kw_kin *row;
 	uint32_t pid;
 
-	if (!kin_alive())
-		return PASS;
 	row = kin_now(&pid);
 	if (!row)
-		return PASS;
-	tag = bpf_sk_storage_get(&socket_tags, context, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+		return NULL;
+	tag = bpf_sk_storage_get(&socket_tags, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!tag) {
 		lose(KW_TABLE_FULL);
-		return PASS;
+		return NULL;
 	}
 	tag_own(tag, row, pid);
 	tag_hold(tag);
-	tag_describe(tag, bpf_get_socket_cookie(context), context->family, context->type, context->protocol);
+	tag_describe(tag, cookie, sk->family, sk->type, sk->protocol);
+	return tag;
+}
+
+/* Made by kin: its own, whoever uses it. */
+SEC("cgroup/sock_create")
+int on_sock_create(struct bpf_sock *context)
+{
+	if (kin_alive())
+		tag_make(context, bpf_get_socket_cookie(context));
 	return PASS;
 }
 
@@ -94,26 +100,11 @@ static __always_inline struct kw_tag *tag_in_call(struct bpf_sock_addr *context)
 {
 	struct bpf_sock *sk = context->sk;
 	struct kw_tag *tag;
-	struct kw_kin *row;
-	uint32_t pid;
 
 	if (!sk)
 		return NULL;
 	tag = bpf_sk_storage_get(&socket_tags, sk, NULL, 0);
-	if (tag)
-		return tag;
-	row = kin_now(&pid);
-	if (!row)
-		return NULL;
-	tag = bpf_sk_storage_get(&socket_tags, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
-	if (!tag) {
-		lose(KW_TABLE_FULL);
-		return NULL;
-	}
-	tag_own(tag, row, pid);
-	tag_hold(tag);
-	tag_describe(tag, bpf_get_socket_cookie(context), context->family, context->type, context->protocol);
-	return tag;
+	return tag ? tag : tag_make(sk, bpf_get_socket_cookie(context));
 }
 
 /* An IPv6 socket that sends to a v4-mapped address comes to the hook of IPv4 (udpv6_sendmsg() calls udp_sendmsg()). */
@@ -245,26 +236,11 @@ int on_recvmsg6(struct bpf_sock_addr *context)
 static __always_inline struct kw_tag *tag_at_bind(struct bpf_sock *context)
 {
 	struct kw_tag *tag;
-	struct kw_kin *row;
-	uint32_t pid;
 
 	if (!net_active())
 		return NULL;
 	tag = bpf_sk_storage_get(&socket_tags, context, NULL, 0);
-	if (tag)
-		return tag;
-	row = kin_now(&pid);
-	if (!row)
-		return NULL;
-	tag = bpf_sk_storage_get(&socket_tags, context, NULL, BPF_SK_STORAGE_GET_F_CREATE);
-	if (!tag) {
-		lose(KW_TABLE_FULL);
-		return NULL;
-	}
-	tag_own(tag, row, pid);
-	tag_hold(tag);
-	tag_describe(tag, bpf_get_socket_cookie(context), context->family, context->type, context->protocol);
-	return tag;
+	return tag ? tag : tag_make(context, bpf_get_socket_cookie(context));
 }
 
 static __always_inline int bound(struct kw_tag *tag, uint32_t port)

@@ -149,7 +149,7 @@ static __noinline int dns_over_udp(struct __sk_buff *skb, const struct kw_tag *t
  */
 static __noinline int dns_over_tcp(struct __sk_buff *skb, struct kw_tag *tag, uint32_t transport, uint32_t way)
 {
-	uint32_t *next = way ? &tag->dns_in : &tag->dns_out;
+	struct kw_dns_way *dns = way ? &tag->dns[1] : &tag->dns[0];
 	uint32_t sequence, at, left;
 	uint16_t length;
 	uint8_t words;
@@ -162,8 +162,8 @@ static __noinline int dns_over_tcp(struct __sk_buff *skb, struct kw_tag *tag, ui
 		left = skb->len - at;
 		if (skb->len <= at || left < 2)
 			return 0;
-		if (*next && (int32_t)(sequence - *next) < 0) {
-			uint32_t skip = *next - sequence; /* the rest of a message that began earlier */
+		if (dns->next && (int32_t)(sequence - dns->next) < 0) {
+			uint32_t skip = dns->next - sequence; /* the rest of a message that began earlier */
 
 			if (skip >= left)
 				return 0;
@@ -171,13 +171,13 @@ static __noinline int dns_over_tcp(struct __sk_buff *skb, struct kw_tag *tag, ui
 			sequence += skip;
 			continue;
 		}
-		if (tag->dns_length && *next == sequence) { /* announced by the last segment */
-			length = tag->dns_length;
-			tag->dns_length = 0;
+		if (dns->length && dns->next == sequence) { /* announced by the last segment */
+			length = dns->length;
+			dns->length = 0;
 			dns_emit(skb, tag, transport, at, length | way);
 			at += length;
 			sequence += length;
-			*next = sequence;
+			dns->next = sequence;
 			continue;
 		}
 		if (bpf_skb_load_bytes(skb, at, &length, 2))
@@ -186,14 +186,14 @@ static __noinline int dns_over_tcp(struct __sk_buff *skb, struct kw_tag *tag, ui
 		if (length < DNS_HEADER_BYTES)
 			return 0;
 		if (left == 2) {
-			tag->dns_length = length;
-			*next = sequence + 2;
+			dns->length = length;
+			dns->next = sequence + 2;
 			return 0;
 		}
 		dns_emit(skb, tag, transport, at + 2, length | way);
 		at += 2 + (uint32_t)length;
 		sequence += 2 + (uint32_t)length;
-		*next = sequence;
+		dns->next = sequence;
 	}
 	return 0;
 }

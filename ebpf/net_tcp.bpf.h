@@ -139,7 +139,7 @@ static __noinline int tcp_began(struct kw_tag *tag, struct sock *sk, int to)
 	}
 	tag->flags |= TAG_CONNECTING;
 	tag->record.bytes_in = tag->record.bytes_out = 0;
-	tag->dns_in = tag->dns_out = 0;
+	tag->dns[0] = tag->dns[1] = (struct kw_dns_way){};
 	net_count(tag->record.header.watches, NET_CELL(attempts), 1, 0, 0);
 	if (!(tag->record.header.watches & net.expecting))
 		return 0;
