@@ -233,11 +233,11 @@ static void enforced_make(struct kw_enforced *enforced, struct script *script)
 static bool record_make(union record *record, struct script *script)
 {
 	static const uint32_t sizes[] = {
-	    [KW_FORK] = sizeof(struct kw_fork),	    [KW_EXEC] = sizeof(struct kw_image),
-	    [KW_EXIT] = sizeof(struct kw_exit),	    [KW_ADOPT] = sizeof(struct kw_image),
-	    [KW_FORGET] = sizeof(struct kw_forget), [KW_SYNC] = sizeof(struct kw_sync),
-	    [KW_LOST] = sizeof(struct kw_lost),	    [KW_CLOCK] = sizeof(struct kw_clock),
-	    [KW_SOCKET] = sizeof(struct kw_socket), [KW_DNS] = sizeof(struct kw_dns),
+	    [KW_FORK] = sizeof(struct kw_fork),		[KW_EXEC] = sizeof(struct kw_image),
+	    [KW_EXIT] = sizeof(struct kw_exit),		[KW_ADOPT] = sizeof(struct kw_image),
+	    [KW_FORGET] = sizeof(struct kw_forget),	[KW_SYNC] = sizeof(struct kw_sync),
+	    [KW_LOST] = sizeof(struct kw_lost),		[KW_CLOCK] = sizeof(struct kw_clock),
+	    [KW_SOCKET] = sizeof(struct kw_socket),	[KW_DNS] = sizeof(struct kw_dns),
 	    [KW_ENFORCED] = sizeof(struct kw_enforced),
 	};
 	uint16_t kind = 1 + next(script) % KW_ENFORCED;
