@@ -123,8 +123,6 @@ def test_too_deep_is_told_at_the_fork(shell: Path) -> None:
     (fork,) = [line for line in told if isinstance(line, Fork) and line.depth == 3]
     assert (alarm.behavior, alarm.process_ids, alarm.time) == ("depth", (fork.process_id,), fork.time)
     assert alarm.value == 3
-    deepest = max(line.depth for line in told if isinstance(line, Fork) and line.depth is not None)
-    assert deepest >= 3
 
 
 @pytest.mark.skipif(shutil.which("setpriv") is None, reason="util-linux has no setpriv here")
