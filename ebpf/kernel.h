@@ -322,6 +322,7 @@ struct sock_common {
 	volatile unsigned char skc_state;
 	struct in6_addr skc_v6_daddr;
 	struct in6_addr skc_v6_rcv_saddr;
+	atomic64_t skc_cookie; /* 0: nobody has asked for it yet */
 	unsigned long skc_flags;
 };
 

@@ -13,7 +13,7 @@ struct kw_net_control {
 	uint64_t expecting;	/* watches that expect certain destinations: told when a connection begins */
 	uint32_t forgotten[32]; /* KW_SLOTS: the epoch in which a slot's watch was removed last */
 	uint32_t epoch;		/* how often a watch was removed; a tag of an earlier one looks what it lost */
-	uint32_t reserved;
+	uint32_t desk; /* 0: tags go into the sockets alone */
 
 	uint64_t pad_to_line[3];
 	uint64_t sockets; /* of kin, alive */

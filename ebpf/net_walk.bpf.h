@@ -48,7 +48,7 @@ int net_walk(struct bpf_iter__task_file *context)
 	sk = socket->sk;
 	if (!sk)
 		return 0;
-	tag = bpf_sk_storage_get(&socket_tags, sk, NULL, 0);
+	tag = tag_find(sk);
 	if (tag && tag_watches(tag) && tag->flags & TAG_OPEN && tag->record.protocol == IPPROTO_TCP)
 		tag_account(tag, sk);
 	if (!net.adopt)

@@ -348,6 +348,7 @@ static int net_begin(struct kw_loader *loader, const char *path, uint64_t hash, 
 	}
 	net->control->object_hash = hash;
 	net->control->rows_id = map_id(loader->set.maps[MAP_ROWS]);
+	net->control->desk = !(hooks & KW_NET_PACKETS);
 	net->hooks = hooks;
 	for (uint32_t hook = KW_NET_BOOTSTRAP; hook; hook >>= 1)
 		if (net->hooks & hook)
