@@ -369,7 +369,7 @@ static __always_inline void address_v6(uint8_t *to, const struct in6_addr *from)
 	words[3] = from->in6_u.u6_addr32[3];
 }
 
-/* Our end of an IP socket. */
+/* Our end of an IP socket, while it has a port: skc_num is zero again when a closed socket's was given back. */
 static __always_inline void tag_local(struct kw_tag *tag, const struct sock *sk)
 {
 	const struct sock_common *common = &sk->__sk_common;
@@ -395,6 +395,16 @@ static __always_inline void tag_ends(struct kw_tag *tag, const struct sock *sk)
 		*(uint32_t *)record->remote = common->skc_daddr;
 	else
 		address_v6(record->remote, &common->skc_v6_daddr);
+}
+
+/* Both ends of a TCP socket that is about to be closed, whose port may have been given back. */
+static __always_inline void tag_last_ends(struct kw_tag *tag, struct sock *sk)
+{
+	const struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
+
+	tag_ends(tag, sk);
+	if (tcp)
+		tag->record.local_port = bpf_ntohs(tcp->inet_conn.icsk_inet.inet_sport);
 }
 
 /* Payload that a TCP socket has carried in its life: neither SYN nor FIN, nothing twice. False: it is none. */

@@ -114,6 +114,8 @@ static __always_inline void tcp_ends(struct tcp_step *step, struct kw_tag *tag, 
 	if (was & (TAG_OPEN | TAG_LISTENING)) {
 		if (was & TAG_OPEN)
 			tag_account(tag, sk);
+		else if (!tag->record.local_port)
+			tag_last_ends(tag, sk);
 		step->event = KW_SOCKET_CLOSED;
 		step->cell = was & TAG_OPEN ? NET_CELL(open) : NET_CELL(listening);
 		step->by = -1;
@@ -126,7 +128,7 @@ static __always_inline void tcp_ends(struct tcp_step *step, struct kw_tag *tag, 
 		if (!step->result)
 			step->result = ECONNABORTED;
 		if (sk->__sk_common.skc_dport) /* the port of our side was chosen after the state */
-			tag_ends(tag, sk);
+			tag_last_ends(tag, sk);
 		step->event = KW_SOCKET_CONNECTED;
 		step->cell = NET_CELL(connections_failed);
 		step->by = 1;
@@ -143,7 +145,11 @@ static __always_inline void tcp_ended(struct kw_tag *tag, struct sock *sk)
 		tag_drop(tag);
 }
 
-/* From here on the tag is to be inherited. Nobody else uses it: the listener's own call goes on. */
+/*
+ * From here on the tag is to be inherited. Nobody else uses it: the listener's own call goes on. A socket that was never
+ * bound gets its port after the state (inet_csk_listen_start()): the record without one has the reader walk over the
+ * open files, where it is found.
+ */
 static __noinline int tcp_listens(struct kw_tag *tag, struct sock *sk)
 {
 	if (tag->flags & TAG_DESK) {

@@ -24,7 +24,7 @@ from monitor.capture.network import HOOKS
 from monitor.detect.snapshot import NETWORK, TRAFFIC, WatchSnapshot
 from monitor.engine import Engine
 from monitor.engine._native import lib
-from monitor.engine.lines import Accept, Alarm, Close, Connect, Dns, Listen, Peer, Root, Socket, decode
+from monitor.engine.lines import Accept, Alarm, Close, Connect, Dns, Listen, Lost, Peer, Root, Socket, decode
 from monitor.schema import Capture
 from monitor.watch import Expect, Watch
 from tests.contract.conftest import DEADLINE_S, KINWATCH, eventually
@@ -73,9 +73,9 @@ class App:
 class Session:
     """A capture with its reader, and the lines that came."""
 
-    def __init__(self, *watches: Watch) -> None:
+    def __init__(self, *watches: Watch, packets: bool = True) -> None:
         self._engine = Engine(4096)
-        self.capture = CoreCapture(self._engine, watches, Capture(packets=True))
+        self.capture = CoreCapture(self._engine, watches, Capture(packets=packets))
         self._lines: list[Line] = []
         self._reader: threading.Thread | None = None
         try:
@@ -130,8 +130,8 @@ def _app(closing: contextlib.ExitStack, program: str = sys.executable, **more: A
     return app
 
 
-def _watch(closing: contextlib.ExitStack, *watches: Watch) -> Session:
-    session = Session(*watches)
+def _watch(closing: contextlib.ExitStack, *watches: Watch, packets: bool = True) -> Session:
+    session = Session(*watches, packets=packets)
     closing.callback(session.close)
     return session
 
@@ -241,6 +241,59 @@ def test_a_refused_connection_is_a_failed_one_with_its_reason(closing: contextli
     assert (line.result, line.remote) == ("ECONNREFUSED", f"{LOOP}:{port}")
     now = session.now()
     assert (now.attempts, now.connections_failed, now.connections_out, now.open) == (1, 1, 0, 0)
+
+
+def test_a_refused_connection_is_told_with_the_port_it_came_from(closing: contextlib.ExitStack) -> None:
+    app = _app(closing)
+    session = _watch(closing, _of(app))
+    server, port = _server(closing)
+    server.close()
+    with socket.socket() as free:
+        free.bind((LOOP, 0))
+        first = free.getsockname()[1]
+    assert app.run(f"s = socket.socket(); s.bind(('{LOOP}', {first})); s.connect(('{LOOP}', {port}))") == "errno 111"
+    assert app.run(f"socket.create_connection(('{LOOP}', {port}))") == "errno 111"
+    eventually(lambda: len(session.of(Connect)) == 2, "both attempts")
+    bound, chosen = (line.local.rpartition(":")[2] for line in session.of(Connect))
+    assert (int(bound), int(chosen) > 0) == (first, True)
+
+
+@pytest.mark.parametrize("packets", [False, True])
+def test_a_listener_that_was_never_bound_is_told_with_its_port(
+    closing: contextlib.ExitStack, *, packets: bool
+) -> None:
+    app = _app(closing)
+    session = _watch(closing, _of(app), packets=packets)
+    port = app.run("l = socket.socket(); l.listen(); print(l.getsockname()[1], flush=True)")
+    assert port.isdigit()
+    assert session.first(Listen).local == f"0.0.0.0:{port}"
+    assert session.now().listening_ports == (int(port),)
+    closing.enter_context(socket.create_connection((LOOP, int(port))))
+    assert session.first(Accept).pid == app.pid
+    app.close()
+    assert session.first(Close, local=f"0.0.0.0:{port}").pid == app.pid
+    assert not session.of(Lost)
+
+
+def test_more_sockets_than_the_desk_has_places_are_all_known(closing: contextlib.ExitStack) -> None:
+    app = _app(closing)
+    session = _watch(closing, _of(app), packets=False)
+    server, port = _server(closing)
+    # Sockets in plenty that do nothing: the places of their tags stay taken.
+    code = "import resource; most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]"
+    assert app.run(f"{code}; resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))") == "ok"
+    assert app.run("many = [socket.socket() for _ in range(9000)]") == "ok"
+    sent = 0
+    for size in range(1, 101):
+        assert app.run(f"s = socket.create_connection(('{LOOP}', {port})); s.sendall(b'x' * {size}); s.close()") == "ok"
+        connection, _ = server.accept()
+        _get(connection, size)
+        connection.close()
+        sent += size
+    eventually(lambda: len(session.of(Close)) == 100, "the end of each connection")
+    now = session.now()
+    assert (now.connections_out, now.open, now.bytes_out) == (100, 0, sent)
+    assert [line.bytes_out for line in session.of(Close)] == list(range(1, 101))
 
 
 @pytest.mark.parametrize("connected", [False, True])
