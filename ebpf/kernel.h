@@ -352,6 +352,8 @@ struct tcp_sock {
 	__u64 bytes_sent;
 	__u64 bytes_retrans;
 	__u64 bytes_received;
+	__u32 segs_in; /* RFC 4898 tcpEStatsPerfSegsIn, one by one where they were bundled */
+	__u32 segs_out;
 	__u32 write_seq;  /* written up to here */
 	__u32 snd_nxt;	  /* sent up to here */
 	__u32 rcv_nxt;	  /* received up to here */

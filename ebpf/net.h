@@ -41,6 +41,7 @@ struct kw_tag {
 	struct kw_socket record; /* bytes_in, bytes_out: what is accounted */
 	uint32_t flags;
 	uint32_t epoch;		  /* of the mask of watches */
+	uint64_t segments;	  /* TCP, accounted: in << 32 | out, each as the kernel's 32 bits */
 	struct kw_dns_way dns[2]; /* to the server, from it */
 };
 
@@ -159,8 +160,7 @@ static __always_inline struct kw_kin *kin_now(uint32_t *pid)
 	if (has_task())
 		start_ns = bpf_get_current_task_btf()->group_leader->start_boottime;
 	else
-		start_ns =
-		    BPF_CORE_READ((struct task_struct *)bpf_get_current_task(), group_leader, start_boottime);
+		start_ns = BPF_CORE_READ((struct task_struct *)bpf_get_current_task(), group_leader, start_boottime);
 	return row->start_ns == start_ns ? row : NULL;
 }
 
@@ -439,40 +439,48 @@ static __always_inline bool tag_past(struct sock *sk, uint64_t *in, uint64_t *ou
 	return true;
 }
 
-/* What the TCP socket has carried since it was accounted last, to the counters. */
-static __noinline int tag_account_anew(struct kw_tag *tag, struct sock *sk)
+static __always_inline uint64_t tcp_segments(const struct tcp_sock *tcp)
 {
-	struct kw_socket *record = &tag->record;
+	return (uint64_t) * (volatile const uint32_t *)&tcp->segs_in << 32 | *(volatile const uint32_t *)&tcp->segs_out;
+}
 
-	for (int i = 0; i < 4; i++) {
-		uint64_t in_before = *(volatile uint64_t *)&record->bytes_in;
+/* Move a cell of a tag. Who moves it counts the difference; who was too late looks again. */
+static __always_inline bool tag_move(uint64_t *cell, uint64_t before, uint64_t now)
+{
+	return now != before && __sync_val_compare_and_swap(cell, before, now) == before;
+}
+
+/* What the TCP socket has carried since it was accounted last, to the counters. */
+static __noinline int tag_account(struct kw_tag *tag, struct sock *sk)
+{
+	const struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
+	struct kw_socket *record = &tag->record;
+	uint64_t watches = record->header.watches;
+
+	for (int i = 0; i < 4 && tcp; i++) {
+		/* Read before the socket is: its numbers are never less. */
+		uint64_t segments_before = *(volatile uint64_t *)&tag->segments;
 		uint64_t out_before = *(volatile uint64_t *)&record->bytes_out;
-		uint64_t in, out;
+		uint64_t in_before = *(volatile uint64_t *)&record->bytes_in;
+		uint64_t in, out, segments;
 
 		if (!tag_payload(sk, &in, &out))
 			return 0;
+		segments = tcp_segments(tcp);
 		if (out < out_before) /* in the middle of a retransmission */
 			out = out_before;
-		/* Whoever moves a cell counts the difference; who comes second looks again. */
-		if (__sync_val_compare_and_swap(&record->bytes_in, in_before, in) != in_before)
-			continue;
-		if (__sync_val_compare_and_swap(&record->bytes_out, out_before, out) != out_before)
-			out = out_before;
-		if (in != in_before || out != out_before)
-			net_count(record->header.watches, NET_CELL(bytes_in), in - in_before, NET_CELL(bytes_out),
-				  out - out_before);
-		return 0;
+		if (in == in_before && out == out_before && segments == segments_before)
+			return 0;
+		if (tag_move(&record->bytes_in, in_before, in))
+			net_count(watches, NET_CELL(bytes_in), in - in_before, 0, 0);
+		if (tag_move(&record->bytes_out, out_before, out))
+			net_count(watches, NET_CELL(bytes_out), out - out_before, 0, 0);
+		if (tag_move(&tag->segments, segments_before, segments))
+			net_count(watches, NET_CELL(tcp_segments_in),
+				  (uint32_t)((segments >> 32) - (segments_before >> 32)), NET_CELL(tcp_segments_out),
+				  (uint32_t)(segments - segments_before));
 	}
 	return 0;
-}
-
-/* The same; often there is nothing new. */
-static __always_inline void tag_account(struct kw_tag *tag, struct sock *sk)
-{
-	uint64_t in, out;
-
-	if (tag_payload(sk, &in, &out) && (in != tag->record.bytes_in || out != tag->record.bytes_out))
-		tag_account_anew(tag, sk);
 }
 
 #endif

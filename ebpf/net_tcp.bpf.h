@@ -47,6 +47,7 @@ static __noinline int tag_catch_up(struct kw_tag *tag, struct sock *sk, uint32_t
 	uint8_t state = sk->__sk_common.skc_state;
 	uint64_t watches = tag->record.header.watches;
 	uint16_t family = tag->record.family;
+	const struct tcp_sock *tcp;
 
 	if (family != AF_INET && family != AF_INET6)
 		return tag_emit(tag, KW_SOCKET_FAMILY, 0);
@@ -69,6 +70,9 @@ static __noinline int tag_catch_up(struct kw_tag *tag, struct sock *sk, uint32_t
 		return 0;
 	tag->record.bytes_in -= in;
 	tag->record.bytes_out -= out;
+	tcp = bpf_skc_to_tcp_sock(sk);
+	if (tcp)
+		tag->segments = tcp_segments(tcp);
 	if (state == TCP_SYN_SENT) {
 		tag->flags |= TAG_CONNECTING;
 		return 0;
@@ -98,8 +102,7 @@ static __always_inline void tcp_established(struct tcp_step *step, struct kw_tag
 	if (child)
 		tag->record.cookie = bpf_get_socket_cookie(sk); /* it had none when it was born */
 	tag_ends(tag, sk);
-	__sync_fetch_and_xor(&tag->flags,
-			     child ? TAG_CHILD | TAG_INCOMING | TAG_OPEN : TAG_CONNECTING | TAG_OPEN);
+	__sync_fetch_and_xor(&tag->flags, child ? TAG_CHILD | TAG_INCOMING | TAG_OPEN : TAG_CONNECTING | TAG_OPEN);
 	step->event = child ? KW_SOCKET_ACCEPTED : KW_SOCKET_CONNECTED;
 	step->cell = child ? NET_CELL(connections_in) : NET_CELL(connections_out);
 	step->by = 1;
@@ -111,10 +114,10 @@ static __always_inline void tcp_ends(struct tcp_step *step, struct kw_tag *tag, 
 {
 	uint32_t was = tag->flags;
 
+	if (was & (TAG_OPEN | TAG_CONNECTING))
+		tag_account(tag, sk);
 	if (was & (TAG_OPEN | TAG_LISTENING)) {
-		if (was & TAG_OPEN)
-			tag_account(tag, sk);
-		else if (!tag->record.local_port)
+		if (!tag->record.local_port)
 			tag_last_ends(tag, sk);
 		step->event = KW_SOCKET_CLOSED;
 		step->cell = was & TAG_OPEN ? NET_CELL(open) : NET_CELL(listening);
@@ -146,9 +149,9 @@ static __always_inline void tcp_ended(struct kw_tag *tag, struct sock *sk)
 }
 
 /*
- * From here on the tag is to be inherited. Nobody else uses it: the listener's own call goes on. A socket that was never
- * bound gets its port after the state (inet_csk_listen_start()): the record without one has the reader walk over the
- * open files, where it is found.
+ * From here on the tag is to be inherited. Nobody else uses it: the listener's own call goes on. A socket that was
+ * never bound gets its port after the state (inet_csk_listen_start()): the record without one has the reader walk over
+ * the open files, where it is found.
  */
 static __noinline int tcp_listens(struct kw_tag *tag, struct sock *sk)
 {
@@ -172,7 +175,7 @@ static __noinline int tcp_listens(struct kw_tag *tag, struct sock *sk)
 static __always_inline void tcp_connects(struct tcp_step *step, struct kw_tag *tag, struct sock *sk)
 {
 	__sync_fetch_and_or(&tag->flags, TAG_CONNECTING);
-	tag->record.bytes_in = tag->record.bytes_out = 0;
+	tag->record.bytes_in = tag->record.bytes_out = tag->segments = 0; /* as tcp_disconnect() sets the socket's */
 	tag->dns[0] = tag->dns[1] = (struct kw_dns_way){};
 	step->cell = NET_CELL(attempts);
 	step->by = 1;
@@ -193,7 +196,7 @@ static __always_inline void tcp_born(struct kw_tag *tag)
 {
 	__sync_fetch_and_xor(&tag->flags, (tag->flags & ~TAG_RELEASED) ^ (TAG_CHILD | TAG_HELD));
 	__sync_fetch_and_add(&net.sockets, 1);
-	tag->record.bytes_in = tag->record.bytes_out = 0;
+	tag->record.bytes_in = tag->record.bytes_out = tag->segments = 0;
 }
 
 SEC("tp_btf/inet_sock_set_state")

@@ -15,6 +15,7 @@ MAX_LEVELS: Final = 40
 """Levels that are drawn; deeper ones stay at this indentation, for a chain of thousands must not fill the screen."""
 NETWORK_COLUMNS: Final = (
     *("bytes_in", "bytes_out", "wire_bytes_in", "wire_bytes_out", "packets_in", "packets_out"),
+    *("tcp_segments_in", "tcp_segments_out"),
     *("connections_out", "connections_in", "connections_failed", "attempts", "open", "listening", "remotes"),
     *("listening_ports", "destinations"),
 )

@@ -58,9 +58,13 @@ class App:
     def run(self, code: str) -> str:
         """Run it to its end; "ok" or "errno N"."""
         assert self._process.stdin
-        assert self._process.stdout
         self._process.stdin.write(code.encode("unicode_escape").decode() + "\n")
         self._process.stdin.flush()
+        return self.line()
+
+    def line(self) -> str:
+        """The next line it says: what code printed comes before its "ok"."""
+        assert self._process.stdout
         answer: str = self._process.stdout.readline()
         return answer.strip()
 
@@ -217,6 +221,29 @@ def test_payload_of_a_connection_is_exact_while_it_lives_and_after_a_half_close(
     assert (ended.bytes_out, ended.bytes_in, ended.open) == (300_011, 77_782, 0)
 
 
+def test_segments_of_a_connection_that_lives_are_counted_once(closing: contextlib.ExitStack) -> None:
+    app = _app(closing)
+    session = _watch(closing, _of(app), packets=False)
+    server, port = _server(closing)
+    assert app.run(f"s = socket.create_connection(('{LOOP}', {port})); s.sendall(b'x' * 300_001)") == "ok"
+    connection = _accept(closing, server)
+    _get(connection, 300_001)
+    for _ in range(3):
+        connection.sendall(b"y")
+        assert app.run("s.recv(1)") == "ok"
+        # struct tcp_info: tcpi_segs_out, tcpi_segs_in; nothing travels between these two looks.
+        eventually(lambda: _still(connection), "the last acknowledgement")
+        told = app.run("import struct; print(*struct.unpack_from('II', s.getsockopt(6, 11, 256), 136), flush=True)")
+        assert app.line() == "ok"
+        now = session.now()
+        assert f"{now.tcp_segments_out} {now.tcp_segments_in}" == told
+
+
+def _still(connection: socket.socket) -> bool:
+    """Whether all that was sent is acknowledged (struct tcp_info: tcpi_unacked)."""
+    return int.from_bytes(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)[24:28], sys.byteorder) == 0
+
+
 def test_an_accepted_connection_belongs_to_the_owner_of_its_listener(closing: contextlib.ExitStack) -> None:
     app = _app(closing)
     session = _watch(closing, _of(app))
@@ -259,9 +286,7 @@ def test_a_refused_connection_is_told_with_the_port_it_came_from(closing: contex
 
 
 @pytest.mark.parametrize("packets", [False, True])
-def test_a_listener_that_was_never_bound_is_told_with_its_port(
-    closing: contextlib.ExitStack, *, packets: bool
-) -> None:
+def test_a_listener_that_was_never_bound_is_told_with_its_port(closing: contextlib.ExitStack, *, packets: bool) -> None:
     app = _app(closing)
     session = _watch(closing, _of(app), packets=packets)
     port = app.run("l = socket.socket(); l.listen(); print(l.getsockname()[1], flush=True)")

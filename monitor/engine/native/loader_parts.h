@@ -10,6 +10,7 @@
 #include <stdint.h>
 
 #include "event.h"
+#include "net_table.h"
 #include "table.h"
 #include "engine.h"
 #include "loader.h"

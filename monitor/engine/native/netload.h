@@ -4,7 +4,6 @@
 #define KINWATCH_NETLOAD_H
 
 #include "loader_parts.h"
-#include "net_table.h"
 
 enum net_map { NET_MAP_TAGS, NET_MAP_COUNTERS, NET_MAP_CONTROL, NET_MAPS };
 
