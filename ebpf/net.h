@@ -29,6 +29,7 @@ enum tag_flag {
 	TAG_INCOMING = 64,   /* it connected to kin */
 	TAG_CONNECTED = 128, /* UDP: it has a peer of its own */
 	TAG_DESK = 256,	     /* in `net_desk`, not in the socket */
+	TAG_PEER = 512,	     /* UDP: a peer was told */
 };
 
 /* One direction of DNS over TCP. */

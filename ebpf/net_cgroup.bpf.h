@@ -121,9 +121,9 @@ int on_sock_release(struct bpf_sock *context)
 	tag_watches(tag);
 	if (was & TAG_LISTENING)
 		net_count(tag->record.header.watches, NET_CELL(listening), -1, 0, 0);
-	if (was & (TAG_LISTENING | TAG_CONNECTED))
+	if (was & (TAG_LISTENING | TAG_CONNECTED | TAG_PEER))
 		tag_emit(tag, KW_SOCKET_CLOSED, 0);
-	__sync_fetch_and_and(&tag->flags, ~(TAG_LISTENING | TAG_CONNECTED));
+	__sync_fetch_and_and(&tag->flags, ~(TAG_LISTENING | TAG_CONNECTED | TAG_PEER));
 	tag_drop(tag);
 	return PASS;
 }
@@ -225,6 +225,7 @@ static __always_inline int peer_seen(struct bpf_sock_addr *context, bool v6)
 	if (bpf_map_lookup_elem(&net_peers, &peer))
 		return PASS;
 	bpf_map_update_elem(&net_peers, &peer, &one, BPF_ANY);
+	__sync_fetch_and_or(&tag->flags, TAG_PEER);
 	record = bpf_ringbuf_reserve(&events, sizeof(*record), 0);
 	if (!record) {
 		lose(KW_RING_FULL);
