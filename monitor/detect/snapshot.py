@@ -53,7 +53,8 @@ class WatchSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     """Distinct executables run by descendants in the reader's window, oldest first."""
     exes_missed: int = 0
     """Distinct executables beyond the bounded set."""
-    # Network of roots and descendants together, by the owners of sockets (source: `struct kw_net_counters` in ebpf/net_table.h).
+    # Network of roots and descendants together, by the owners of sockets (source: `struct kw_net_counters` in
+    # ebpf/net_table.h).
     bytes_in: int = 0
     """Payload that programs read."""
     bytes_out: int = 0
