@@ -23,7 +23,6 @@ from tests.compiling import compiled as build
 from tests.contract.conftest import (
     DEADLINE_S,
     KINWATCH,
-    PROGRAMS,
     Programs,
     Watcher,
     compiled,
