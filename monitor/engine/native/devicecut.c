@@ -86,10 +86,11 @@ static int in_order(const void *one, const void *other)
 
 static int fill(struct rowset *set, const uint8_t *rows, uint64_t count, uint64_t stride)
 {
-	for (uint64_t i = 0; i < count; i++)
-		if (rowset_put(set, rows + i * stride) < 0)
-			return -ENOMEM;
-	return 0;
+	int failed = rowset_reserve(set, count);
+
+	for (uint64_t i = 0; !failed && i < count; i++)
+		failed = rowset_put(set, rows + i * stride) < 0;
+	return failed ? -ENOMEM : 0;
 }
 
 /* How many rows share the trait of each: cells of count, to be freed. */

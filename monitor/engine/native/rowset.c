@@ -19,7 +19,7 @@ static uint64_t mixed(uint64_t hash, uint64_t word)
 	return hash ^ hash >> 32;
 }
 
-static uint64_t hash_of(const struct rowset *set, const uint8_t *row)
+static uint32_t hash_of(const struct rowset *set, const uint8_t *row)
 {
 	uint64_t hash = set->seed, word;
 	uint32_t at = 0;
@@ -33,60 +33,83 @@ static uint64_t hash_of(const struct rowset *set, const uint8_t *row)
 		memcpy(&word, row + at, set->width - at);
 		hash = mixed(hash, word);
 	}
-	return hash;
+	return (uint32_t)hash;
+}
+
+static uint32_t number_in(uint64_t cell)
+{
+	return (uint32_t)cell - 1;
 }
 
 /* The cell of an equal row, or the free one where this row belongs. There are cells. */
-static uint32_t *cell_of(const struct rowset *set, const uint8_t *row)
+static uint64_t *cell_of(const struct rowset *set, const uint8_t *row, uint32_t hash)
 {
 	uint64_t mask = 2 * (uint64_t)set->room - 1;
-	uint64_t place = hash_of(set, row) & mask;
+	uint64_t place = hash & mask;
 
-	while (set->cells[place] && memcmp(rowset_at(set, set->cells[place] - 1), row, set->width) != 0)
+	for (uint64_t cell = set->cells[place]; cell; cell = set->cells[place]) {
+		if (cell >> 32 == hash && !memcmp(rowset_at(set, number_in(cell)), row, set->width))
+			break;
 		place = (place + 1) & mask;
+	}
 	return &set->cells[place];
 }
 
-static int grow(struct rowset *set)
+static int grow(struct rowset *set, uint32_t room)
 {
-	uint32_t room = set->room ? 2 * set->room : ROOM_AT_FIRST;
-	uint32_t *cells;
-	uint8_t *rows;
+	uint64_t mask = 2 * (uint64_t)room - 1;
+	uint64_t *cells = calloc(mask + 1, sizeof(*cells));
+	uint8_t *rows = cells ? realloc(set->rows, (size_t)room * set->width) : NULL;
 
-	if (room > ROOM_AT_MOST)
-		return -ENOMEM;
-	cells = calloc(2 * (size_t)room, sizeof(*cells));
-	rows = cells ? realloc(set->rows, (size_t)room * set->width) : NULL;
 	if (!rows) {
 		free(cells);
 		return -ENOMEM;
+	}
+	for (uint64_t old = 0; old < 2 * (uint64_t)set->room; old++) {
+		uint64_t place = set->cells[old] >> 32 & mask;
+
+		if (!set->cells[old])
+			continue;
+		while (cells[place])
+			place = (place + 1) & mask;
+		cells[place] = set->cells[old];
 	}
 	free(set->cells);
 	set->cells = cells;
 	set->rows = rows;
 	set->room = room;
-	for (uint32_t number = 0; number < set->count; number++)
-		*cell_of(set, rowset_at(set, number)) = number + 1;
 	return 0;
+}
+
+int rowset_reserve(struct rowset *set, uint64_t count)
+{
+	uint32_t room = set->room ? set->room : ROOM_AT_FIRST;
+
+	if (count > ROOM_AT_MOST)
+		return -ENOMEM;
+	while (room < count)
+		room *= 2;
+	return room > set->room ? grow(set, room) : 0;
 }
 
 int64_t rowset_put(struct rowset *set, const uint8_t *row)
 {
-	uint32_t *cell;
+	uint32_t hash = hash_of(set, row);
+	uint64_t *cell;
 
-	if (set->count == set->room && grow(set))
+	if (set->count == set->room && rowset_reserve(set, (uint64_t)set->count + 1))
 		return -ENOMEM;
-	cell = cell_of(set, row);
+	cell = cell_of(set, row, hash);
 	if (!*cell) {
 		memcpy(rowset_at(set, set->count), row, set->width);
-		*cell = ++set->count;
+		*cell = (uint64_t)hash << 32 | ++set->count;
 	}
-	return *cell - 1;
+	return number_in(*cell);
 }
 
 int rowset_has(const struct rowset *set, const uint8_t *row)
 {
-	return set->count && *cell_of(set, row);
+	return set->count && *cell_of(set, row, hash_of(set, row));
 }
 
 void rowset_empty(struct rowset *set)
