@@ -50,7 +50,8 @@ class Socket(NamedTuple):
 class Link(NamedTuple):
     """An interface and its counters since it came up."""
 
-    index: int
+    number: int
+    """Its index."""
     name: str
     """Bytes that are no UTF-8 are written as \\xNN."""
     packets_in: int
@@ -108,7 +109,8 @@ class Look:
                 )
             )
         for link in links:
-            cell = ffi.new("struct kw_device_link *", {**link._asdict(), "name": os.fsencode(link.name)})
+            fields = link._asdict() | {"name": os.fsencode(link.name)}
+            cell = ffi.new("struct kw_device_link *", {"index": fields.pop("number"), **fields})
             _check(lib.kw_device_name_link(self._handle, cell))
         for index, family, address in addresses:
             _check(lib.kw_device_name_address(self._handle, index, family, address))
@@ -119,7 +121,7 @@ class Look:
         found = self._tell()
         return [
             Link(
-                index=link.index,
+                number=link.index,
                 name=_name(ffi.string(link.name)),
                 packets_in=link.packets_in,
                 packets_out=link.packets_out,

@@ -1,4 +1,4 @@
-"""Netlink dumps are read whole, however the kernel cuts them, again when a change tore them, and nothing else passes."""
+"""Netlink dumps are read whole, however the kernel cuts them, and again when a change tore them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from monitor.engine._native import ffi, lib
 from monitor.engine.device import Link, Look, cut_connections, cut_ports
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 # include/uapi/linux/netlink.h, inet_diag.h, rtnetlink.h, if_link.h, if_addr.h; include/net/tcp_states.h
 DONE, ERROR, MULTI, INTERRUPTED = 3, 2, 2, 0x10
@@ -94,7 +94,7 @@ class Kernel:
     Of kinds that it knows nothing of it has nothing.
     """
 
-    dumps: dict[tuple[int, int], list[Sequence[bytes]]]
+    dumps: Mapping[tuple[int, int], Sequence[Sequence[bytes]]]
     """By the type of the request, and the family where a request names one that matters (UDP), else 0."""
     asked: list[tuple[int, int]] = field(default_factory=list)
 
@@ -286,9 +286,9 @@ def test_an_error_is_raised_wherever_it_stands_and_nothing_is_kept(answer: bytes
     ids=["cut", "shorter than its header", "shorter than a socket", "longer than the buffer", "no header"],
 )
 def test_what_is_no_answer_is_refused(datagram: bytes) -> None:
-    with Kernel({(TCP, 0): [[datagram, end()]]}) as kernel, Look() as look:
-        with pytest.raises(OSError, match="netlink message"):
-            look.read_sockets(kernel.ours.fileno())
+    refused = pytest.raises(OSError, match="netlink message")
+    with Kernel({(TCP, 0): [[datagram, end()]]}) as kernel, Look() as look, refused:
+        look.read_sockets(kernel.ours.fileno())
 
 
 def test_a_kernel_that_is_silent_is_not_waited_for_without_end() -> None:

@@ -36,7 +36,7 @@ static void feed(struct kw_device *device, uint8_t first, const uint8_t *bytes, 
 	enum kw_device_dump dump = first / 2 % DUMPS;
 	struct nlmsghdr head = {.nlmsg_len = sizeof(head) + length, .nlmsg_type = kinds[dump]};
 	size_t bytes_all = first % 2 ? head.nlmsg_len : length;
-	uint8_t *exact = malloc(bytes_all + !bytes_all); /* so that a byte too far is seen */
+	uint8_t *exact = calloc(1, bytes_all + !bytes_all); /* so that a byte too far is seen */
 	int told;
 
 	require(exact, "memory");

@@ -156,7 +156,7 @@ def test_the_reading_is_the_kernels_table() -> None:
             if before == after == ours:
                 break
         else:
-            assert ours == after
+            pytest.fail("no reading between two equal tables of the kernel was the same")
         assert blocks(None, seen).connections_total == len(ours[2]) >= 6
 
 
@@ -266,7 +266,7 @@ addresses = st.one_of(
     st.integers(1, 5).map("10.0.0.{}".format),
     st.sampled_from(["[::1]", "[::]", "[fe80::1]", "[2001:db8::1:0:0:1]", "[::a00:1]"]),
     st.ip_addresses(v=4).map(str),
-    st.ip_addresses(v=6).filter(lambda ip: not ip.ipv4_mapped).map("[{}]".format),
+    st.integers(1 << 48, (1 << 128) - 1).map(lambda number: f"[{ipaddress.IPv6Address(number)}]"),
 )
 names = st.sampled_from(["", "lo", "eth0", "fifteen-letters"])
 connections = st.builds(
