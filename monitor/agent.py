@@ -25,16 +25,17 @@ from monitor.capture.core import CoreCapture
 from monitor.capture.recordfile import RecordedWatch, RecordWriter
 from monitor.config import require_watches
 from monitor.control import ControlServer
+from monitor.defender.link import Unreachable
 from monitor.detect.metrics import lower_bound_metrics
 from monitor.detect.snapshot import NETWORK
 from monitor.engine import records
 from monitor.errors import ConfigInvalid, KinwatchError
-from monitor.launch import Parts, say
 from monitor.options import settled
 from monitor.remote import endpoint
 from monitor.sinks import Fanout
 from monitor.sinks.stream import StreamSink
 from monitor.sinks.table import log_sink
+from monitor.sinks.text import say
 from monitor.watch import COMMAND_PID
 from monitor.window import FileStore, Store, Window
 
@@ -43,14 +44,13 @@ if TYPE_CHECKING:
 
     from monitor.config import Config, Watch
     from monitor.detect.snapshot import WatchSnapshot
+    from monitor.launch import Parts
     from monitor.publication import Publication
 
 PUBLISHER: Final = 0
 """The reader of the publisher among KW_READERS."""
 READER: Final = 1
 """The reader of `--report-to`."""
-UNDELIVERED: Final = 4
-"""Exit code of `--once` when its report could not be published."""
 FINISH_S: Final = 5.0
 """How long the end waits for the broker. systemd's own limit for a stop is 90 s."""
 LATEST: Final = 8
@@ -242,10 +242,10 @@ class Agent:
             self._alarm.clear()
             await asyncio.to_thread(self._report)
             last = time.monotonic()
-            due = last + interval_s
+            due = last + self._config.report.interval_s  # a reload may have changed it
             if self._options.once:
                 if self._publication is not None and not await self._publication.delivery.first_report():
-                    self._exit_code = UNDELIVERED
+                    self._exit_code = Unreachable.exit_code
                 self._reported_once = True
                 self._stop.set()
                 return
@@ -372,7 +372,7 @@ class Agent:
         self._stop.set()
 
     def _first_connection_failed(self) -> None:
-        self._exit_code = UNDELIVERED
+        self._exit_code = Unreachable.exit_code
         self._unreachable = True
         self._stop.set()
 

@@ -22,21 +22,17 @@ from monitor.capture.choose import choose, obstacles, probe
 from monitor.capture.core import PINS
 from monitor.capture.poll import LOWER_BOUNDS
 from monitor.capture.rules import cgroup2_mount
+from monitor.defender.link import Unreachable
 from monitor.defender.trial import trial
 from monitor.detect.behaviors import aws_form, expected
 from monitor.detect.metrics import FIELDS
 from monitor.errors import CaptureUnavailable
+from monitor.publishing import SERVICE_SPACING_S
 from monitor.sinks.text import safe
 
 if TYPE_CHECKING:
     from monitor.config import Config
     from monitor.defender.trial import Step
-
-SERVICE_SPACING_S = 300
-"""The service's limit between two reports of a device, unless raised (quota "Device metric minimum delay")."""
-
-
-UNDELIVERED = 4
 
 
 def findings(config: Config | None, *, connect: bool = True, send_report: bool = False) -> dict[str, Any]:
@@ -109,7 +105,7 @@ def main(config: Config | None, as_json: bool, *, connect: bool = True, send_rep
         sys.stdout.write("".join(f"{line}\n" for line in _lines(found)))
     if not found["capture"]:
         return CaptureUnavailable.exit_code
-    return UNDELIVERED if any(step.ok is False for step in found.get("connection", ())) else 0
+    return Unreachable.exit_code if any(step.ok is False for step in found.get("connection", ())) else 0
 
 
 def _lines(found: dict[str, Any]) -> list[str]:

@@ -19,9 +19,10 @@ from monitor.capture.core import PINS, unpin
 from monitor.capture.replay import ReplayCapture
 from monitor.detect.behaviors import expected, violated
 from monitor.engine import Engine
-from monitor.launch import only_daemon, open_capture, say
+from monitor.launch import only_daemon, open_capture
 from monitor.sinks.stream import StreamSink
 from monitor.sinks.table import log_sink
+from monitor.sinks.text import say
 from monitor.window import Window
 
 if TYPE_CHECKING:
