@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import re
 import socket
@@ -10,6 +11,7 @@ from collections import Counter
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unittest import mock
 
 import msgspec
 import pytest
@@ -17,11 +19,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from monitor.capture.device import read
+from monitor.capture.diag import View
 from monitor.detect.device import LIST_LIMIT, Connection, DeviceReading, NetworkStats, Port, blocks
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from random import Random
+
+    from monitor.engine.device import Link, Look
 
 ESTABLISHED, LISTEN, UNCONNECTED = "01", "0A", "07"  # include/net/tcp_states.h
 ANY4, ANY6 = "0.0.0.0", "::"  # noqa: S104 - the wildcards are what is tested
@@ -158,6 +163,26 @@ def test_the_reading_is_the_kernels_table() -> None:
         else:
             pytest.fail("no reading between two equal tables of the kernel was the same")
         assert blocks(None, seen).connections_total == len(ours[2]) >= 6
+
+
+@pytest.mark.parametrize("failures", [1, 2, 3])
+def test_a_reading_the_kernel_had_no_memory_for_is_begun_anew_over_new_sockets(failures: int) -> None:
+    real = View.read
+    asked: list[View] = []
+
+    def read_or_fail(view: View, look: Look) -> list[Link]:
+        asked.append(view)
+        if len(asked) <= failures:
+            raise OSError(errno.ENOBUFS, "No buffer space available")
+        return real(view, look)
+
+    with mock.patch.object(View, "read", read_or_fail):
+        if failures == 3:
+            with pytest.raises(OSError, match="No buffer space"):
+                read()
+        else:
+            assert "lo" in read().interfaces
+    assert len({id(view) for view in asked}) == min(failures + 1, 3)
 
 
 def loopback_of_kernel() -> NetworkStats:
