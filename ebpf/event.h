@@ -11,7 +11,7 @@
  */
 
 enum kw_limit {
-	KW_LAYOUT = 2,	      /* of everything in this file; in record files and beside pinned maps */
+	KW_LAYOUT = 3,	      /* of everything in this file; in record files and beside pinned maps */
 	KW_SLOTS = 32,	      /* bits used of a watch mask */
 	KW_WATCHES = 24,      /* configured watches take slots [0, 24); the others serve undecided command lines */
 	KW_READERS = 4,	      /* readers of windows, each with a peak of its own */
@@ -30,11 +30,12 @@ enum kw_kind {
 	KW_ADOPT = 4, /* struct kw_image: a process that was already running became kin */
 	KW_FORGET =
 	    5, /* struct kw_forget: no longer kin of some watches, though alive (a watch was removed or rejected) */
-	KW_SYNC = 6,   /* struct kw_sync: one row of the kernel's lineage map, after a loss or a takeover; no line */
-	KW_LOST = 7,   /* struct kw_lost: records that will never come */
-	KW_CLOCK = 8,  /* struct kw_clock: boot-to-wall offset from here on */
-	KW_SOCKET = 9, /* struct kw_socket: something happened to a socket of kin */
-	KW_DNS = 10    /* struct kw_dns: a DNS message of kin, as it went over the wire */
+	KW_SYNC = 6,	 /* struct kw_sync: one row of the kernel's lineage map, after a loss or a takeover; no line */
+	KW_LOST = 7,	 /* struct kw_lost: records that will never come */
+	KW_CLOCK = 8,	 /* struct kw_clock: boot-to-wall offset from here on */
+	KW_SOCKET = 9,	 /* struct kw_socket: something happened to a socket of kin */
+	KW_DNS = 10,	 /* struct kw_dns: a DNS message of kin, as it went over the wire */
+	KW_ENFORCED = 11 /* struct kw_enforced: a fork or exec that broke an expectation was acted on */
 };
 
 /* Header flags: which optional groups are known (a clear bit means unknown, and the line omits the key), then facts. */
@@ -46,13 +47,36 @@ enum kw_flag {
 	KW_HAS_PPID = 16,	/* ppid */
 	KW_HAS_EXE = 32,	/* exe, device, inode */
 	KW_HAS_ARGV = 64,	/* argv, argv_bytes */
-	KW_TRUNCATED = 256,	/* argv or a path is longer than what is kept */
-	KW_MEMFD = 512,		/* the image lives in memory only */
-	KW_DELETED = 1024,	/* the image's file has no name any more */
-	KW_INFERRED = 2048,	/* adopted though the chain of parents is broken: the session leader is kin */
-	KW_APPROXIMATE = 4096,	/* time_ns is when the poller saw it, not when it happened */
+	KW_TEMPORARY =
+	    128, /* the image's file lies where anybody may write: tmpfs, or a directory that is open to all */
+	KW_TRUNCATED = 256,    /* argv or a path is longer than what is kept */
+	KW_MEMFD = 512,	       /* the image lives in memory only */
+	KW_DELETED = 1024,     /* the image's file has no name any more */
+	KW_INFERRED = 2048,    /* adopted though the chain of parents is broken: the session leader is kin */
+	KW_APPROXIMATE = 4096, /* time_ns is when the poller saw it, not when it happened */
 	KW_UNDECIDED =
-	    8192 /* from the hooks to the loader alone: a command line decides, root is the process that has it */
+	    8192, /* from the hooks to the loader alone: a command line decides, root is the process that has it */
+	KW_JUDGED = 16384 /* unexpected of an image is known: the kernel compared the file with the expected ones */
+};
+
+/* Which expectation a fork or exec broke. */
+enum kw_reason {
+	KW_REASON_CHILDREN = 1,	  /* more descendants alive than child_processes */
+	KW_REASON_EXECUTABLE = 2, /* an image that is none of executables */
+	KW_REASON_DEPTH = 3,	  /* deeper below its root than depth */
+	KW_REASON_RATE = 4,	  /* more forks within a minute than forks_per_minute */
+	KW_REASON_UID = 5,	  /* runs as none of uids */
+	KW_REASON_MEMFD = 6,	  /* an image in memory */
+	KW_REASON_DELETED = 7,	  /* an image without a name */
+	KW_REASON_TEMPORARY = 8,  /* an image where anybody may write */
+	KW_REASON_UNTRACKED = 9	  /* there was no room to follow it */
+};
+
+enum kw_action {
+	KW_ACTION_KILL = 1,    /* SIGKILL is pending before its first instruction */
+	KW_ACTION_WOULD = 2,   /* dry-run: nothing was done */
+	KW_ACTION_SPARED = 3,  /* the breaker has stopped enforcement */
+	KW_ACTION_DELEGATE = 4 /* the kernel cannot signal it here: user space kills it, through a pidfd */
 };
 
 enum kw_cause {
@@ -144,7 +168,7 @@ struct kw_image {
 	uint32_t gid;
 	uint32_t cause;	     /* enum kw_cause, for the slots in fresh */
 	uint32_t argv_bytes; /* true length of the argument block */
-	uint32_t reserved;
+	uint32_t unexpected; /* subset of watches, below KW_WATCHES: slots whose executables it is none of; KW_JUDGED */
 	uint8_t comm[16];
 	struct kw_text exe;    /* path of the mapped file, as /proc/PID/exe without " (deleted)" */
 	struct kw_text script; /* path of the script that named exe as its interpreter */
@@ -219,6 +243,20 @@ struct kw_dns {
 	struct kw_text message;
 };
 
+/* Comes after the fork or exec it is about. One record, whatever the number of watches. */
+struct kw_enforced {
+	struct kw_header header;
+	struct kw_id process; /* the one that was acted on */
+	struct kw_id root;
+	uint64_t slots; /* subset of watches: whose expectation it broke */
+	uint32_t depth;
+	uint32_t uid;
+	uint16_t reason; /* enum kw_reason */
+	uint16_t action; /* enum kw_action */
+	uint32_t reserved;
+	uint8_t comm[16];
+};
+
 struct kw_clock {
 	struct kw_header header;
 	int64_t wall_ns; /* CLOCK_REALTIME - CLOCK_BOOTTIME */
@@ -236,6 +274,8 @@ struct kw_counters {
 	uint64_t root_starts;
 	uint64_t root_exits;
 	uint64_t window_peak[4]; /* KW_READERS: as peak, since that reader began its window */
+	uint64_t enforced;	 /* processes killed, or to be killed by user space */
+	uint64_t would_enforce;	 /* processes that a dry run, or a breaker that had tripped, let go */
 };
 
 /* A row of the kernel's lineage map, keyed by pid. */

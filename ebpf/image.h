@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
  * The image record: what a process runs. Put together in a scratch room, then copied to the ring with its true size.
- * While it grows, image.reserved holds the bytes of tail used so far.
+ * While it grows, image.unexpected holds the bytes of tail used so far.
  */
 #ifndef KINWATCH_IMAGE_H
 #define KINWATCH_IMAGE_H
@@ -144,7 +144,7 @@ static __always_inline void image_fill(struct kw_image *image, uint32_t size, ui
 	image->gid = BPF_CORE_READ(task, cred, gid.val);
 	image->cause = cause;
 	image->argv_bytes = 0;
-	image->reserved = 0;
+	image->unexpected = 0;
 	comm_fill(image->comm, task);
 	image->exe = image->script = image->argv = image->cwd = (struct kw_text){};
 }
@@ -154,7 +154,7 @@ static __always_inline void path_keep(struct kw_scratch *room, struct kw_text *t
 {
 	uint32_t start = put & (KW_PATH_BYTES - 1);
 	uint32_t length = KW_PATH_BYTES - start;
-	uint32_t used = room->image.reserved;
+	uint32_t used = room->image.unexpected;
 
 	if (!(put & PATH_WHOLE))
 		room->image.header.flags |= KW_TRUNCATED;
@@ -166,7 +166,7 @@ static __always_inline void path_keep(struct kw_scratch *room, struct kw_text *t
 	bpf_probe_read_kernel(room->tail + used, length, room->path + start);
 	text->offset = sizeof(room->image) + used;
 	text->length = length;
-	room->image.reserved = used + length;
+	room->image.unexpected = used + length;
 }
 
 static __always_inline void exe_keep(struct kw_scratch *room, const struct file *exe, uint32_t index)
@@ -188,7 +188,7 @@ static __always_inline void exe_keep(struct kw_scratch *room, const struct file 
 
 static __always_inline void script_keep(struct kw_scratch *room, const char *script)
 {
-	uint32_t used = room->image.reserved;
+	uint32_t used = room->image.unexpected;
 	long bytes;
 
 	if (used > sizeof(room->tail) - KW_PATH_BYTES)
@@ -200,7 +200,7 @@ static __always_inline void script_keep(struct kw_scratch *room, const char *scr
 		room->image.header.flags |= KW_TRUNCATED;
 	room->image.script.offset = sizeof(room->image) + used;
 	room->image.script.length = bytes - 1;
-	room->image.reserved = used + bytes - 1;
+	room->image.unexpected = used + bytes - 1;
 }
 
 static __always_inline void argv_keep(struct kw_scratch *room, const struct mm_struct *mm)
@@ -208,7 +208,7 @@ static __always_inline void argv_keep(struct kw_scratch *room, const struct mm_s
 	uint64_t from = BPF_CORE_READ(mm, arg_start);
 	uint64_t length = BPF_CORE_READ(mm, arg_end) - from;
 	uint64_t bytes = length < KW_ARGV_BYTES ? length : KW_ARGV_BYTES;
-	uint32_t used = room->image.reserved;
+	uint32_t used = room->image.unexpected;
 
 	room->image.argv_bytes = length;
 	if (length > KW_ARGV_BYTES)
@@ -221,7 +221,7 @@ static __always_inline void argv_keep(struct kw_scratch *room, const struct mm_s
 	room->image.argv.offset = sizeof(room->image) + used;
 	room->image.argv.length = bytes;
 	room->image.header.flags |= KW_HAS_ARGV;
-	room->image.reserved = used + bytes;
+	room->image.unexpected = used + bytes;
 }
 
 /* The image that the current task begins to run. */
@@ -248,9 +248,9 @@ static __always_inline void exec_emit(const struct task_struct *task, const stru
 	path_keep(room, &room->image.cwd, path_put((uint64_t)__builtin_preserve_access_index(&fs->pwd), index));
 	argv_keep(room, mm);
 
-	size = (sizeof(room->image) + room->image.reserved + 7) & ~7U;
+	size = (sizeof(room->image) + room->image.unexpected + 7) & ~7U;
 	room->image.header.size = size;
-	room->image.reserved = 0;
+	room->image.unexpected = 0;
 	if (size <= sizeof(room->image) + sizeof(room->tail))
 		output(&room->image, size, room->image.header.time_ns);
 	room->busy = 0;

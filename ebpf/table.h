@@ -58,7 +58,9 @@ struct kw_counters_row {
 	uint64_t execs;
 	uint64_t peak;
 	uint64_t window_peak[4]; /* KW_READERS */
-	uint64_t reserved[7];	 /* a row on its own two cache lines */
+	uint64_t enforced;
+	uint64_t would_enforce;
+	uint64_t reserved[5]; /* a row on its own two cache lines */
 };
 
 /* key of `files`: the executed file itself */

@@ -23,18 +23,19 @@ from monitor import __version__
 from monitor.capture import device
 from monitor.capture.core import CoreCapture
 from monitor.capture.recordfile import RecordedWatch, RecordWriter
-from monitor.config import require_watches
+from monitor.config import expectation_notes, require_watches
 from monitor.control import ControlServer
+from monitor.defender.link import Unreachable
 from monitor.detect.metrics import lower_bound_metrics
 from monitor.detect.snapshot import NETWORK
 from monitor.engine import records
 from monitor.errors import ConfigInvalid, KinwatchError
-from monitor.launch import Parts, say
 from monitor.options import settled
 from monitor.remote import endpoint
 from monitor.sinks import Fanout
 from monitor.sinks.stream import StreamSink
 from monitor.sinks.table import log_sink
+from monitor.sinks.text import say
 from monitor.watch import COMMAND_PID
 from monitor.window import FileStore, Store, Window
 
@@ -43,18 +44,19 @@ if TYPE_CHECKING:
 
     from monitor.config import Config, Watch
     from monitor.detect.snapshot import WatchSnapshot
+    from monitor.launch import Parts
     from monitor.publication import Publication
 
 PUBLISHER: Final = 0
 """The reader of the publisher among KW_READERS."""
 READER: Final = 1
 """The reader of `--report-to`."""
-UNDELIVERED: Final = 4
-"""Exit code of `--once` when its report could not be published."""
 FINISH_S: Final = 5.0
 """How long the end waits for the broker. systemd's own limit for a stop is 90 s."""
 LATEST: Final = 8
 """Destinations that `status` shows of a watch."""
+TICK_S: Final = 1.0
+"""From one look at the clock to the next, while an alarm stands that time alone clears."""
 SPACING_S: Final = 1.0
 """Least time between two immediate reports: alarms within it go into one."""
 
@@ -84,6 +86,7 @@ class Agent:
         self._publication: Publication | None = None
         self._exit_code = 0
         self._unreachable = False
+        self._ticking: asyncio.TimerHandle | None = None
         self._since_ns = time.time_ns()
 
     def run(self) -> int:
@@ -125,6 +128,19 @@ class Agent:
                 self._keep_records(batch.records)
         if batch.alarms:
             self._loop.call_soon_threadsafe(self._alarm.set)
+        if batch.hurried:
+            self._loop.call_soon_threadsafe(self._tick_soon)
+
+    def _tick_soon(self) -> None:
+        """Time alone clears an alarm that stands, and the engine has no clock: it is told the time in a second."""
+        if self._ticking is None:
+            self._ticking = self._loop.call_later(TICK_S, self._tick)
+
+    def _tick(self) -> None:
+        self._ticking = None
+        boot_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        self._engine.ingest(records.clock_record(time_ns=boot_ns, wall_ns=time.time_ns() - boot_ns))
+        self._capture.interrupt()
 
     def _report(self) -> None:
         """Snapshot, metrics, document, out; the window ends when all of it is written."""
@@ -242,10 +258,10 @@ class Agent:
             self._alarm.clear()
             await asyncio.to_thread(self._report)
             last = time.monotonic()
-            due = last + interval_s
+            due = last + self._config.report.interval_s  # a reload may have changed it
             if self._options.once:
                 if self._publication is not None and not await self._publication.delivery.first_report():
-                    self._exit_code = UNDELIVERED
+                    self._exit_code = Unreachable.exit_code
                 self._reported_once = True
                 self._stop.set()
                 return
@@ -283,6 +299,8 @@ class Agent:
                 self._change_publication(config)
                 self._config = config
                 self._device.change(cpu=config.report.cpu_usage, namespaces=config.report.namespaces)
+                for note in expectation_notes(config):
+                    say(note)
                 self._reloading = config.watches
                 self._capture.interrupt()
         except ConfigInvalid as error:
@@ -372,7 +390,7 @@ class Agent:
         self._stop.set()
 
     def _first_connection_failed(self) -> None:
-        self._exit_code = UNDELIVERED
+        self._exit_code = Unreachable.exit_code
         self._unreachable = True
         self._stop.set()
 
@@ -392,9 +410,9 @@ class Agent:
                 name=held.watch.name,
                 kind=held.watch.kind,
                 value=held.watch.value,
-                child_limit=held.watch.child_limit,
-                destinations=held.watch.expect.destinations,
-                listening_ports=held.watch.expect.listening_ports,
+                expect=held.watch.expect,
+                enforce=held.watch.enforce,
+                files=held.files,
             )
             for held in self._capture.watches
         ]
@@ -433,6 +451,8 @@ class Agent:
         if judged and not {"remotes", "listening_ports"}.isdisjoint(snapshot.unknown):
             extent = "are not judged" if snapshot.unknown >= NETWORK else "are judged in part"
             say(f"expected destinations and ports {extent}: 'kinwatch doctor' says why")
+        for note in expectation_notes(self._config):
+            say(note)
         for watch in snapshot.watches:
             if not watch.roots and self._command is None:
                 say(f"watch {watch.name} matches nothing yet")
@@ -448,7 +468,7 @@ class Agent:
             | {
                 field: getattr(watch, field)
                 for field in watch.__struct_fields__
-                if field not in hidden and field not in snapshot.unknown
+                if field not in hidden | snapshot.unknown and getattr(watch, field) is not None
             }
             | ({} if "remotes" in snapshot.unknown else _destinations(watch))
             for watch in snapshot.watches

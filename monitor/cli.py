@@ -352,14 +352,18 @@ def _defender(options: argparse.Namespace) -> int:
 
 
 def _agent(options: argparse.Namespace) -> int:
-    from monitor.launch import launched, say
+    from monitor.defender.link import no_library
+    from monitor.launch import launched
+    from monitor.sinks.text import say
 
     config, run, notes = sample.requested(options)
     for note in notes:
         say(note)
     if options.verbosity != sample.LOG_LEVELS[0] and not run.dry:
-        from monitor.defender.publish import log_to_stderr
-
+        try:
+            from monitor.defender.publish import log_to_stderr
+        except ImportError as error:
+            raise no_library("kinwatch agent", error) from error
         log_to_stderr(options.verbosity)
     try:
         with launched(config, run, meanwhile="monitor.agent") as parts:

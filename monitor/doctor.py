@@ -22,21 +22,17 @@ from monitor.capture.choose import choose, obstacles, probe
 from monitor.capture.core import PINS
 from monitor.capture.poll import LOWER_BOUNDS
 from monitor.capture.rules import cgroup2_mount
+from monitor.defender.link import Unreachable
 from monitor.defender.trial import trial
-from monitor.detect.behaviors import aws_form, expected
+from monitor.detect.behaviors import aws_form, expected, rules
 from monitor.detect.metrics import FIELDS
 from monitor.errors import CaptureUnavailable
+from monitor.publishing import SERVICE_SPACING_S
 from monitor.sinks.text import safe
 
 if TYPE_CHECKING:
     from monitor.config import Config
     from monitor.defender.trial import Step
-
-SERVICE_SPACING_S = 300
-"""The service's limit between two reports of a device, unless raised (quota "Device metric minimum delay")."""
-
-
-UNDELIVERED = 4
 
 
 def findings(config: Config | None, *, connect: bool = True, send_report: bool = False) -> dict[str, Any]:
@@ -72,10 +68,9 @@ def findings(config: Config | None, *, connect: bool = True, send_report: bool =
             " unless its quota was raised"
         )
     found["behaviors"] = [
-        aws_form(behavior)
-        for watch in settings.watches
-        for behavior in expected(watch.name, **msgspec.structs.asdict(watch.expect))
+        aws_form(behavior) for watch in settings.watches for behavior in expected(watch.name, watch.expect)
     ]
+    found["rules"] = [rule for watch in settings.watches for rule in rules(watch.name, watch.expect)]
     if settings.defender is not None:
         found["endpoint"] = f"{settings.defender.endpoint}:{settings.defender.port}"
         found["connection"] = asyncio.run(
@@ -109,7 +104,7 @@ def main(config: Config | None, as_json: bool, *, connect: bool = True, send_rep
         sys.stdout.write("".join(f"{line}\n" for line in _lines(found)))
     if not found["capture"]:
         return CaptureUnavailable.exit_code
-    return UNDELIVERED if any(step.ok is False for step in found.get("connection", ())) else 0
+    return Unreachable.exit_code if any(step.ok is False for step in found.get("connection", ())) else 0
 
 
 def _lines(found: dict[str, Any]) -> list[str]:
@@ -133,15 +128,26 @@ def _lines(found: dict[str, Any]) -> list[str]:
     if found.get("lower_bounds"):
         lines += ["", "metrics that are lower bounds with this capture"]
         lines += [f"  {name}" for name in found["lower_bounds"]]
-    if found["behaviors"]:
-        lines += ["", "expectations, as behaviors of a security profile"]
-        lines += [f"  {msgspec.json.encode(behavior).decode()}" for behavior in found["behaviors"]]
+    lines += _judged(found)
     if found.get("connection"):
         lines += ["", f"connection to {found['endpoint']}"]
         lines += [line for step in found["connection"] for line in _step(step)]
     if found["notes"]:
         lines += ["", "notes"] + [f"  {note}" for note in found["notes"]]
     return lines
+
+
+def _judged(found: dict[str, Any]) -> list[str]:
+    """What is expected of the watches, expanded."""
+    lines: list[str] = []
+    if found["behaviors"]:
+        lines += ["", "expectations, as behaviors of a security profile"]
+        lines += [f"  {msgspec.json.encode(behavior).decode()}" for behavior in found["behaviors"]]
+    if found["rules"]:
+        lines += ["", "rules that no security profile can express"]
+        for rule in found["rules"]:
+            lines.append(f"  {rule['watch']}: {rule['rule']} = {msgspec.json.encode(rule['value']).decode()}")
+    return [safe(line) for line in lines]
 
 
 def _step(step: Step) -> list[str]:

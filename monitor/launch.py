@@ -10,7 +10,6 @@ import contextlib
 import fcntl
 import importlib
 import os
-import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -23,10 +22,10 @@ from monitor.capture.choose import HOOKS, Choice, choose, probe
 from monitor.capture.core import PINS, CoreCapture
 from monitor.capture.idle import IdleCapture
 from monitor.command import Command
-from monitor.defender import credentials
 from monitor.engine import Engine
 from monitor.errors import AlreadyRunning, CaptureUnavailable, ConfigInvalid
 from monitor.notify import Notifier
+from monitor.sinks.text import say
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,13 +55,6 @@ class Parts:
     command: Command | None
 
 
-def say(text: str) -> None:
-    """One line for the user, on stderr."""
-    with contextlib.suppress(OSError):
-        sys.stderr.write(f"kinwatch: {text}\n")
-        sys.stderr.flush()
-
-
 @contextlib.contextmanager
 def launched(config: Config, options: RunOptions, meanwhile: str) -> Iterator[Parts]:
     """Open everything that `run` needs before something flows. `meanwhile`: a module to import while the kernel loads.
@@ -73,6 +65,8 @@ def launched(config: Config, options: RunOptions, meanwhile: str) -> Iterator[Pa
         msg = f"{config.origin}: daemon.user: running as another user is not in this version; leave it empty"
         raise ConfigInvalid(msg)
     if config.defender is not None and not options.dry:
+        from monitor.defender import credentials  # noqa: PLC0415 - for the few who publish
+
         for warning in credentials.check(config.defender, time.time()):
             say(warning)
     notifier = Notifier.from_environment()
@@ -102,7 +96,8 @@ def _import(meanwhile: str, config: Config, options: RunOptions) -> None:
     if config.defender is not None:
         importlib.import_module("monitor.publication")
         if not options.dry:
-            importlib.import_module("monitor.defender.publish")
+            with contextlib.suppress(ImportError):  # who needs it says so
+                importlib.import_module("monitor.defender.publish")
 
 
 def _with_pid(config: Config, pid: int) -> Config:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from monitor.defender.delivery import Delivery
+from monitor.defender.link import no_library
 from monitor.defender.spool import Spool
 
 if TYPE_CHECKING:
@@ -107,6 +108,8 @@ def _link(settings: Defender, audience: Audience | None, say: Callable[[str], No
 
 
 def _mqtt(settings: Defender) -> Link:
-    from monitor.defender.publish import MqttLink, connection_of  # noqa: PLC0415 - 7 MB, where somebody publishes
-
+    try:
+        from monitor.defender.publish import MqttLink, connection_of  # noqa: PLC0415 - 7 MB, where somebody publishes
+    except ImportError as error:
+        raise no_library("defender", error) from error
     return MqttLink(connection_of(settings))

@@ -16,6 +16,10 @@ from monitor.errors import ConfigInvalid
 if TYPE_CHECKING:
     from monitor.schema import Defender
 
+CLOCK_SET_S: Final = 1_704_067_200
+"""2024-01-01, seconds since the epoch. A device whose date is earlier has not learned it yet."""
+SERVICE_SPACING_S: Final = 300
+"""Least seconds between two reports that the service promises to take."""
 MAX_CLIENT_ID_BYTES: Final = 128
 MAX_TOPIC_BYTES: Final = 256
 MAX_SLASHES: Final = 7

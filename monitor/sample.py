@@ -12,6 +12,7 @@ import shlex
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from monitor.errors import ConfigInvalid
+from monitor.publishing import SERVICE_SPACING_S
 
 if TYPE_CHECKING:
     import argparse
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 DRY_THING: Final = "dry-run"
 """Stands for the thing where nothing is sent."""
 WATCH_OF_THE_BLOG: Final = "myapp"
-SERVICE_SPACING_S: Final = 300
-"""Least seconds between two reports that the service promises to take."""
 LOG_LEVELS: Final = ("NoLogs", "Fatal", "Error", "Warn", "Info", "Debug", "Trace")
 NOWHERE: Final = "/dev/null"
 
@@ -108,7 +107,9 @@ def requested(given: argparse.Namespace) -> tuple[Config, RunOptions, list[str]]
 
     for name, value in vars(given).items():
         if isinstance(value, str) and "\0" in value:
-            _refuse(f"--{name.replace('_', '-')}", "expected text, found a zero byte", "look at the @file")
+            _refuse(
+                _FLAGS.get(name, f"--{name.replace('_', '-')}"), "expected text, found a zero byte", "look at the @file"
+            )
     interval_s = _whole("-i/--interval", given.interval, "seconds")
     report = _checked(
         "-i/--interval",

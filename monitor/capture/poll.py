@@ -24,6 +24,7 @@ from monitor.capture.procfs import (
     read_image,
     read_stat,
 )
+from monitor.capture.rules import define, identities, refuse_enforcement
 from monitor.detect.snapshot import NETWORK, Snapshot, WatchSnapshot
 from monitor.engine import records
 from monitor.engine._native import lib
@@ -82,6 +83,7 @@ class PollCapture:
         wall_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         """`interval_s`: from one look to the next."""
+        refuse_enforcement(watches, self.kind)
         self._engine = engine
         self._wanted = tuple(watches)
         self._slots: dict[str, SlotWatch] = {}
@@ -109,6 +111,7 @@ class PollCapture:
 
     def apply(self, watches: Sequence[Watch]) -> None:
         """Make these the watches: who stays keeps slot, kin and counters; others go, new ones take in what runs."""
+        refuse_enforcement(watches, self.kind)
         wanted = {watch.name: watch for watch in watches}
         for name, held in list(self._slots.items()):
             watch = wanted.get(name)
@@ -118,9 +121,10 @@ class PollCapture:
         fresh = 0
         for watch in watches:
             known = self._slots.get(watch.name)
-            held = SlotWatch(known.slot if known else self._free_slot(), watch)
+            files = identities(watch.expect.executables or ())
+            held = SlotWatch(known.slot if known else self._free_slot(), watch, files)
             self._slots[watch.name] = held
-            self._engine.watch(held.slot, watch.name, watch.child_limit)
+            define(self._engine, held.slot, watch, files)
             if known is None:
                 self._rules.add(held)
                 fresh |= 1 << held.slot
@@ -361,7 +365,8 @@ class PollCapture:
     def _watch_snapshot(self, held: SlotWatch, reader: int | None, mark: int) -> WatchSnapshot:
         counters = self._engine.counters(held.slot, reader)
         exes, missed = self._engine.exes(held.slot, mark)
-        return WatchSnapshot(name=held.watch.name, exes=exes, exes_missed=missed, **msgspec.structs.asdict(counters))
+        fields = msgspec.structs.asdict(counters) | {"enforced": None, "would_enforce": None}  # it cannot act
+        return WatchSnapshot(name=held.watch.name, exes=exes, exes_missed=missed, **fields)
 
 
 def _inherit(seen: _Seen, maker: _Seen, slots: int) -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, ClassVar
 
+import msgspec
+
 from monitor.capture.recordfile import RecordReader
 from monitor.capture.rules import define
 from monitor.detect.snapshot import NETWORK, Snapshot, WatchSnapshot
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
     from monitor.capture.recordfile import RecordedWatch
     from monitor.engine import Engine
-    from monitor.watch import Expect
+    from monitor.expect import Expect
 
 
 class ReplayCapture:
@@ -48,7 +50,11 @@ class ReplayCapture:
         """Tell the engine the file's clock and watches."""
         self._engine.ingest(records.clock_record(time_ns=0, wall_ns=self._reader.wall_ns))
         for watch in self.watches:
-            define(self._engine, watch.slot, watch.name, self._expects.get(watch.name, watch.expect))
+            expect = self._expects.get(watch.name)
+            if expect is None:
+                define(self._engine, watch.slot, watch, watch.files)
+            else:  # the files of this machine need not be those of the recorded one: their paths are compared
+                define(self._engine, watch.slot, msgspec.structs.replace(watch, expect=expect), None)
 
     def poll(self) -> bool:
         """Feed the next chunk; False at the end of the file or after stop()."""
@@ -74,6 +80,7 @@ class ReplayCapture:
         watches = []
         for watch in self.watches:
             counters = self._engine.counters(watch.slot, reader)
+            enforcing = watch.enforce != "off"
             exes, missed = self._engine.exes(watch.slot, mark)
             watches.append(
                 WatchSnapshot(
@@ -87,6 +94,8 @@ class ReplayCapture:
                     exits=counters.exits,
                     root_starts=counters.root_starts,
                     root_exits=counters.root_exits,
+                    enforced=counters.enforced if enforcing else None,
+                    would_enforce=counters.would_enforce if enforcing else None,
                     window_peak=counters.window_peak,
                     exes=exes,
                     exes_missed=missed,

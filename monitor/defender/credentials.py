@@ -14,16 +14,15 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 from monitor.defender.x509 import Validity, validities
 from monitor.errors import ConfigInvalid
-from monitor.publishing import client_id_of
+from monitor.publishing import CLOCK_SET_S, client_id_of
 
 if TYPE_CHECKING:
     from monitor.schema import Defender
 
 SOON_S: Final = 30 * 86_400
 """A certificate that ends within this time is worth a warning."""
-_UNSET_BEFORE_S: Final = 1_704_067_200  # 2024-01-01; this program is younger
 _OTHERS: Final = 0o077
-_SECRETS: Final = ("pin_file", "password_file", "token_file", "signature_file")
+_SECRETS: Final = ("password_file", "token_file", "signature_file")
 
 
 def check(settings: Defender, now_s: float) -> list[str]:
@@ -95,14 +94,21 @@ def _pair(certificate: str, private_key: str) -> None:
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
             _refuse("defender.private_key", f"{private_key} is not the key of {certificate}", "name the pair")
-        _refuse("defender.private_key", f"{private_key} is no private key in PEM", "name the file that came with it")
+        if error.reason is None:  # the reader of PEM gives none
+            remedy = "name the file that came with it"
+            _refuse("defender.private_key", f"{private_key} is no private key in PEM", remedy)
+        _refuse(
+            "defender.certificate",
+            f"{certificate} and {private_key} cannot be used: {error.reason}",
+            "get another pair",
+        )
 
 
 def _certificate(path: str, now_s: float) -> list[str]:
     key = "defender.certificate"
     first = _validities(key, path)[0]  # the others are the authorities above it
     day = _day(first.not_before_s)
-    if now_s < min(first.not_before_s, _UNSET_BEFORE_S):
+    if now_s < min(first.not_before_s, CLOCK_SET_S):
         never = f"the clock of this device says {_day(now_s)}, so it was never set, and {path} is valid from {day}"
         return [f"{never}: nothing can be published before it is set (NTP)"]
     if now_s < first.not_before_s:

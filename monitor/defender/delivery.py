@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import math
 import random
-import threading
 import time
 from typing import TYPE_CHECKING, Any, Final
 
@@ -40,6 +39,7 @@ HOPELESS: Final = frozenset({144, 149, 153})
 """MQTT 5 reasons that no later attempt changes: topic name invalid, packet too large, payload format invalid."""
 MOST_EVENT_CHUNKS: Final = 4096
 LOOK_S: Final = 0.01
+EVENTS_LOOK_S: Final = 1.0
 CONNECT_S: Final = 60.0
 """How long a run of one report waits for its connection; a wrong CA takes s2n up to 30 s to refuse."""
 LAST_S: Final = 1.0
@@ -86,8 +86,6 @@ class Delivery:
         """`interval_s`: between periodic reports. `say`: a line for the user."""
         self._settings, self._link, self._spool, self._say = settings, link, spool, say
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._starting = threading.Lock()
-        self._early: list[Callable[[asyncio.AbstractEventLoop], object]] = []
         self._connected = asyncio.Event()
         self._unsynced = asyncio.Event()
         self._ending = asyncio.Event()
@@ -97,6 +95,9 @@ class Delivery:
         self._synced_s = 0.0
         self._trouble = ""
         self._connections = 0
+        self._told_where = False
+        self._subscribed = False
+        """The broker's session has our subscriptions."""
         self._alarms = AlarmQueue(spool, settings.thing)
         self._alarm_channel = Channel("alarm", topic(settings, "alarm_topic"))
         self._event_channel = Channel("events", topic(settings, "events_topic"))
@@ -145,13 +146,10 @@ class Delivery:
         return sink
 
     def _call(self, what: Callable[[asyncio.AbstractEventLoop], object]) -> None:
-        """Have something done in the loop, as soon as there is one; after its end the spool has what matters."""
-        with self._starting:
-            if self._loop is None:
-                self._early.append(what)
-                return
-        with contextlib.suppress(RuntimeError):  # it is closed
-            self._loop.call_soon_threadsafe(what, self._loop)
+        """Have something done in the loop; `run` knows what came before it, the spool has what comes after."""
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # it is closed
+                self._loop.call_soon_threadsafe(what, self._loop)
 
     def _clear_came(self, _: asyncio.AbstractEventLoop) -> None:
         self._alarm_channel.wake.set()
@@ -234,10 +232,11 @@ class Delivery:
             self._say("connected again")
         self._trouble = ""
         self._connections += 1
-        if resumed and self._connections > 1:
+        if resumed and self._subscribed:
             self._connected.set()
         else:
-            self._group.create_task(self._subscribe())
+            self._subscribed = False
+            self._group.create_task(self._subscribe(self._connections))
 
     def disconnected(self, why: str) -> None:
         """Say it once; the link goes on trying."""
@@ -254,14 +253,18 @@ class Delivery:
         elif late is not None:
             self._group.create_task(late)
 
-    async def _subscribe(self) -> None:
+    async def _subscribe(self, connection: int) -> None:
         try:
             await self._link.subscribe(self.reporter.answers)
+            self._subscribed = True
         except Refused as error:
             self._say(f"{error}; reports are sent, but no answer will come")
         except Unreachable:
             return  # the link says so itself, and connects again
-        if self._connections == 1:
+        if connection != self._connections or self._trouble:
+            return  # it broke behind the acknowledgement
+        if not self._told_where:
+            self._told_where = True
             settings = self._settings
             self._say(f"publishing as {settings.thing} to {settings.endpoint}:{settings.port}")
         self._connected.set()
@@ -311,8 +314,8 @@ class Delivery:
         ready_s = self._spool.ready_s(channel.kind)
         if ready_s is None:
             return None
-        if channel.kind == "events":
-            return self._settings.events_s
+        if channel.kind == "events":  # looked at again before it is old enough, for it was not from its beginning
+            return min(self._settings.events_s, EVENTS_LOOK_S)
         return min(max(ready_s - time.time(), LOOK_S), 1 / PER_S)
 
     async def _publish(self, channel: Channel, messages: Sequence[tuple[list[int], bytes]]) -> bool:

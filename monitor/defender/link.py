@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Protocol
 
-from monitor.errors import KinwatchError
+from monitor.errors import ConfigInvalid, KinwatchError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -30,6 +30,13 @@ class Refused(KinwatchError):
         super().__init__(text)
         self.reason_code = reason_code
         """MQTT 5 reason code, 128 to 255."""
+
+
+def no_library(key: str, error: ImportError) -> ConfigInvalid:
+    """Say that this platform has no MQTT library; `key`: what asked for it."""
+    return ConfigInvalid(
+        f"{key}: the library {error.name} is missing; install awsiotsdk, which has wheels for x86_64 and aarch64"
+    )
 
 
 class Listener(Protocol):

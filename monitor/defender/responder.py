@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict, deque
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 
@@ -25,7 +25,7 @@ from monitor.detect.evaluator import Evaluator, Value
 from monitor.errors import ReportInvalid
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from monitor.detect.evaluator import Verdict
     from monitor.detect.profile import Profile
@@ -61,16 +61,6 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
     things: int = 256
     """Beyond, the thing that has been silent longest is forgotten."""
-    reports: int = 16
-    """The last of each thing."""
-    metrics: int = 128
-    """Of each report."""
-    entries: int = 50
-    """Of each list."""
-    text: int = 128
-    """Characters of each string."""
-    cells: int = 4000
-    """Metrics and entries of all reports of a thing together; the newest report is kept whatever it takes."""
     waiting: int = 1000
     """Late answers; beyond, the oldest are not sent."""
 
@@ -86,16 +76,7 @@ class Heard(msgspec.Struct, frozen=True, kw_only=True):
     code: str = ""
     reason: str = ""
     values: dict[str, Value] = {}
-    """By the name of the metric, uncut; empty when the report could not be read."""
-
-
-class Kept(msgspec.Struct, frozen=True, kw_only=True):
-    """What is remembered of an accepted report, cut to the limits."""
-
-    at_s: float
-    report_id: int
-    values: dict[str, Value]
-    cells: int
+    """By the name of the metric; empty when the report could not be read."""
 
 
 class _Thing:
@@ -103,7 +84,6 @@ class _Thing:
         self.evaluator = None if profile is None else Evaluator(profile)
         self.accepted_id: int | None = None
         self.accepted_s: float | None = None
-        self.kept: deque[Kept] = deque()
 
 
 class Responder:
@@ -199,26 +179,9 @@ class Responder:
         self._things.move_to_end(heard.thing)
         report_id = heard.report_id or 0
         thing.accepted_id, thing.accepted_s = report_id, now_s
-        self._keep(thing, report_id, heard.values, now_s)
         if thing.evaluator is not None:
             for verdict in thing.evaluator.observe(heard.values, now_s):
                 self._judged(heard.thing, verdict)
-
-    def _keep(self, thing: _Thing, report_id: int, values: dict[str, Value], now_s: float) -> None:
-        names = list(values)[: self._limits.metrics]
-        cut = {name: self._cut(values[name]) for name in names}
-        cells = sum(1 + (len(value) if isinstance(value, tuple) else 0) for value in cut.values())
-        thing.kept.append(Kept(at_s=now_s, report_id=report_id, values=cut, cells=cells))
-        while len(thing.kept) > 1 and (
-            len(thing.kept) > self._limits.reports or sum(kept.cells for kept in thing.kept) > self._limits.cells
-        ):
-            thing.kept.popleft()
-
-    def _cut(self, value: Value) -> Value:
-        if not isinstance(value, tuple):
-            return value
-        some: Sequence[Any] = value[: self._limits.entries]
-        return tuple(member[: self._limits.text] if isinstance(member, str) else member for member in some)
 
     def _send(self, topic: str, heard: Heard, now_s: float) -> list[Message]:
         message = (f"{topic}/{heard.status}", encode(self._written(heard, now_s), heard.format))
@@ -257,15 +220,6 @@ class Responder:
         for name, thing in self._things.items():
             for verdict in thing.evaluator.expire(now_s) if thing.evaluator is not None else ():
                 self._judged(name, verdict)
-
-    def things(self) -> list[str]:
-        """The things that are remembered; that of the last accepted report is the last."""
-        return list(self._things)
-
-    def kept(self, thing: str) -> list[Kept]:
-        """What is remembered of a thing's reports, the newest last."""
-        known = self._things.get(thing)
-        return list(known.kept) if known else []
 
     def evaluator(self, thing: str) -> Evaluator | None:
         """The judge of a thing. None: no report of it is remembered, or there is no profile."""

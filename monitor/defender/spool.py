@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final, Literal
 import msgspec
 
 from monitor.defender import spoolfile
+from monitor.publishing import CLOCK_SET_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -41,8 +42,6 @@ _OLD: Final = "select id from queue where created_s between ? and ?"
 _COUNT_DROPPED: Final = (
     "insert into dropped values (?, ?) on conflict (kind) do update set lines = lines + excluded.lines"
 )
-_CLOCK_SET_S: Final = 1_704_067_200
-"""2024-01-01. A device whose date is earlier has not learned it yet."""
 _SOON_S: Final = 60.0
 """No message is held back longer; one that seems to be was put before the clock was set back."""
 
@@ -171,13 +170,16 @@ class Spool:
                 self._memory[entry_id] = msgspec.structs.replace(held, entry=entry)
                 self._memory_bytes += len(payload) - len(held.entry.payload)
                 return True
-            with contextlib.suppress(sqlite3.Error):
+            try:
                 grown = self._merge_in_file(entry_id, payload, lines)
-                if grown is not None:
-                    self._bytes += grown
-                    self._shrink()
-                    return True
-        return False
+            except sqlite3.Error as error:
+                self._complain(error)
+                return False
+            if grown is None:
+                return False
+            self._bytes += grown
+            self._shrink()
+        return True
 
     def _merge_in_file(self, entry_id: int, payload: bytes, lines: int) -> int | None:
         """By how many bytes it grew; None: it is not there."""
@@ -223,13 +225,17 @@ class Spool:
 
     def ready_s(self, kind: Kind) -> float | None:
         """When the next message may be sent; None: there is none."""
+        moments: list[float] = []
         with self._lock:
-            if self._leaving:
-                rows = self._rows.execute("select id, ready_s from queue where kind = ?", (kind,))
-                moments = [ready_s for number, ready_s in rows if number not in self._leaving]
-            else:
-                rows = self._rows.execute("select min(ready_s) from queue where kind = ?", (kind,))
-                moments = [ready_s for (ready_s,) in rows if ready_s is not None]
+            try:
+                if self._leaving:
+                    rows = self._rows.execute("select id, ready_s from queue where kind = ?", (kind,))
+                    moments = [ready_s for number, ready_s in rows if number not in self._leaving]
+                else:
+                    rows = self._rows.execute("select min(ready_s) from queue where kind = ?", (kind,))
+                    moments = [ready_s for (ready_s,) in rows if ready_s is not None]
+            except sqlite3.Error as error:
+                self._complain(error)
             moments += [held.ready_s for held in self._memory.values() if held.kind == kind]
         return min(moments, default=None)
 
@@ -246,7 +252,7 @@ class Spool:
 
         A message from the future, or from before the clock was set, has an unknown age and stays.
         """
-        old = (_CLOCK_SET_S, now_s - self._max_age_s)
+        old = (CLOCK_SET_S, now_s - self._max_age_s)
         with self._lock:
             ids = [number for number, held in self._memory.items() if old[0] <= held.entry.created_s <= old[1]]
             try:
@@ -258,9 +264,15 @@ class Spool:
     def sizes(self) -> Sizes:
         """How full it is now."""
         with self._lock:
-            rows = dict(self._rows.execute("select kind, count(*) from queue group by kind"))
-            (oldest_s,) = self._rows.execute("select min(created_s) from queue").fetchone()
-            dropped = dict(self._rows.execute("select kind, lines from dropped"))
+            rows: dict[str, int] = {}
+            dropped: dict[str, int] = {}
+            oldest_s: float | None = None
+            try:
+                rows = dict(self._rows.execute("select kind, count(*) from queue group by kind"))
+                (oldest_s,) = self._rows.execute("select min(created_s) from queue").fetchone()
+                dropped = dict(self._rows.execute("select kind, lines from dropped"))
+            except sqlite3.Error as error:
+                self._complain(error)
             for kind, lines in self._uncounted.items():
                 dropped[kind] = dropped.get(kind, 0) + lines
             for held in self._memory.values():
@@ -382,13 +394,17 @@ class Spool:
         if spare <= 0:
             return
         ids: list[int] = []
-        rows = self._rows.execute("select id, length(payload) from queue order by kind = 'alarm', id")
-        for number, size in rows:
-            if spare <= 0:
-                break
-            ids.append(number)
-            spare -= size + ROW_BYTES
-        rows.close()
+        try:
+            rows = self._rows.execute("select id, length(payload) from queue order by kind = 'alarm', id")
+            for number, size in rows:  # one by one: it may be a long queue, and few have to go
+                ids.append(number)
+                spare -= size + ROW_BYTES
+                if spare <= 0:
+                    break
+            rows.close()
+        except sqlite3.Error as error:
+            self._complain(error)
+            return
         self._leave(ids, dropped=True)
 
     def _remove(self, ids: Sequence[int], *, dropped: bool) -> int:
@@ -458,5 +474,5 @@ class Spool:
 
     def _complain(self, error: Exception) -> None:
         if not self._troubled and self._say is not None:
-            self._say(f"spool: {error}; new messages are kept in memory until it takes them again")
+            self._say(f"spool: {error}; what it does not take is kept in memory until it does")
         self._troubled = True

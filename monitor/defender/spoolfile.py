@@ -89,6 +89,9 @@ def opened(path: Path | None) -> sqlite3.Connection:
         return _prepared(connect(":memory:"))
     try:
         return _checked(path)
+    except OSError as error:
+        msg = f"daemon.state_dir: {path} cannot be used ({error.strerror or error}); name another directory"
+        raise ConfigInvalid(msg) from error
     except sqlite3.DatabaseError as error:
         if isinstance(error, sqlite3.OperationalError):
             msg = f"daemon.state_dir: {path} cannot be used ({error}); name another directory, or make room"

@@ -8,9 +8,7 @@ on device-side, cloud-side and custom metrics.
 
 from __future__ import annotations
 
-import ipaddress
 import math
-import re
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
@@ -18,6 +16,7 @@ import msgspec
 from monitor.detect.fields import Wrong, api_name, either, flag, integer, object_of, one_of, refuse, shown
 from monitor.detect.metrics import NAME as CUSTOM_NAME
 from monitor.errors import ConfigInvalid
+from monitor.expect import ImpossibleValue, networks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,7 +65,6 @@ _PERCENTILES: Final = (
     *("p0", "p0.1", "p0.01", "p1", "p10", "p50", "p90", "p99", "p99.9", "p99.99", "p100"),
     "Average",  # CloudFormation's schema has it
 )
-_CIDR_TEXT: Final = re.compile(r"[a-fA-F0-9:.]{2,39}(/[0-9]{1,3})?\Z")
 _MAX_COUNT: Final = (1 << 63) - 1
 _MAX_BITS: Final = 1023  # beyond, an integer is no double
 _SIGNS: Final = {"less-than": "<", "less-than-equals": "<=", "greater-than": ">", "greater-than-equals": ">="}
@@ -305,10 +303,8 @@ def _text(value: object, where: str) -> str:
 def _cidr(value: object, where: str) -> str:
     """A network; what stands beyond its prefix is ignored."""
     try:
-        if not isinstance(value, str) or not _CIDR_TEXT.match(value):
-            raise ValueError  # noqa: TRY301 - one refusal for all of them
-        return str(ipaddress.ip_network(value, strict=False))
-    except ValueError:
+        return networks((value if isinstance(value, str) else "",))[0]
+    except ImpossibleValue:
         refuse(where, f"expected a network such as 10.0.0.0/8 or fd00::/8, found {shown(value)}")
 
 

@@ -1,4 +1,4 @@
-# The native module as Python sees it: ebpf/event.h, native/engine.h and native/loader.h through cffi (API mode).
+# The native module as Python sees it: ebpf/event.h, native/engine.h, loader.h and device.h through cffi (API mode).
 # ruff: noqa: ANN401 - what a C value holds is said by its declaration, in C
 
 from typing import Any
@@ -80,6 +80,22 @@ class _Lib:
     KW_SOCKET_PEER: int
     KW_SOCKET_FAMILY: int
     KW_SOCKET_LIVE: int
+    KW_ENFORCED: int
+    KW_TEMPORARY: int
+    KW_JUDGED: int
+    KW_REASON_CHILDREN: int
+    KW_REASON_EXECUTABLE: int
+    KW_REASON_DEPTH: int
+    KW_REASON_RATE: int
+    KW_REASON_UID: int
+    KW_REASON_MEMFD: int
+    KW_REASON_DELETED: int
+    KW_REASON_TEMPORARY: int
+    KW_REASON_UNTRACKED: int
+    KW_ACTION_KILL: int
+    KW_ACTION_WOULD: int
+    KW_ACTION_SPARED: int
+    KW_ACTION_DELEGATE: int
     # enum kw_stage
     KW_RING_FULL: int
     KW_TABLE_FULL: int
@@ -104,6 +120,8 @@ class _Lib:
     def kw_engine_tree(self, engine: CData, out: CData, capacity: int) -> int: ...
     def kw_engine_expect_destinations(self, engine: CData, slot: int, prefixes: CData, count: int) -> int: ...
     def kw_engine_expect_ports(self, engine: CData, slot: int, ports: CData, count: int) -> int: ...
+    def kw_engine_expect_lineage(self, engine: CData, slot: int, expected: CData) -> int: ...
+    def kw_engine_breaker(self, engine: CData, most: int) -> int: ...
     def kw_engine_remotes(
         self, engine: CData, slot: int, mark: int, out: CData, capacity: int, missed: CData
     ) -> int: ...
@@ -169,6 +187,41 @@ class _Lib:
     def kw_loader_net_expecting(self, loader: CData, watches: int) -> None: ...
     def kw_loader_net_snapshot(self, loader: CData, counters: CData) -> int: ...
     def kw_facts_probe(self, btf: bytes, facts: CData) -> None: ...
+    # device.h
+    KW_DEVICE_CONNECTIONS: int
+    KW_DEVICE_TCP: int
+    KW_DEVICE_UDP: int
+    KW_DUMP_TCP: int
+    KW_DUMP_UDP4: int
+    KW_DUMP_LINKS: int
+    KW_DUMP_ADDRESSES: int
+    def kw_device_new(self, seed: int) -> CData: ...
+    def kw_device_free(self, device: CData) -> None: ...
+    def kw_device_read_sockets(self, device: CData, netlink: int) -> int: ...
+    def kw_device_read_links(self, device: CData, netlink: int) -> int: ...
+    def kw_device_name_socket(
+        self,
+        device: CData,
+        table: int,
+        family: int,
+        local: bytes,
+        local_port: int,
+        remote: bytes,
+        remote_port: int,
+        bound: int,
+    ) -> int: ...
+    def kw_device_name_link(self, device: CData, link: CData) -> int: ...
+    def kw_device_name_address(self, device: CData, index: int, family: int, address: bytes) -> int: ...
+    def kw_device_settle(self, device: CData) -> int: ...
+    def kw_device_tell(self, device: CData, found: CData) -> None: ...
+    def kw_device_feed(self, device: CData, dump: int, data: bytes, length: int) -> int: ...
+    def kw_device_enter(self, descriptor: int) -> int: ...
+    def kw_device_cut_ports(
+        self, seed: int, before: bytes, before_bytes: int, now: bytes, now_bytes: int, limit: int, out: CData
+    ) -> int: ...
+    def kw_device_cut_connections(
+        self, seed: int, before: bytes, before_bytes: int, now: bytes, now_bytes: int, limit: int, out: CData
+    ) -> int: ...
 
 ffi: _FFI
 lib: _Lib

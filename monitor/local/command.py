@@ -6,10 +6,8 @@ Owns its options, its connection and its end. Refuses to know how a report is ju
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -17,14 +15,15 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from monitor.defender.credentials import check
-from monitor.defender.link import Unreachable
+from monitor.defender.link import Unreachable, no_library
 from monitor.defender.responder import FILTERS, Faults, Heard, Responder
 from monitor.detect.profile import Profile, load
 from monitor.errors import ConfigInvalid, KinwatchError
 from monitor.local.lines import Lines, Table
 from monitor.schema import Defender
 from monitor.sinks.stream import StreamSink
-from monitor.sinks.text import safe, wants_colour
+from monitor.sinks.text import say as to_stderr
+from monitor.sinks.text import wants_colour
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,12 +67,14 @@ def run(options: DefenderOptions, link: Link | None = None, say: Callable[[str],
     `link`: None connects as the options say. Raises ConfigInvalid (files, flags), Unreachable and Refused (the broker
     could not be reached, or does not let us hear reports, at the start; later the link tries again), OSError (stdout).
     """
-    say = say or _say
+    say = say or to_stderr
     profile = _profile(options.profile)
     if link is None:
         _check(options)
-        from monitor.defender.publish import Connection, MqttLink  # noqa: PLC0415 - 12 MB, only where it is used
-
+        try:
+            from monitor.defender.publish import Connection, MqttLink  # noqa: PLC0415 - 12 MB, only where it is used
+        except ImportError as error:
+            raise no_library("kinwatch defender", error) from error
         link = MqttLink(
             Connection(
                 endpoint=options.endpoint,
@@ -318,9 +319,3 @@ class _Desk:
         if text not in self._told:
             self._told.add(text)
             self._say(text)
-
-
-def _say(text: str) -> None:
-    with contextlib.suppress(OSError):
-        sys.stderr.write(f"kinwatch: {safe(text)}\n")
-        sys.stderr.flush()

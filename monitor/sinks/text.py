@@ -1,7 +1,9 @@
-"""Text that is safe and aligned on a terminal: escapes, widths, colours; knows nothing of events."""
+"""Text that is safe and aligned on a terminal: escapes, widths, colours, a line on stderr; knows nothing of events."""
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import unicodedata
 from typing import TYPE_CHECKING, Final
 
@@ -119,3 +121,12 @@ def size(count: int) -> str:
         if round(amount, 1) < KILO:
             return f"{amount:.1f} {unit}"
     return f"{amount / KILO:.1f} TB"
+
+
+def say(text: str) -> None:
+    """One line for the user, on stderr."""
+    if sys.stderr is None:  # it was closed before we began
+        return
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"kinwatch: {safe(text)}\n")
+        sys.stderr.flush()

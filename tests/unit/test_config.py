@@ -23,7 +23,6 @@ from monitor.config import (
     load,
     notes,
     parse,
-    parse_expect,
     reference,
     require_watches,
     with_command_line,
@@ -132,7 +131,7 @@ def test_the_documented_file_is_accepted_and_means_the_defaults() -> None:
 def test_the_documented_file_shows_every_key() -> None:
     shown = set(re.findall(r"^([a-z_]+) =|[{,] ([a-z_]+) =", DOCUMENTED, re.MULTILINE))
     words = {first or second for first, second in shown} | {"exe", "pid", "unit", "cgroup", "cmdline"}
-    words |= {"executables", "destinations", "listening_ports", "auth"}
+    words |= {*Expect.__struct_fields__, "auth"}
     assert {key.rpartition(".")[2] for key in keys()} == words
 
 
@@ -201,39 +200,6 @@ DEFENDER_REFUSED = (
 )
 
 
-# What stands in expect, and what is said of it.
-EXPECT_REFUSED = (
-    ("executables = []", "executables: not supported yet"),
-    ('destinations = "10.0.0.0/8"', "destinations: expected an array, found '10.0.0.0/8'"),
-    ("destinations = [10]", "destinations[0]: expected a string, found 10"),
-    *(
-        (
-            f'destinations = ["::1", "{text}"]',
-            f"destinations: expected a network such as 10.0.0.0/8 or fd00::/8, found '{text}'",
-        )
-        for text in (
-            "",
-            "localhost",
-            "10.0.0.0/33",
-            "fd00::/129",
-            "10.0.0.0/255.0.0.0",
-            "fe80::1%eth0",
-            "10",
-            "10.0.0.0/ 8",
-        )
-    ),
-    (
-        "destinations = [" + ", ".join(f'"10.0.{number}.0/24"' for number in range(257 - 1)) + ', "::/0"]',
-        "destinations: expected at most 256 networks, found 257",
-    ),
-    ("listening_ports = 80", "listening_ports: expected an array, found 80"),
-    ("listening_ports = [80, 0]", "listening_ports[1]: expected an integer >= 1, found 0"),
-    ("listening_ports = [65536]", "listening_ports[0]: expected an integer <= 65535, found 65536"),
-    ("listening_ports = [true]", "listening_ports[0]: expected an integer, found True"),
-    (f"listening_ports = {list(range(1, 258))}", "listening_ports: expected at most 256 ports, found 257"),
-)
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -281,18 +247,12 @@ EXPECT_REFUSED = (
             '[[watch]]\nprocess = "a"\n[[watch]]\nunit = "a"',
             "watch: two watches are called a (process a, unit a.service)",
         ),
-        ('[[watch]]\nprocess = "a"\nenforce = "kill"', "watch[0].enforce: 'kill' is not supported yet"),
-        ('[[watch]]\nprocess = "a"\nenforce = "dry-run"', "watch[0].enforce: 'dry-run' is not supported yet"),
         ('[[watch]]\nprocess = "a"\nenforce = "yes"', "watch[0].enforce: expected off | dry-run | kill"),
         (
             '[[watch]]\nprocess = "a"\nexpect = { child_processes = -1 }',
             "watch[0].expect.child_processes: expected an integer >= 0, found -1",
         ),
         ('[[watch]]\nprocess = "a"\nexpect = { children = 0 }', "watch[0].expect.children: unknown key"),
-        *(
-            (f'[[watch]]\nprocess = "a"\nexpect = {{ {text} }}', f"watch[0].expect.{message}")
-            for text, message in EXPECT_REFUSED
-        ),
         (
             "\n".join(f'[[watch]]\nprocess = "a{number}"' for number in range(MAX_WATCHES + 1)),
             f"watch: expected at most {MAX_WATCHES} watches, found {MAX_WATCHES + 1}",
@@ -445,57 +405,6 @@ def test_an_impossible_flag_is_refused_by_its_name(flags: dict[str, Any], messag
     with pytest.raises(ConfigInvalid) as caught:
         with_command_line(Config(), **flags)
     assert str(caught.value).startswith(f"command line: {message}")
-
-
-@settings(deadline=None)
-@given(st.integers(0, 4194304))
-def test_an_expectation_is_a_number_of_children(number: int) -> None:
-    assert parse_expect(f"child_processes={number}") == Expect(child_processes=number)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "=",
-        "child_processes",
-        "child_processes=",
-        "child_processes=-1",
-        "child_processes=1_0",
-        "child_processes=\uff11",
-        "child_processes=4194305",
-        "child_processes=1 ",
-        "children=1",
-        "executables=1",
-        "executables=",
-        "destinations",
-        "destinations=,",
-        "destinations=10.0.0.0/8,",
-        "destinations=10.0.0.0/8 ,::1",
-        "destinations=localhost",
-        "listening_ports",
-        "listening_ports=80,,81",
-        "listening_ports=0",
-        "listening_ports=65536",
-        "listening_ports=ssh",
-    ],
-)
-def test_an_expectation_that_is_none_is_refused(text: str) -> None:
-    with pytest.raises(ConfigInvalid, match="command line: --expect: "):
-        parse_expect(text)
-
-
-@pytest.mark.parametrize(
-    ("text", "expect"),
-    [
-        ("destinations=", Expect(destinations=())),
-        ("destinations=10.1.2.3/8,fd00::1", Expect(destinations=("10.0.0.0/8", "fd00::1/128"))),
-        ("listening_ports=", Expect(listening_ports=())),
-        ("listening_ports=443,80,443", Expect(listening_ports=(80, 443))),
-    ],
-)
-def test_an_expectation_of_the_network_is_a_list(text: str, expect: Expect) -> None:
-    assert parse_expect(text) == expect
 
 
 def test_expectations_of_a_file_and_of_flags_go_together() -> None:

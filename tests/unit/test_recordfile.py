@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from monitor.capture.recordfile import MAX_RECORD_BYTES, RecordedWatch, RecordReader, RecordWriter
 from monitor.capture.replay import ReplayCapture
+from monitor.capture.rules import FileIdentity
 from monitor.engine import Engine, lines
 from monitor.engine._native import ffi, lib
 from monitor.engine.records import (
@@ -27,12 +28,12 @@ from monitor.engine.records import (
     image_record,
 )
 from monitor.errors import RecordFileInvalid
-from monitor.watch import Expect
+from monitor.expect import Expect
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-WATCH = RecordedWatch(slot=3, name="myapp", kind="process", value="myapp", child_limit=0)
+WATCH = RecordedWatch(slot=3, name="myapp", kind="process", value="myapp", expect=Expect(child_processes=0))
 WALL_NS = 1_700_000_000_000_000_000
 ROOT, CHILD = ProcessId(100, 5_000_000_000), ProcessId(101, 6_000_000_000)
 BIT = 1 << WATCH.slot
@@ -231,7 +232,7 @@ def test_replay_tells_the_lines_of_the_run(tmp_path: Path) -> None:
     path = tmp_path / "run.rec"
     _write(path, clock_record(time_ns=1, wall_ns=WALL_NS) + b"".join(LIFE))
     with Engine(64) as live:
-        live.watch(WATCH.slot, WATCH.name, WATCH.child_limit)
+        live.watch(WATCH.slot, WATCH.name, WATCH.expect.child_processes)
         live.ingest(clock_record(time_ns=1, wall_ns=WALL_NS) + b"".join(LIFE))
         expected = live.take()
     with Engine(64) as engine:
@@ -261,10 +262,46 @@ def test_replay_judges_by_other_limits_when_told(tmp_path: Path) -> None:
         capture.close(keep=False)
 
 
+def test_replay_judges_by_the_files_of_the_run_and_by_paths_when_told_otherwise(tmp_path: Path) -> None:
+    """Of two images with the expected path, the recorded run knew one as the file; a new configuration knows none."""
+    file = FileIdentity(path="/bin/cat", device=1, stat_device=2, inode=3, ctime_ns=4, size=5)
+    expect = Expect(executables=("/bin/cat",), edges=("/opt/myapp -> /bin/cat",), depth=1, uids=(0,), memfd=False)
+    watch = msgspec.structs.replace(WATCH, expect=expect, files=(file,), enforce="dry-run")
+    images = [
+        image_record(
+            kind=lib.KW_EXEC,
+            time_ns=6_000_000_000 + inode,
+            process=CHILD,
+            watches=BIT,
+            comm=b"cat",
+            exe=b"/bin/cat",
+            device=device,
+            inode=inode,
+        )
+        for device, inode in ((1, 3), (2, 3), (1, 4))
+    ]
+    path = tmp_path / "run.rec"
+    with RecordWriter(path, [watch], WALL_NS) as writer:
+        writer.append(b"".join([*LIFE[:2], *images, *LIFE[2:]]))
+    with RecordReader(path) as reader:
+        assert reader.watches == (watch,)
+    told = {}
+    for name, expects in (("recorded", {}), ("told", {"myapp": Expect(executables=("/bin/cat",))})):
+        with Engine(64) as engine:
+            capture = ReplayCapture(engine, path, expects)
+            capture.start()
+            assert capture.poll()
+            decoded = [lines.decode(line) for line in engine.take().lines.splitlines()]
+            told[name] = [line.behavior for line in decoded if isinstance(line, lines.Alarm)]
+            assert capture.snapshot(None, 0).watches[0].enforced == 0
+            capture.close(keep=False)
+    assert told == {"recorded": ["edges", "executables"], "told": []}
+
+
 def test_what_was_expected_of_the_network_is_recorded_with_the_watch(tmp_path: Path) -> None:
     path = tmp_path / "run.rec"
     expect = Expect(child_processes=0, destinations=("10.0.0.0/8",), listening_ports=())
-    watch = msgspec.structs.replace(WATCH, destinations=expect.destinations, listening_ports=expect.listening_ports)
+    watch = msgspec.structs.replace(WATCH, expect=expect)
     RecordWriter(path, [watch], WALL_NS).close()
     with RecordReader(path) as reader:
         assert reader.watches == (watch,)
@@ -272,12 +309,25 @@ def test_what_was_expected_of_the_network_is_recorded_with_the_watch(tmp_path: P
     assert WATCH.expect == Expect(child_processes=0)
 
 
-@pytest.mark.parametrize("wrong", [{"destinations": ("x",)}, {"listening_ports": (0,)}, {"listening_ports": (65536,)}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"destinations": ("x",)},
+        {"listening_ports": (0,)},
+        {"listening_ports": (65536,)},
+        {"executables": ("bin/sh",)},
+        {"executables": ("/a",) * 257},
+        {"edges": ("/bin/sh",)},
+        {"depth": -1},
+        {"uids": (-1,)},
+        {"nothing": 1},
+    ],
+)
 def test_a_recorded_expectation_that_is_none_is_refused(tmp_path: Path, wrong: dict[str, object]) -> None:
     path = tmp_path / "run.rec"
     RecordWriter(path, [WATCH], WALL_NS).close()
     right = msgspec.json.encode([WATCH])
-    table = msgspec.json.encode([msgspec.structs.asdict(WATCH) | wrong])
+    table = msgspec.json.encode([msgspec.structs.asdict(WATCH) | {"expect": wrong}])
     header = path.read_bytes()[: -len(right)]
     path.write_bytes(header[:24] + len(table).to_bytes(4, sys.byteorder) + header[28:] + table)
     with pytest.raises(RecordFileInvalid, match="watch"):

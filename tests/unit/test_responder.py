@@ -159,7 +159,7 @@ def test_both_filters_lead_to_topics_that_are_answered() -> None:
 def test_a_thing_whose_name_is_too_long_or_invisible_is_rejected(thing: str) -> None:
     responder = Responder()
     assert error_code(responder.answer(f"$aws/things/{thing}/defender/metrics/json", report(1), NOW_S)) != ""
-    assert responder.things() == []
+    assert (responder.accepted, responder.rejected) == (0, 1)
 
 
 def test_an_id_must_rise_above_that_of_the_last_accepted_report_of_the_thing() -> None:
@@ -241,13 +241,6 @@ def test_what_a_report_leaves_out_is_absent_and_not_zero(block: str) -> None:
     assert len(metric_values(document)) == len(metric_values(FULL)) - expected
 
 
-def test_metrics_that_no_profile_names_are_kept() -> None:
-    responder = Responder(profile())
-    responder.answer(JSON, json.dumps(FULL).encode(), NOW_S)
-    (kept,) = responder.kept(THING)
-    assert (kept.at_s, kept.report_id, kept.values) == (NOW_S, 7, metric_values(FULL))
-
-
 def test_a_report_is_told_before_the_verdicts_on_it() -> None:
     said: list[object] = []
     responder = Responder(
@@ -282,7 +275,7 @@ def test_a_rejected_report_is_told_and_not_judged() -> None:
     assert said == []
     assert (heard[1].status, heard[1].code) == ("rejected", "Throttled")
     assert heard[1].values == {"num_child_procs_myapp": 9}
-    assert [kept.report_id for kept in responder.kept(THING)] == [1]
+    assert responder.accepted == 1
 
 
 def test_an_empty_list_of_ports_clears_a_violation() -> None:
@@ -350,35 +343,15 @@ def test_a_fault_refuses_good_reports_with_the_wanted_code() -> None:
     responder = Responder(faults=Faults(reject_code="Grumpy"))
     assert error_code(responder.answer(JSON, report(1), NOW_S)) == "Grumpy"
     assert error_code(responder.answer(JSON, b"{", NOW_S)) == "InvalidPayload"
-    assert (responder.accepted, responder.rejected, responder.kept(THING)) == (0, 2, [])
+    assert (responder.accepted, responder.rejected) == (0, 2)
 
 
 def test_the_thing_that_was_silent_longest_is_forgotten_first() -> None:
-    responder = Responder(limits=Limits(things=2))
+    responder = Responder(profile(), limits=Limits(things=2))
     for report_id, thing in enumerate(("a", "b", "a", "c"), start=1):
         responder.answer(f"$aws/things/{thing}/defender/metrics/json", report(report_id), NOW_S)
-    assert responder.things() == ["a", "c"]
-    assert (responder.forgotten, responder.kept("b")) == (1, [])
-
-
-def test_what_is_kept_of_a_thing_is_bounded() -> None:
-    responder = Responder(limits=Limits(reports=3, metrics=2, entries=4, text=5, cells=1000))
-    for report_id in range(1, 6):
-        custom = {f"m{index}": [{"string_list": [f"{n:09}" for n in range(50)]}] for index in range(10)}
-        document = {"header": {"report_id": report_id, "version": "1.0"}, "custom_metrics": custom}
-        assert error_code(responder.answer(JSON, json.dumps(document).encode(), NOW_S)) == ""
-    kept = responder.kept(THING)
-    assert [found.report_id for found in kept] == [3, 4, 5]
-    assert kept[0].values == {"m0": ("00000",) * 4, "m1": ("00000",) * 4}
-
-
-def test_big_reports_push_out_older_ones_before_their_number_does() -> None:
-    responder = Responder(limits=Limits(reports=100, cells=25))
-    for report_id in range(1, 10):
-        custom = {"m": [{"number_list": list(range(9))}]}
-        document = {"header": {"report_id": report_id, "version": "1.0"}, "custom_metrics": custom}
-        responder.answer(JSON, json.dumps(document).encode(), NOW_S)
-    assert [found.report_id for found in responder.kept(THING)] == [8, 9]
+    assert [thing for thing in "abc" if responder.evaluator(thing) is not None] == ["a", "c"]
+    assert responder.forgotten == 1
 
 
 def test_late_answers_beyond_the_limit_are_not_sent() -> None:
