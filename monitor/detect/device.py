@@ -122,6 +122,23 @@ def device_metrics(previous: DeviceReading | None, current: DeviceReading) -> li
     return [Metric(CPU_USAGE, "number", round(percent, 1))]
 
 
+def device_values(previous: DeviceReading | None, current: DeviceReading) -> dict[str, float | tuple[float | str, ...]]:
+    """Make the device-side metrics of a window, by the names that a security profile has for them, lists whole.
+
+    Deltas are left out where nothing is known of the window's begin.
+    """
+    values: dict[str, float | tuple[float | str, ...]] = {}
+    for protocol, ports in (("tcp", current.tcp_ports), ("udp", current.udp_ports)):
+        values[f"aws:num-listening-{protocol}-ports"] = len(ports)
+        values[f"aws:listening-{protocol}-ports"] = tuple(sorted({port.port for port in ports}))
+    values["aws:num-established-tcp-connections"] = len(current.connections)
+    values["aws:destination-ip-addresses"] = tuple(sorted({_host(one) for one in current.connections}))
+    if previous is not None:
+        grown = msgspec.structs.asdict(_growth(previous, current))
+        values |= {f"aws:all-{field.replace('_', '-')}": count for field, count in grown.items()}
+    return values
+
+
 _NOTHING = DeviceReading(tcp_ports=frozenset(), udp_ports=frozenset(), connections=(), interfaces={})
 
 
@@ -131,6 +148,10 @@ def _ports(entries: Collection[Port]) -> list[object]:
 
 def _remotes(entries: Collection[Connection]) -> list[object]:
     return [entry.remote_addr.rpartition(":")[0] for entry in entries]
+
+
+def _host(connection: Connection) -> str:
+    return connection.remote_addr.rpartition(":")[0].strip("[]")
 
 
 def _kept(

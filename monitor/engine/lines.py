@@ -218,36 +218,48 @@ class Judgement(Event, frozen=True, kw_only=True):
     watch: str | UnsetType = UNSET
     behavior: str
     metric: str
-    value: int | float | tuple[int | float | str, ...]
-    """Of the metric, now."""
     criteria: Criteria
     """The expectation."""
     since: str
     """When the alarm began."""
     process_ids: tuple[str, ...] | UnsetType = UNSET
     """Who broke it."""
+    suppressed: bool | UnsetType = UNSET
+    """suppressAlerts of the behavior: it stands in the log, and nobody is told."""
 
 
 class Alarm(Judgement, frozen=True, tag="alarm", kw_only=True):
     """An expectation is broken."""
 
+    value: int | float | tuple[int | float | str, ...]
+    """Of the metric, now."""
     lineage: tuple[Ancestor, ...] | UnsetType = UNSET
     """From the root down to the process that broke it, those that are known."""
 
 
 class Clear(Judgement, frozen=True, tag="clear", kw_only=True):
-    """An expectation holds again."""
+    """An expectation holds again, or nobody knows any more."""
+
+    value: int | float | tuple[int | float | str, ...] | UnsetType = UNSET
+    """Of the metric, now; when nobody knows, the last number, left out for a list."""
+    invalidated: bool | UnsetType = UNSET
+    """No datapoint came for more than two days, or the behavior is no longer judged as it was."""
 
 
 class Enforced(Event, frozen=True, tag="enforced", kw_only=True):
-    """kinwatch acted on a process."""
+    """kinwatch acted: on a process, on a watch, or for an alarm about the device."""
 
-    watch: str
-    process_id: str
+    watch: str | UnsetType = UNSET
+    process_id: str | UnsetType = UNSET
+    """Left out of an action that is not on one process."""
     action: str
+    """kill, ...; of detect.action: command, freeze, stop."""
     reason: str
+    """The expectation, or the behavior in alarm."""
     exe: str | UnsetType = UNSET
     dry_run: bool | UnsetType = UNSET
+    error: str | UnsetType = UNSET
+    """Why the action failed."""
 
 
 class Lost(Event, frozen=True, tag="lost", kw_only=True):

@@ -207,16 +207,20 @@ def _exit(line: Line) -> str:
 
 
 def _judgement(line: Line) -> str:
-    value = line.get("value", "?")
+    value = line.get("value", "unknown")
     if line.get("behavior") == "child_processes":
         subject = f"{value} descendant{'' if value == 1 else 's'} alive"
     else:
         shown = (", ".join(map(str, value)) or "none") if isinstance(value, list) else value
         subject = f"{line.get('metric', '?')} is {shown}"
     text = f"{subject}, {_criteria(line.get('criteria'))} expected"
+    if line.get("suppressed"):
+        text += " (suppressed)"
     if line.get("event") == "clear":
         begun, ended = _moment(str(line.get("since", ""))), _moment(str(line.get("time", "")))
-        if begun is not None and ended is not None:
+        if line.get("invalidated"):
+            text += "; no longer known"
+        elif begun is not None and ended is not None:
             text += f"; over after {duration((ended - begun).total_seconds() * 1000)}"
         return safe(text)
     steps = [f"{step.get('comm', '?')} {step.get('pid', '?')}" for step in line.get("lineage", ())]
@@ -240,7 +244,9 @@ def _criteria(criteria: object) -> str:
         "greater-than-equals": "at least",
         "in-cidr-set": "only",
         "in-set": "only",
+        "in-port-set": "only",
         "not-in-cidr-set": "none of",
+        "not-in-port-set": "none of",
         "not-in-set": "none of",
     }.get(str(criteria.get("comparisonOperator")), str(criteria.get("comparisonOperator", "?")))
     return f"{operator} {wanted}"
@@ -271,6 +277,13 @@ def _socket(line: Line) -> str:
     return safe(" ".join(str(line[key]) for key in ("family", "type") if key in line))
 
 
+def _enforced(line: Line) -> str:
+    words = [str(line.get("action", "?")), str(line.get("process_id", "")), f"for {line.get('reason', '?')}"]
+    words += [str(line.get("exe", "")), "(dry run)" if line.get("dry_run") else ""]
+    failed = f", failed: {line['error']}" if "error" in line else ""
+    return safe(" ".join(filter(None, words)) + failed)
+
+
 def _lost(line: Line) -> str:
     return safe(f"{line.get('count', '?')} details lost: {line.get('stage', '?')}")
 
@@ -295,6 +308,7 @@ _WORDS: Final[dict[str, Callable[[Line], str]]] = {
     "dns": _dns,
     "alarm": _judgement,
     "clear": _judgement,
+    "enforced": _enforced,
     "lost": _lost,
 }
 
