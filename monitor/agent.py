@@ -143,9 +143,9 @@ class Agent:
             self._actions.alarm(lines)
             self._loop.call_soon_threadsafe(self._alarm.set)
 
-    def _judge(self) -> None:
+    def _judge(self, *, whole: bool = True) -> None:
         """The end of a window of the security profile: its verdicts go where the engine's alarms go."""
-        self._tell(self._detection.judge())
+        self._tell(self._detection.judge(whole=whole))
         self._detection.settle()  # not earlier: what is not told yet is judged again by the next start
 
     def _report(self) -> None:
@@ -243,7 +243,7 @@ class Agent:
         self._pump()
         self._capture.commit()
         if not (self._daemon and self._config.daemon.keep == "always"):  # there the window goes on
-            await asyncio.to_thread(self._judge)
+            await asyncio.to_thread(self._judge, whole=False)
         await asyncio.to_thread(self._actions.finish, FINISH_S)
         if self._reports is not None and not self._reported_once:
             self._report()

@@ -76,9 +76,8 @@ def findings(config: Config | None, *, connect: bool = True, send_report: bool =
     ]
     if planned.judged:
         # What the hooks do not tell is known only now.
-        judged = plan(
-            config or settings, netfacts.unknown(name for name, why in found["network"].items() if why)
-        ).judged
+        unknown = netfacts.unknown(name for name, reason in found["network"].items() if reason)
+        judged = plan(config or settings, unknown).judged
         found["clocks"] = [
             {
                 "name": one.name,

@@ -86,15 +86,16 @@ class Evaluator:
         self.unfit: dict[str, str] = {}
         """Behaviors that could not judge what their metric last carried, and why: it is of another type."""
 
-    def observe(self, values: Mapping[str, Value], at_s: float) -> list[Verdict]:
+    def observe(self, values: Mapping[str, Value], at_s: float, *, whole: bool = True) -> list[Verdict]:
         """Judge the metrics of one report; returns what changed, in the order of the behaviors.
 
-        A metric that is absent, or of a type that its behavior does not compare, is no datapoint.
+        A metric that is absent, or of a type that its behavior does not compare, is no datapoint. `whole`: False: the
+        window was cut short, so what asks for more than there was is not judged.
         """
         verdicts = self.expire(at_s)
         for name, watched in self.state.items():
             value = values.get(watched.behavior.metric)
-            if value is None:
+            if value is None or (not whole and watched.behavior.operator.startswith("greater-than")):
                 continue
             why = unfit(watched.behavior, value)
             if why:

@@ -5,7 +5,6 @@ Owns the process and the end of all that it leaves in its group. Refuses to know
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pwd
 import select
@@ -74,11 +73,16 @@ class Running:
             ready, _, _ = select.select([fd, hurry], [], [], timeout_s)
         finally:
             os.close(fd)
-        with contextlib.suppress(ProcessLookupError):
+        how = "killed"
+        try:
             os.killpg(self.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        except PermissionError:
+            how = "could not be killed without CAP_KILL"
         code = self._process.wait()
         if fd not in ready:
-            return "killed, for kinwatch ends" if ready else f"killed after {timeout_s:g} s"
+            return f"{how}, for kinwatch ends" if ready else f"{how} after {timeout_s:g} s"
         if code < 0:
             return f"signal {-code}"
         return f"exit {code}" if code else ""

@@ -7,30 +7,23 @@ instant clock. Refuses to know when a window ends and where lines go.
 from __future__ import annotations
 
 import contextlib
-import re
 import threading
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
 from monitor.detect.clocks import owner
 from monitor.detect.device import device_values
 from monitor.detect.evaluator import Evaluator, State
+from monitor.judging.names import Names
 from monitor.judging.said import verdict_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from monitor.detect.clocks import Key
     from monitor.detect.evaluator import Value, Verdict
     from monitor.judging.plan import Plan
     from monitor.window import Look, Store, Window
-
-_EXPECTED: Final = re.compile(
-    # Of a line of the engine. A quote within a text would be escaped.
-    rb'("event":"(alarm|clear)","watch":"([a-zA-Z0-9_-]{1,64})","behavior":")'
-    rb'([a-z_]+)("(?:,"metric":"([a-zA-Z0-9_-]+)")?)'
-)
 
 
 class Said(NamedTuple):
@@ -82,7 +75,7 @@ class Detection:
         self._held = _Held(None if kept.window == b"null" else bytes(kept.window))
         self._window = window(self._held)
         self._begun = False
-        self._told: dict[Key, tuple[str, str]] = {}
+        self._names = Names(plan.names)
         self._plan = plan
         self._evaluator = Evaluator(plan.window)
         self._gone = self._evaluator.restore(kept.behaviors)
@@ -101,8 +94,8 @@ class Detection:
 
     def left_s(self, interval_s: float, now_ns: int) -> float:
         """Seconds until a window of `interval_s` ends. `now_ns`: CLOCK_REALTIME."""
-        if not self._window.began_wall_ns:
-            return interval_s
+        if (self._anew and not self.windows) or not self._window.began_wall_ns:
+            return interval_s  # what is kept of an earlier life ended with the counters
         return interval_s - min(interval_s, max(0.0, (now_ns - self._window.began_wall_ns) / 1e9))
 
     def _begin(self) -> None:
@@ -113,15 +106,18 @@ class Detection:
         if not self._anew and not self._window.began_wall_ns:
             self._window.accept(self._window.look())  # what was counted before the profile came is no datapoint
 
-    def judge(self) -> Said:
-        """Judge the window so far and begin the next one. Nothing is remembered on the disk until `settle`."""
+    def judge(self, *, whole: bool = True) -> Said:
+        """Judge the window so far and begin the next one. Nothing is remembered on the disk until `settle`.
+
+        `whole`: False: the window was cut short.
+        """
         with self._lock:
             if not self.active:
                 return Said()
             self._begin()
             look = self._window.look()
             at_s = look.snapshot.wall_ns / 1e9
-            verdicts = self._evaluator.observe(values(look), at_s)
+            verdicts = self._evaluator.observe(values(look), at_s, whole=whole)
             self._window.accept(look)
             self.windows += 1
             return self._say(verdicts, at_s)
@@ -138,6 +134,7 @@ class Detection:
             said = self._say(evaluator.restore(self._evaluator.state), at_s)
             idle = not self.active
             self._plan, self._evaluator, self._anew = plan, evaluator, False
+            self._names.change(plan.names)
             if idle and self._window.began_wall_ns and self.active:
                 self._window.accept(self._window.look())  # what came while there was no profile is no datapoint
             return said
@@ -155,8 +152,8 @@ class Detection:
                 self._kept_any = bool(state)
 
     def named(self, lines: bytes) -> bytes:
-        """Give alarm and clear lines of expectations that stand for behaviors of the profile the profile's names."""
-        return _EXPECTED.sub(self._name, lines) if self._plan.names or self._told else lines
+        """As Names.named. For one thread at a time."""
+        return self._names.named(lines)
 
     def status(self) -> dict[str, Any]:
         """What `kinwatch status` says of it."""
@@ -193,21 +190,6 @@ class Detection:
                 loud.append(line)
                 alarms += verdict.kind == "in-alarm"
         return Said(b"".join(lines), len(lines), b"".join(loud), alarms)
-
-    def _name(self, found: re.Match[bytes]) -> bytes:
-        head, event, watch, key, tail, metric = found.groups(b"")
-        place = (watch.decode(), key.decode())
-        behavior = self._plan.names.get(place)
-        name = (behavior.name, behavior.metric) if behavior is not None else None
-        if event == b"clear":  # by the name that its alarm had
-            name = self._told.pop(place, name)
-        elif name is not None:
-            self._told[place] = name
-        if name is None:
-            return found[0]
-        if metric:
-            tail = tail.replace(metric, name[1].encode())
-        return head + name[0].encode() + tail
 
 
 def values(look: Look) -> dict[str, Value]:
