@@ -15,17 +15,24 @@ from monitor.watch import MAX_PORTS, MAX_PREFIXES, Expect, Watch
 APP = Watch(name="app", kind="process", value="app")
 
 
+MANY = [f"10.0.{number // 256}.{number % 256}" for number in range(MAX_PREFIXES + 1)]
+Entry = tuple[str, str, dict[str, Any]]
+
+
 def judged(
-    *entries: tuple[str, str, dict[str, Any]], watches: tuple[Watch, ...] = (APP,), **more: Any
-) -> tuple[Judged, ...]:  # noqa: ANN401
+    *entries: Entry,
+    watches: tuple[Watch, ...] = (APP,),
+    unknown: tuple[str, ...] = (),
+    cpu_usage: bool = False,
+) -> tuple[Judged, ...]:
     behaviors = [
         {"name": f"b{number}", "metric": metric, "criteria": {"comparisonOperator": operator, "value": value}}
         for number, (metric, operator, value) in enumerate(entries)
     ]
-    return clocks(load(json.dumps({"behaviors": behaviors}).encode()), watches, **more)
+    return clocks(load(json.dumps({"behaviors": behaviors}).encode()), watches, unknown=unknown, cpu_usage=cpu_usage)
 
 
-def expectation(*entries: tuple[str, str, dict[str, Any]]) -> Expect:
+def expectation(*entries: Entry) -> Expect:
     (watch,) = expecting((APP,), judged(*entries))
     return watch.expect
 
@@ -71,7 +78,7 @@ def test_what_an_expectation_says_as_well_is_judged_at_the_event(
         (
             "destination_ips_app",
             "in-cidr-set",
-            {"cidrs": [f"10.0.{i // 256}.{i % 256}" for i in range(MAX_PREFIXES + 1)]},
+            {"cidrs": MANY},
         ),
         ("listening_ports_app", "not-in-set", {"numbers": [22]}),
         ("listening_ports_app", "in-set", {"numbers": list(range(1, MAX_PORTS + 2))}),
@@ -133,7 +140,7 @@ def test_metrics_that_nothing_reports_are_named_with_the_reason() -> None:
         ("packets_in_app", "less-than", {"number": 1}),
         ("bytes_in_app", "less-than", {"number": 1}),
     ]
-    found = judged(*entries, unknown={"packets_in"})
+    found = judged(*entries, unknown=("packets_in",))
     assert [one.clock for one in found] == ["none"] * 5 + ["window"]
     assert [one.why for one in found[:5]] == [
         "no watch is called nobody",
