@@ -92,9 +92,11 @@ class Actions:
             self._change.notify_all()
 
     def finish(self, timeout_s: float) -> None:
-        """Act on what waits, wait for what runs, at most so long; then end it."""
+        """Act on what waits, wait for what runs, at most so long; then end it. Later calls do nothing."""
         deadline = time.monotonic() + timeout_s
         with self._change:
+            if self._ending:
+                return
             self._ending = True
             self._change.notify_all()
             thread = self._thread
