@@ -21,7 +21,8 @@ from monitor.judging.said import verdict_line
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from monitor.detect.evaluator import Value, Verdict
+    from monitor.detect.compare import Value
+    from monitor.detect.evaluator import Verdict
     from monitor.judging.plan import Plan
     from monitor.window import Look, Store, Window
 
@@ -78,14 +79,11 @@ class Detection:
         self._names = Names(plan.names)
         self._plan = plan
         self._evaluator = Evaluator(plan.window)
+        self.active = bool(self._evaluator.state)
+        """Windows are judged at all."""
         self._gone = self._evaluator.restore(kept.behaviors)
         self.windows = 0
         """Windows judged since this start."""
-
-    @property
-    def active(self) -> bool:
-        """Whether windows are judged at all."""
-        return bool(self._plan.window.behaviors)
 
     def begin(self) -> None:
         """Let the first window begin, or go on with that of the last life. Later calls do nothing."""
@@ -135,6 +133,7 @@ class Detection:
             idle = not self.active
             self._plan, self._evaluator, self._anew = plan, evaluator, False
             self._names.change(plan.names)
+            self.active = bool(evaluator.state)
             if idle and self._window.began_wall_ns and self.active:
                 self._window.accept(self._window.look())  # what came while there was no profile is no datapoint
             return said
@@ -142,14 +141,14 @@ class Detection:
     def settle(self) -> None:
         """Remember what was judged: the lines about it are out."""
         with self._lock:
-            state = self._evaluator.state
-            if self._store is None or not (state or self._kept_any):
+            if self._store is None or not (self.active or self._kept_any):
                 return
+            state = self._evaluator.progress()
             window = self._held.state if self.active and self._held.state else b"null"
             kept = _Kept(window=msgspec.Raw(window), behaviors=state)
             with contextlib.suppress(OSError):  # a full disk costs the memory of a restart, not the alarm
                 self._store.save(msgspec.json.encode(kept))
-                self._kept_any = bool(state)
+                self._kept_any = self.active
 
     def named(self, lines: bytes) -> bytes:
         """As Names.named. For one thread at a time."""

@@ -10,7 +10,8 @@ import msgspec
 from monitor.engine.lines import Alarm, Clear, Criteria, Enforced
 
 if TYPE_CHECKING:
-    from monitor.detect.evaluator import Value, Verdict
+    from monitor.detect.compare import Value
+    from monitor.detect.evaluator import Verdict
     from monitor.detect.profile import Behavior
 
 _FIRST: Final = ("time", "event", "watch", "behavior", "metric", "value")
