@@ -15,7 +15,7 @@ from monitor.detect.evaluator import INVALID_AFTER_S, Evaluator
 from monitor.detect.profile import DEVICE_SIDE, load
 
 if TYPE_CHECKING:
-    from monitor.detect.evaluator import Value
+    from monitor.detect.compare import Value
 
 WINDOW_S: Final = 300
 ONCE: Final = {"consecutiveDatapointsToAlarm": 1, "consecutiveDatapointsToClear": 1}
