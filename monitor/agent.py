@@ -547,7 +547,7 @@ class Agent:
             status |= {"origin": self._capture.origin, "kernel": self._capture.facts()}
             status["network"] = {name: reason or "live" for name, reason in self._capture.net_hooks().items()}
         if self._plan.judged:
-            status["detect"] = self._detection.status()
+            status["detect"] = self._detection.status(snapshot.unknown)
         if self._config.detect.action != Action():
             status["actions"] = self._actions.status()
         if self._publication is not None:

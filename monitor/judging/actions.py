@@ -73,8 +73,9 @@ class Actions:
         self._counts = {"commands": 0, "failed": 0, "skipped": 0, "stopped": 0, "frozen": 0}
 
     def change(self, settings: Action, watches: Sequence[Watch]) -> None:
-        """Act by other settings from the next alarm on."""
+        """Act by other settings from the next alarm on; what was wrong before may be said again."""
         with self._change:
+            self._said.clear()
             self._settings, self._watches = settings, {watch.name: watch for watch in watches}
 
     def alarm(self, lines: bytes) -> None:

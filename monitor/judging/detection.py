@@ -19,7 +19,7 @@ from monitor.judging.names import Names
 from monitor.judging.said import verdict_line
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection, Iterable
 
     from monitor.detect.compare import Value
     from monitor.detect.evaluator import Verdict
@@ -154,11 +154,11 @@ class Detection:
         """As Names.named. For one thread at a time."""
         return self._names.named(lines)
 
-    def status(self) -> dict[str, Any]:
-        """What `kinwatch status` says of it."""
+    def status(self, unknown: Collection[str] = ()) -> dict[str, Any]:
+        """What `kinwatch status` says of it. `unknown`: fields of WatchSnapshot that the capture does not know."""
         alarms = {behavior.name for behavior in self._evaluator.alarms()}
         rows = []
-        for one in self._plan.judged:
+        for one in self._plan.found(unknown):
             row: dict[str, Any] = {"name": one.name, "clock": one.clock, "why": one.why}
             if one.clock == "window":
                 row["in_alarm"] = one.name in alarms

@@ -17,7 +17,7 @@ from monitor.detect.snapshot import NETWORK
 from monitor.errors import ConfigInvalid
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection
 
     from monitor.config import Config
     from monitor.detect.clocks import Judged, Key
@@ -51,16 +51,23 @@ class Plan:
 
     def notes(self) -> list[str]:
         """Say what of the profile is not judged, a sentence each."""
-        return _not_judged(self.judged)
+        return [_note(one) for one in self.judged if one.clock == "none"]
+
+    def found(self, unknown: Collection[str]) -> tuple[Judged, ...]:
+        """Judge the clocks again, now that it is known what the capture does not know, as for clocks."""
+        config = self.config
+        again = clocks(self.profile, config.watches, unknown=unknown, cpu_usage=config.report.cpu_usage)
+        gone = {one.name: one for one in again if one.clock == "none"}
+        return tuple(one if one.clock == "none" else gone.get(one.name, one) for one in self.judged)
 
     def unreported(self, unknown: Collection[str]) -> list[str]:
-        """Name the behaviors of windows whose metric the capture turned out not to know, a sentence each."""
-        config = self.config
-        return _not_judged(clocks(self.window, config.watches, unknown=unknown, cpu_usage=config.report.cpu_usage))
+        """Say what the capture turned out not to know, beside what `notes` says."""
+        pairs = zip(self.judged, self.found(unknown), strict=True)
+        return [_note(now) for before, now in pairs if now.clock == "none" and before.clock != "none"]
 
 
-def _not_judged(judged: Iterable[Judged]) -> list[str]:
-    return [f"behavior {one.name} is not judged here: {one.why}" for one in judged if one.clock == "none"]
+def _note(one: Judged) -> str:
+    return f"behavior {one.name} is not judged here: {one.why}"
 
 
 def plan(config: Config, unknown: Collection[str] = ()) -> Plan:

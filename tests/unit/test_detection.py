@@ -386,7 +386,9 @@ def test_what_the_configuration_switches_off_is_said_at_load(life: Life) -> None
     ]
     (wire,) = life.plan(*entries).notes()
     assert wire.startswith("behavior wire is not judged here: wire_bytes_in_myapp is not known")
-    assert life.plan(*entries).unreported({"remotes"}) == []
+    (peers,) = life.plan(*entries).unreported({"remotes"})
+    assert peers.startswith("behavior peers is not judged here: destination_ips_myapp is not known")
+    assert [one.clock for one in life.plan(*entries).found({"remotes"})] == ["none", "none"]
     later = life.plan(behavior("in", "bytes_in_myapp", "less-than", {"number": 1}))
     assert later.notes() == []
     assert "bytes_in_myapp" in later.unreported({"bytes_in"})[0]
