@@ -72,7 +72,8 @@ class Evaluator:
     def __init__(self, profile: Profile) -> None:
         self._judges = {behavior.name: judge_of(behavior) for behavior in profile.behaviors}
         self._types = {behavior.name: types_of(behavior) for behavior in profile.behaviors}
-        self._metrics = {behavior.metric for behavior in profile.behaviors}
+        self.metrics = frozenset(behavior.metric for behavior in profile.behaviors)
+        """What the profile is about."""
         self.state: State = {behavior.name: Watched(behavior=behavior) for behavior in profile.behaviors}
         self.unfit: dict[str, str] = {}
         """Behaviors that could not judge what their metric last carried, and why: it is of another type."""
@@ -84,7 +85,7 @@ class Evaluator:
         window was cut short, so what asks for more than there was is not judged.
         """
         verdicts = self.expire(at_s)
-        points = {metric: Datapoint(value) for metric, value in values.items() if metric in self._metrics}
+        points = {metric: Datapoint(value) for metric, value in values.items() if metric in self.metrics}
         for name, watched in self.state.items():
             behavior = watched.behavior
             point = points.get(behavior.metric)

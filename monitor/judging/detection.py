@@ -19,7 +19,7 @@ from monitor.judging.names import Names
 from monitor.judging.said import verdict_line
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Callable, Collection, Container, Iterable
 
     from monitor.detect.compare import Value
     from monitor.detect.evaluator import Verdict
@@ -115,7 +115,7 @@ class Detection:
             self._begin()
             look = self._window.look()
             at_s = look.snapshot.wall_ns / 1e9
-            verdicts = self._evaluator.observe(values(look), at_s, whole=whole)
+            verdicts = self._evaluator.observe(values(look, self._evaluator.metrics), at_s, whole=whole)
             self._window.accept(look)
             self.windows += 1
             return self._say(verdicts, at_s)
@@ -191,9 +191,9 @@ class Detection:
         return Said(b"".join(lines), len(lines), b"".join(loud), alarms)
 
 
-def values(look: Look) -> dict[str, Value]:
-    """Every datapoint of a window by the name of its metric.
+def values(look: Look, wanted: Container[str]) -> dict[str, Value]:
+    """Every datapoint of a window by the name of its metric, long lists of the device where they are `wanted`.
 
     Custom metrics as they are: whole lists, and strings not yet reduced to what a report may hold.
     """
-    return {metric.name: metric.value for metric in look.metrics} | device_values(look.before, look.reading)
+    return {metric.name: metric.value for metric in look.metrics} | device_values(look.before, look.reading, wanted)

@@ -6,6 +6,7 @@ is measured and not the kernel's snapshot. Refuses to judge: the page does.
 
 from __future__ import annotations
 
+import struct
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -14,7 +15,7 @@ import msgspec
 
 from monitor.config import Config, Watch
 from monitor.detect.clocks import Judged
-from monitor.detect.device import Connection, DeviceReading, NetworkStats, Port
+from monitor.detect.device import DeviceReading, NetworkStats
 from monitor.detect.profile import Behavior, Profile
 from monitor.detect.snapshot import Snapshot, WatchSnapshot
 from monitor.judging.detection import Detection
@@ -33,6 +34,11 @@ MEMBERS: Final = 50
 NETWORKS: Final = tuple(f"10.{number}.0.0/16" for number in range(20))
 PORTS: Final = tuple(range(1000, 1000 + MEMBERS))
 EXES: Final = tuple(f"/usr/bin/program-{number}" for number in range(MEMBERS))
+TCP: Final = b"".join(struct.pack(">H16s", port, b"0.0.0.0") for port in PORTS)
+CONNECTED: Final = b"".join(
+    struct.pack(">10xH4BHH16s", 0xFFFF, 10, 9, 8, number, 443, 40_000 + number, b"eth0") for number in range(MEMBERS)
+)
+"""Rows of `struct kw_device_port` and `struct kw_device_connection`."""
 KINDS: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
     ("child_procs_spawned_{}", {"operator": "less-than", "number": 10}),
     ("child_execs_{}", {"operator": "less-than-equals", "number": 10}),
@@ -100,12 +106,7 @@ class _Machine:
 
     def device(self) -> DeviceReading:
         stats = NetworkStats(bytes_in=self.windows, bytes_out=self.windows, packets_in=0, packets_out=0)
-        return DeviceReading(
-            tcp_ports=frozenset(map(Port, PORTS)),
-            udp_ports=frozenset(),
-            connections=tuple(Connection(f"10.9.8.{number}:443", 40_000 + number) for number in range(MEMBERS)),
-            interfaces={"eth0": stats},
-        )
+        return DeviceReading(tcp=TCP, connected=CONNECTED, interfaces={"eth0": stats})
 
 
 def ends(scratch: Path, rounds: int) -> Ends:

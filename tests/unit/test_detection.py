@@ -18,6 +18,7 @@ from monitor.defender.report import document
 from monitor.defender.values import metric_values
 from monitor.detect.device import Connection, DeviceReading, NetworkStats, Port, blocks, device_values
 from monitor.detect.evaluator import INVALID_AFTER_S
+from monitor.detect.profile import DEVICE_SIDE
 from monitor.engine import lines
 from monitor.engine.lines import Alarm, Clear, Enforced
 from monitor.errors import ConfigInvalid
@@ -28,6 +29,7 @@ from monitor.judging.said import enforced_line, moment
 from monitor.schema import Defender, Detect
 from monitor.window import FileStore, Window
 from tests.unit.service import NO_NETWORK, Counters
+from tests.unit.test_device import rows_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -176,7 +178,7 @@ def test_counters_that_begin_anew_have_a_window_of_their_own(life: Life) -> None
 def test_an_alarm_whose_behavior_went_or_changed_is_invalidated(life: Life) -> None:
     ports = behavior("ports", "aws:listening-tcp-ports", "in-port-set", {"ports": []})
     life.begin(FEW, ports, anew=True)
-    life.machine.reading = msgspec.structs.replace(NO_NETWORK, tcp_ports=frozenset({Port(22), Port(22, "::")}))
+    life.machine.reading = msgspec.structs.replace(NO_NETWORK, tcp=rows_of([Port(22), Port(22, "::")]))
     few, listening = life.window(spawned=2)
     assert (few.value, listening.value, listening.watch) == (2, (22,), msgspec.UNSET)
     changed = behavior("few", "child_procs_spawned_myapp", "less-than-equals", {"number": 5})
@@ -303,16 +305,14 @@ def test_status_names_each_behavior_its_clock_and_its_alarm(life: Life) -> None:
 
 # -------- the device's own metrics --------
 
-ports = st.frozensets(st.builds(Port, st.integers(1, 9), st.sampled_from(["", "::", "eth0"])), max_size=5)
+ports = st.frozensets(st.builds(Port, st.integers(1, 9), st.sampled_from(["", "::", "eth0"])), max_size=5).map(rows_of)
 remotes = st.sampled_from(["10.0.0.1:443", "10.0.0.1:80", "[fd00::1]:443"])
-stats = st.builds(
-    NetworkStats, **dict.fromkeys(("bytes_in", "bytes_out", "packets_in", "packets_out"), st.integers(0, 99))
-)
+stats = st.builds(NetworkStats, **dict.fromkeys(NetworkStats.__struct_fields__, st.integers(0, 99)))
 readings = st.builds(
     DeviceReading,
-    tcp_ports=ports,
-    udp_ports=ports,
-    connections=st.lists(st.builds(Connection, remotes, st.integers(1, 9)), max_size=4).map(tuple),
+    tcp=ports,
+    udp=ports,
+    connected=st.lists(st.builds(Connection, remotes, st.integers(1, 9)), max_size=4).map(rows_of),
     interfaces=st.dictionaries(st.sampled_from(["lo", "eth0"]), stats),
 )
 
@@ -323,7 +323,7 @@ def test_a_datapoint_of_the_device_is_what_a_report_would_say(before: DeviceRead
         return {name: sorted(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     said = metric_values(document(1, (), blocks(before, now)))
-    assert unordered(device_values(before, now)) == unordered(said)
+    assert unordered(device_values(before, now, DEVICE_SIDE)) == unordered(said)
 
 
 # -------- names, plans, words --------

@@ -8,6 +8,7 @@
  * lines.c     one function per line               json.c     numbers, strings and times as JSON
  * engine.c    lifetime, watches, batches          tree.c     live kin as JSON
  * evicted.c   what a bounded set had to drop      network.h  the network's files
+ * rowset.c    distinct rows                       device.h   the device's files, which no engine uses
  */
 #ifndef KINWATCH_INTERNAL_H
 #define KINWATCH_INTERNAL_H
