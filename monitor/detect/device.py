@@ -6,10 +6,15 @@ Owns totals, limits and deltas. Refuses to know where readings come from, how ro
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import msgspec
 
 from monitor.detect.metrics import CPU_USAGE, Metric
 from monitor.engine.device import CONNECTION_BYTES, PORT_BYTES, cut_connections, cut_ports
+
+if TYPE_CHECKING:
+    from collections.abc import Container
 
 LIST_LIMIT = 250
 """Entries kept of each list; totals stay true. Three lists of it stay well under the 128 KB of a report."""
@@ -132,6 +137,31 @@ def device_metrics(previous: DeviceReading | None, current: DeviceReading) -> li
     return [Metric(CPU_USAGE, "number", round(percent, 1))]
 
 
+def device_values(
+    previous: DeviceReading | None, current: DeviceReading, wanted: Container[str]
+) -> dict[str, float | tuple[float | str, ...]]:
+    """Make the device-side metrics of a window, by the names that a security profile has for them, lists whole.
+
+    Lists are made where they are `wanted`, for they may be long. Deltas are left out where nothing is known of the
+    window's begin.
+    """
+    values: dict[str, float | tuple[float | str, ...]] = {
+        "aws:num-listening-tcp-ports": len(current.tcp) // PORT_BYTES,
+        "aws:num-listening-udp-ports": len(current.udp) // PORT_BYTES,
+        "aws:num-established-tcp-connections": len(current.connected) // CONNECTION_BYTES,
+    }
+    if "aws:listening-tcp-ports" in wanted:
+        values["aws:listening-tcp-ports"] = tuple(sorted({port.port for port in current.tcp_ports}))
+    if "aws:listening-udp-ports" in wanted:
+        values["aws:listening-udp-ports"] = tuple(sorted({port.port for port in current.udp_ports}))
+    if "aws:destination-ip-addresses" in wanted:
+        values["aws:destination-ip-addresses"] = tuple(sorted({_host(one) for one in current.connections}))
+    if previous is not None:
+        grown = msgspec.structs.asdict(_growth(previous, current))
+        values |= {f"aws:all-{field.replace('_', '-')}": count for field, count in grown.items()}
+    return values
+
+
 _NOTHING = DeviceReading(interfaces={})
 
 
@@ -156,3 +186,7 @@ def _growth(previous: DeviceReading, current: DeviceReading) -> NetworkStats:
         for field in sums:
             sums[field] += getattr(stats, field) - (0 if anew else getattr(before, field))
     return NetworkStats(**sums)
+
+
+def _host(connection: Connection) -> str:
+    return connection.remote_addr.rpartition(":")[0].strip("[]")

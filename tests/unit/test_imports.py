@@ -25,6 +25,7 @@ LAYERS = (
     {"cli", "demo"},
     {"agent", "oneshot", "doctor", "tree", "local"},
     {"launch", "publication", "sample"},
+    {"judging"},
     {"window", "command"},
     {"capture", "defender", "sinks", "control", "notify", "options"},
     {"detect"},
