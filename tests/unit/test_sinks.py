@@ -388,10 +388,7 @@ def test_a_row_says_when_what_who_and_how() -> None:
             {"event": "enforced", "action": "stop", "process_id": "7-9", "reason": "few", "error": "EPERM\x1b"},
             "stop 7-9 for few, failed: EPERM\\x1b",
         ),
-        (
-            {"event": "enforced", "action": "kill", "process_id": "7-9", "reason": "r", "exe": "/a", "dry_run": True},
-            "stop 7-9 for r /a",
-        ),
+        ({"event": "enforced", "action": "stop", "process_id": "7-9", "reason": "r"}, "stop 7-9 for r"),
         ({"event": "connect", **TCP}, "tcp 10.0.0.1:40000 → 10.0.0.2:443"),
         (
             {"event": "connect", **TCP, "name": "a.example", "result": "ECONNREFUSED"},
