@@ -278,22 +278,6 @@ struct kw_counters {
 	uint64_t would_enforce;	 /* processes that a dry run, or a breaker that had tripped, let go */
 };
 
-/*
- * Network of a watch, roots and descendants together; monotonic but for open and listening. Payload is what programs
- * wrote and read; wire is what the interfaces saw, headers and retransmissions included.
- */
-struct kw_net_counters {
-	uint64_t bytes_in, bytes_out;
-	uint64_t wire_bytes_in, wire_bytes_out;
-	uint64_t packets_in, packets_out;
-	uint64_t connections_out;    /* established by kin */
-	uint64_t connections_in;     /* accepted by kin */
-	uint64_t connections_failed; /* refused, timed out or reset before they were established */
-	uint64_t attempts;	     /* connections that kin began */
-	uint64_t open;		     /* connections established now */
-	uint64_t listening;	     /* listening sockets now */
-};
-
 /* A row of the kernel's lineage map, keyed by pid. */
 struct kw_kin {
 	uint64_t start_ns;

@@ -322,6 +322,7 @@ struct sock_common {
 	volatile unsigned char skc_state;
 	struct in6_addr skc_v6_daddr;
 	struct in6_addr skc_v6_rcv_saddr;
+	atomic64_t skc_cookie; /* 0: nobody has asked for it yet */
 	unsigned long skc_flags;
 };
 
@@ -351,6 +352,8 @@ struct tcp_sock {
 	__u64 bytes_sent;
 	__u64 bytes_retrans;
 	__u64 bytes_received;
+	__u32 segs_in; /* RFC 4898 tcpEStatsPerfSegsIn, one by one where they were bundled */
+	__u32 segs_out;
 	__u32 write_seq;  /* written up to here */
 	__u32 snd_nxt;	  /* sent up to here */
 	__u32 rcv_nxt;	  /* received up to here */

@@ -27,14 +27,27 @@ struct {
 	__type(value, uint32_t);
 } net_peers SEC(".maps");
 
-static __always_inline void tag_describe(struct kw_tag *tag, uint64_t cookie, uint32_t family, uint32_t type,
-					 uint32_t protocol)
+static __always_inline struct kw_tag *tag_fill(struct kw_tag *tag, const struct bpf_sock *sk, uint64_t cookie,
+					       const struct kw_kin *row, uint32_t pid)
 {
-	bpf_get_current_comm(tag->record.comm, sizeof(tag->record.comm));
+	tag_own(tag, row, pid);
+	tag_hold(tag);
+	comm_now(tag);
 	tag->record.cookie = cookie;
-	tag->record.family = family;
-	tag->record.type = type;
-	tag->record.protocol = protocol;
+	tag->record.family = sk->family;
+	tag->record.type = sk->type;
+	tag->record.protocol = sk->protocol;
+	return tag;
+}
+
+/* A fresh tag in the socket itself. NULL: no memory. */
+static __always_inline struct kw_tag *tag_store(struct bpf_sock *sk)
+{
+	struct kw_tag *tag = bpf_sk_storage_get(&socket_tags, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+
+	if (!tag)
+		lose(KW_TABLE_FULL);
+	return tag;
 }
 
 /* A tag for a socket of the current process, if it is kin; NULL: a stranger's. */
@@ -47,23 +60,43 @@ static __always_inline struct kw_tag *tag_make(struct bpf_sock *sk, uint64_t coo
 	row = kin_now(&pid);
 	if (!row)
 		return NULL;
-	tag = bpf_sk_storage_get(&socket_tags, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
-	if (!tag) {
-		lose(KW_TABLE_FULL);
-		return NULL;
-	}
-	tag_own(tag, row, pid);
-	tag_hold(tag);
-	tag_describe(tag, cookie, sk->family, sk->type, sk->protocol);
-	return tag;
+	tag = tag_store(sk);
+	return tag ? tag_fill(tag, sk, cookie, row, pid) : NULL;
+}
+
+static __always_inline bool may_be_on_desk(const struct bpf_sock *sk)
+{
+	return net.desk && sk->protocol == IPPROTO_TCP;
+}
+
+/* The tag of a socket, NULL: it has none. */
+static __always_inline struct kw_tag *tag_have(struct bpf_sock *sk)
+{
+	struct kw_tag *tag = may_be_on_desk(sk) ? desk_find(bpf_get_socket_cookie(sk)) : NULL;
+
+	return tag ? tag : bpf_sk_storage_get(&socket_tags, sk, NULL, 0);
 }
 
 /* Made by kin: its own, whoever uses it. */
 SEC("cgroup/sock_create")
 int on_sock_create(struct bpf_sock *context)
 {
-	if (kin_alive())
-		tag_make(context, bpf_get_socket_cookie(context));
+	const struct kw_kin *row;
+	struct kw_tag *tag;
+	uint64_t cookie;
+	uint32_t pid;
+
+	if (!kin_alive())
+		return PASS;
+	row = kin_now(&pid);
+	if (!row)
+		return PASS;
+	cookie = bpf_get_socket_cookie(context);
+	tag = may_be_on_desk(context) ? desk_take(cookie) : NULL;
+	if (!tag)
+		tag = tag_store(context);
+	if (tag)
+		tag_fill(tag, context, cookie, row, pid);
 	return PASS;
 }
 
@@ -76,21 +109,21 @@ int on_sock_release(struct bpf_sock *context)
 
 	if (!net_active())
 		return PASS;
-	tag = bpf_sk_storage_get(&socket_tags, context, NULL, 0);
+	tag = tag_have(context);
 	if (!tag)
 		return PASS;
-	tag_watches(tag);
 	was = __sync_fetch_and_or(&tag->flags, TAG_RELEASED);
 	if (tag->record.protocol == IPPROTO_TCP) {
 		if (!(was & (TAG_OPEN | TAG_LISTENING | TAG_CONNECTING | TAG_CHILD)))
-			tag_drop(tag);
+			tag_drop(tag); /* otherwise tcp_closed() does */
 		return PASS;
 	}
+	tag_watches(tag);
 	if (was & TAG_LISTENING)
 		net_count(tag->record.header.watches, NET_CELL(listening), -1, 0, 0);
-	if (was & (TAG_LISTENING | TAG_CONNECTED))
+	if (was & (TAG_LISTENING | TAG_CONNECTED | TAG_PEER))
 		tag_emit(tag, KW_SOCKET_CLOSED, 0);
-	tag->flags &= ~(TAG_LISTENING | TAG_CONNECTED);
+	__sync_fetch_and_and(&tag->flags, ~(TAG_LISTENING | TAG_CONNECTED | TAG_PEER));
 	tag_drop(tag);
 	return PASS;
 }
@@ -192,6 +225,7 @@ static __always_inline int peer_seen(struct bpf_sock_addr *context, bool v6)
 	if (bpf_map_lookup_elem(&net_peers, &peer))
 		return PASS;
 	bpf_map_update_elem(&net_peers, &peer, &one, BPF_ANY);
+	__sync_fetch_and_or(&tag->flags, TAG_PEER);
 	record = bpf_ringbuf_reserve(&events, sizeof(*record), 0);
 	if (!record) {
 		lose(KW_RING_FULL);
@@ -239,7 +273,7 @@ static __always_inline struct kw_tag *tag_at_bind(struct bpf_sock *context)
 
 	if (!net_active())
 		return NULL;
-	tag = bpf_sk_storage_get(&socket_tags, context, NULL, 0);
+	tag = tag_have(context);
 	return tag ? tag : tag_make(context, bpf_get_socket_cookie(context));
 }
 

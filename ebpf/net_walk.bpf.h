@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
  * One iterator, run by user space: every open file of every process. Before a snapshot it brings the payload of live
- * TCP sockets into the counters; when a watch begins it takes in what its processes have open.
+ * TCP sockets into the counters; when a watch begins it takes in what its processes have open; it finds the ports of
+ * listeners that were never bound.
  *
  * An iterator over the tags themselves would be apt, but some kernels refuse to load one (EPERM). What no process has
  * open (not accepted yet, or closed and still sending) is accounted when its connection ends.
@@ -48,9 +49,14 @@ int net_walk(struct bpf_iter__task_file *context)
 	sk = socket->sk;
 	if (!sk)
 		return 0;
-	tag = bpf_sk_storage_get(&socket_tags, sk, NULL, 0);
+	tag = tag_find(sk);
 	if (tag && tag_watches(tag) && tag->flags & TAG_OPEN && tag->record.protocol == IPPROTO_TCP)
 		tag_account(tag, sk);
+	if (tag && tag->flags & TAG_LISTENING && !tag->record.local_port) {
+		tag_local(tag, sk);
+		if (tag->record.local_port)
+			tag_emit(tag, KW_SOCKET_LISTENING, 0);
+	}
 	if (!net.adopt)
 		return 0;
 	row = kin_of(task->tgid, BPF_CORE_READ(task, group_leader, start_boottime));

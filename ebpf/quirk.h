@@ -45,4 +45,16 @@ static __always_inline bool has_loop(void)
 	return bpf_core_enum_value_exists(enum bpf_func_id___loop, BPF_FUNC_loop___loop);
 }
 
+/*
+ * bpf_get_current_task_btf() in every kind of program (a396eda5517a, "bpf: Extend bpf_base_func_proto helpers with
+ * bpf_get_current_task_btf()", in 5.15). BTF says what helpers there are, not where; bpf_task_pt_regs() came with it.
+ * The task is then read directly, which costs a tenth of bpf_probe_read_kernel().
+ */
+enum bpf_func_id___task { BPF_FUNC_task_pt_regs___task = 175 };
+
+static __always_inline bool has_task(void)
+{
+	return bpf_core_enum_value_exists(enum bpf_func_id___task, BPF_FUNC_task_pt_regs___task);
+}
+
 #endif

@@ -30,8 +30,12 @@ from monitor.detect.metrics import lower_bound_metrics
 from monitor.detect.snapshot import NETWORK
 from monitor.engine import records
 from monitor.errors import ConfigInvalid, KinwatchError
+from monitor.judging.actions import Actions
+from monitor.judging.detection import Detection, Said
+from monitor.judging.plan import plan
 from monitor.options import settled
 from monitor.remote import endpoint
+from monitor.schema import Action
 from monitor.sinks import Fanout
 from monitor.sinks.stream import StreamSink
 from monitor.sinks.table import log_sink
@@ -44,6 +48,7 @@ if TYPE_CHECKING:
 
     from monitor.config import Config, Watch
     from monitor.detect.snapshot import WatchSnapshot
+    from monitor.judging.plan import Plan
     from monitor.launch import Parts
     from monitor.publication import Publication
 
@@ -51,6 +56,8 @@ PUBLISHER: Final = 0
 """The reader of the publisher among KW_READERS."""
 READER: Final = 1
 """The reader of `--report-to`."""
+DETECT: Final = 2
+"""The reader of the security profile."""
 FINISH_S: Final = 5.0
 """How long the end waits for the broker. systemd's own limit for a stop is 90 s."""
 LATEST: Final = 8
@@ -71,6 +78,7 @@ class Agent:
 
     def __init__(self, parts: Parts) -> None:
         self._config, self._options, self._choice = parts.config, parts.options, parts.choice
+        self._plan = parts.plan
         self._engine, self._capture = parts.engine, parts.capture
         self._notifier, self._command = parts.notifier, parts.command
         self._daemon = not (self._options.once or self._options.attended) and self._command is None
@@ -96,6 +104,7 @@ class Agent:
         self._worth_keeping = isinstance(self._capture, CoreCapture) and self._capture.origin != "new"
         try:
             self._open_publication()
+            self._open_detection()
             self._fanout = self._open_sinks()
             self._capture.start()
             self._match_command()
@@ -121,15 +130,23 @@ class Agent:
         """What the engine made of a batch goes to the spool and the sinks; an alarm wakes the report."""
         with self._pumping:
             batch = self._engine.take()
-            if self._publication is not None and (batch.alarms or batch.clears):
-                self._publication.delivery.alarm(batch.lines)
-            self._fanout.put(batch.lines, batch.lines_count)
+            lines = batch.lines
+            if batch.alarms or batch.clears:
+                lines = self._detection.named(lines)
+                self._raise(lines, batch.alarms)
+            self._fanout.put(lines, batch.lines_count)
             if batch.records and self._recorder is not None:
                 self._keep_records(batch.records)
-        if batch.alarms:
-            self._loop.call_soon_threadsafe(self._alarm.set)
         if batch.hurried:
             self._loop.call_soon_threadsafe(self._tick_soon)
+
+    def _raise(self, lines: bytes, alarms: int) -> None:
+        """Alarms and clears go to the spool; an alarm wakes the report and has its actions."""
+        if self._publication is not None:
+            self._publication.delivery.alarm(lines)
+        if alarms:
+            self._actions.alarm(lines)
+            self._loop.call_soon_threadsafe(self._alarm.set)
 
     def _tick_soon(self) -> None:
         """Time alone clears an alarm that stands, and the engine has no clock: it is told the time in a second."""
@@ -142,6 +159,11 @@ class Agent:
         self._engine.ingest(records.clock_record(time_ns=boot_ns, wall_ns=time.time_ns() - boot_ns))
         self._capture.interrupt()
 
+    def _judge(self, *, whole: bool = True) -> None:
+        """The end of a window of the security profile: its verdicts go where the engine's alarms go."""
+        self._tell(self._detection.judge(whole=whole))
+        self._detection.settle()  # not earlier: what is not told yet is judged again by the next start
+
     def _report(self) -> None:
         """Snapshot, metrics, document, out; the window ends when all of it is written."""
         report = self._window.report(int(time.time()))
@@ -149,6 +171,12 @@ class Agent:
             say(f"the report was too long: {report.dropped} entries left out, totals are true")
         if self._reports is None or self._reports.write(report.payload + b"\n") == 0:
             self._window.accept(report)
+
+    def _tell(self, said: Said) -> None:
+        with self._pumping:
+            if said.loud:
+                self._raise(said.loud, said.alarms)
+            self._fanout.put(said.lines, said.lines_count)
 
     # -------- threads and waits --------
 
@@ -180,7 +208,7 @@ class Agent:
 
     async def _main(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._stop, self._alarm = asyncio.Event(), asyncio.Event()
+        self._stop, self._alarm, self._judging = asyncio.Event(), asyncio.Event(), asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._stop.set)
         self._loop.add_signal_handler(signal.SIGHUP, self._reload)
@@ -209,7 +237,8 @@ class Agent:
             await publishing
 
     async def _until_stopped(self, publishing: asyncio.Task[None]) -> None:
-        tasks = [asyncio.create_task(self._keep_windows()), asyncio.create_task(self._keep_watchdog())]
+        work = (self._keep_windows(), self._keep_judging(), self._keep_watchdog())
+        tasks = [asyncio.create_task(one) for one in work]
         stopped = asyncio.create_task(self._stop.wait())
         waiting = [*tasks, stopped, *([publishing] if self._publication is not None else [])]
         done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
@@ -229,6 +258,9 @@ class Agent:
         self._capture.drain()
         self._pump()
         self._capture.commit()
+        if not (self._daemon and self._config.daemon.keep == "always"):  # there the window goes on
+            await asyncio.to_thread(self._judge, whole=False)
+        await asyncio.to_thread(self._actions.finish, FINISH_S)
         if self._reports is not None and not self._reported_once:
             self._report()
         if self._publication is not None:
@@ -266,6 +298,18 @@ class Agent:
                 self._stop.set()
                 return
 
+    async def _keep_judging(self) -> None:
+        """Verdicts at the end of every window, while a profile has behaviors for it."""
+        self._tell(self._detection.resumed(time.time()))
+        self._detection.settle()
+        if self._detection.active:
+            self._judging.set()
+        while True:
+            await self._judging.wait()
+            await asyncio.to_thread(self._detection.begin)
+            await asyncio.sleep(self._detection.left_s(self._config.report.interval_s, time.time_ns()))
+            await asyncio.to_thread(self._judge)
+
     async def _keep_watchdog(self) -> None:
         if self._notifier.watchdog_s is None:
             await self._stop.wait()
@@ -293,10 +337,12 @@ class Agent:
             self._notifier.ready()
             return
         try:
-            config = settled(self._options.config_path, self._options.overrides)
+            planned = plan(settled(self._options.config_path, self._options.overrides))
+            config = planned.config
             require_watches(config)
             if self._command is None:
                 self._change_publication(config)
+                self._change_detection(planned)
                 self._config = config
                 self._device.change(cpu=config.report.cpu_usage, namespaces=config.report.namespaces)
                 for note in expectation_notes(config):
@@ -315,6 +361,18 @@ class Agent:
         same = msgspec.structs.replace(new, min_spacing_s=old.min_spacing_s) if old and new else new
         if same != old or config.spool != self._config.spool:
             say("reload: changes in [defender] and [spool] take effect at the next start")
+
+    def _change_detection(self, planned: Plan) -> None:
+        self._plan = planned
+        self._tell(self._detection.change(planned, time.time()))
+        self._detection.settle()
+        self._actions.change(planned.config.detect.action, planned.config.watches)
+        if self._detection.active:
+            self._judging.set()
+        else:
+            self._judging.clear()
+        for note in planned.notes():
+            say(note)
 
     # -------- begin --------
 
@@ -359,6 +417,24 @@ class Agent:
             self._since_ns -= time.clock_gettime_ns(time.CLOCK_BOOTTIME) - self._capture.since_boot_ns
         return Window(
             self._capture, self._engine, READER, self._read_device, store=store, generation=self._generation()
+        )
+
+    def _open_detection(self) -> None:
+        store = FileStore(Path(self._config.daemon.state_dir, "detect.json")) if self._daemon else None
+        self._detection = Detection(
+            self._plan,
+            lambda held: Window(
+                self._capture, self._engine, DETECT, self._read_device, store=held, generation=self._generation()
+            ),
+            store=store,
+            anew=not isinstance(self._capture, CoreCapture) or self._capture.origin == "new",
+        )
+        self._actions = Actions(
+            self._config.detect.action,
+            self._config.watches,
+            self._engine.tree,
+            lambda line: self._tell(Said(lines=line, lines_count=1)),
+            say,
         )
 
     def _generation(self) -> int:
@@ -451,7 +527,11 @@ class Agent:
         if judged and not {"remotes", "listening_ports"}.isdisjoint(snapshot.unknown):
             extent = "are not judged" if snapshot.unknown >= NETWORK else "are judged in part"
             say(f"expected destinations and ports {extent}: 'kinwatch doctor' says why")
-        for note in expectation_notes(self._config):
+        for note in (
+            *expectation_notes(self._config),
+            *self._plan.notes(),
+            *self._plan.unreported(snapshot.unknown),
+        ):
             say(note)
         for watch in snapshot.watches:
             if not watch.roots and self._command is None:
@@ -488,6 +568,10 @@ class Agent:
         if isinstance(self._capture, CoreCapture):
             status |= {"origin": self._capture.origin, "kernel": self._capture.facts()}
             status["network"] = {name: reason or "live" for name, reason in self._capture.net_hooks().items()}
+        if self._plan.judged:
+            status["detect"] = self._detection.status(snapshot.unknown)
+        if self._config.detect.action != Action():
+            status["actions"] = self._actions.status()
         if self._publication is not None:
             status["publisher"] = self._publication.delivery.status()
         return status

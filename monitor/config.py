@@ -35,6 +35,7 @@ from monitor.schema import (
     Config,
     Daemon,
     Defender,
+    Detect,
     Enforcement,
     File,
     Log,
@@ -72,6 +73,7 @@ __all__ = [
     "Config",
     "Daemon",
     "Defender",
+    "Detect",
     "Enforcement",
     "Expect",
     "Log",
@@ -136,6 +138,7 @@ def parse(text: str, origin: str) -> Config:
         report=file.report,
         daemon=file.daemon,
         defender=file.defender,
+        detect=file.detect,
         spool=file.spool,
         enforcement=file.enforcement,
         origin=origin,
@@ -255,6 +258,15 @@ def notes(config: Config) -> tuple[str, ...]:
             said.append(f"watch {watch.name}: {watch.value} does not exist yet; it is watched as soon as it does")
         if watch.kind == "pid" and watch.value != COMMAND_PID and not Path("/proc", watch.value).exists():
             said.append(f"watch {watch.name}: there is no process {watch.value}")
+    action = config.detect.action
+    if action.command and not os.access(action.command[0], os.X_OK):
+        said.append(f"detect.action.command: {action.command[0]} is no program that can be run yet")
+    if action.freeze == "cgroup":
+        said += [
+            f"detect.action.freeze: watch {watch.name} has no cgroup of its own, so nothing of it is frozen"
+            for watch in config.watches
+            if watch.kind not in {"unit", "cgroup"}
+        ]
     return (*said, *expectation_notes(config))
 
 
@@ -409,6 +421,8 @@ def _check_tables(origin: str, file: File) -> None:
         "report.file": file.report.file,
         "daemon.state_dir": file.daemon.state_dir or "nothing",
         "daemon.socket": file.daemon.socket or "nothing",
+        "detect.security_profile": file.detect.security_profile,
+        "detect.action.command": next(iter(file.detect.action.command), ""),
     }
     for key, path in paths.items():
         stdout = key.endswith(".file") and path == "-"
@@ -420,8 +434,30 @@ def _check_tables(origin: str, file: File) -> None:
         _refuse(
             origin, "daemon.socket", f"expected at most {MAX_SOCKET_BYTES} bytes", "unix(7) has no longer addresses"
         )
-    if file.daemon.user:
-        try:
-            pwd.getpwnam(file.daemon.user)
-        except (KeyError, ValueError):
-            _refuse(origin, "daemon.user", f"there is no user {file.daemon.user!r}", "create it, or leave it empty")
+    if file.daemon.user and not _is_user(file.daemon.user):
+        _refuse(origin, "daemon.user", f"there is no user {file.daemon.user!r}", "create it, or leave it empty")
+    _check_detect(origin, file)
+
+
+def _check_detect(origin: str, file: File) -> None:
+    profile, other = file.detect.security_profile, file.defender.security_profile if file.defender else ""
+    if profile and other and profile != other:
+        what = f"{profile!r} here and {other!r} in defender.security_profile"
+        _refuse(origin, "detect.security_profile", what, "one profile is judged: keep one of the two keys")
+    action = file.detect.action
+    for word in action.command:
+        if "\0" in word or not word.isprintable():
+            _refuse(origin, "detect.action.command", f"expected printable words, found {word!r}", "no shell reads them")
+    if action.command and not action.command[0]:
+        _refuse(origin, "detect.action.command", "expected a program, found ''", "name it by its absolute path")
+    if action.command and not _is_user(action.user):
+        what = f"there is no user {action.user!r}"
+        _refuse(origin, "detect.action.user", what, "create it, or name one that there is")
+
+
+def _is_user(name: str) -> bool:
+    try:
+        pwd.getpwnam(name)
+    except (KeyError, ValueError):
+        return False
+    return True

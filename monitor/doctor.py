@@ -27,6 +27,7 @@ from monitor.defender.trial import trial
 from monitor.detect.behaviors import aws_form, expected, rules
 from monitor.detect.metrics import FIELDS
 from monitor.errors import CaptureUnavailable
+from monitor.judging.plan import plan
 from monitor.publishing import SERVICE_SPACING_S
 from monitor.sinks.text import safe
 
@@ -37,7 +38,8 @@ if TYPE_CHECKING:
 
 def findings(config: Config | None, *, connect: bool = True, send_report: bool = False) -> dict[str, Any]:
     """Everything doctor knows, as data. `connect`, `send_report`: as in defender.trial, where there is a [defender]."""
-    settings = config or configuration.Config()
+    planned = plan(config or configuration.Config())
+    settings = planned.config
     facts = probe(settings.capture.btf)
     found: dict[str, Any] = {
         "version": __version__,
@@ -68,9 +70,22 @@ def findings(config: Config | None, *, connect: bool = True, send_report: bool =
             " unless its quota was raised"
         )
     found["behaviors"] = [
-        aws_form(behavior) for watch in settings.watches for behavior in expected(watch.name, watch.expect)
+        aws_form(behavior) for watch in (config or settings).watches for behavior in expected(watch.name, watch.expect)
     ]
-    found["rules"] = [rule for watch in settings.watches for rule in rules(watch.name, watch.expect)]
+    found["rules"] = [rule for watch in (config or settings).watches for rule in rules(watch.name, watch.expect)]
+    if planned.judged:
+        # What the hooks do not tell is known only now.
+        unknown = netfacts.unknown(name for name, reason in found["network"].items() if reason)
+        judged = plan(config or settings, unknown).judged
+        found["clocks"] = [
+            {
+                "name": one.name,
+                "clock": one.clock,
+                "why": one.why,
+                **({"normal": f"{one.behavior.metric} {one.behavior.normal()}"} if one.behavior else {}),
+            }
+            for one in judged
+        ]
     if settings.defender is not None:
         found["endpoint"] = f"{settings.defender.endpoint}:{settings.defender.port}"
         found["connection"] = asyncio.run(
@@ -129,6 +144,9 @@ def _lines(found: dict[str, Any]) -> list[str]:
         lines += ["", "metrics that are lower bounds with this capture"]
         lines += [f"  {name}" for name in found["lower_bounds"]]
     lines += _judged(found)
+    if found.get("clocks"):
+        lines += ["", "behaviors of the security profile, and the clock that judges each"]
+        lines += [line for row in found["clocks"] for line in _clock(row)]
     if found.get("connection"):
         lines += ["", f"connection to {found['endpoint']}"]
         lines += [line for step in found["connection"] for line in _step(step)]
@@ -148,6 +166,13 @@ def _judged(found: dict[str, Any]) -> list[str]:
         for rule in found["rules"]:
             lines.append(f"  {rule['watch']}: {rule['rule']} = {msgspec.json.encode(rule['value']).decode()}")
     return [safe(line) for line in lines]
+
+
+def _clock(row: dict[str, str]) -> list[str]:
+    return [
+        f"  {row['clock']:8} {row['name']:24} {row.get('normal', '')}".rstrip(),
+        f"  {'':8} {row['why']}",
+    ]
 
 
 def _step(step: Step) -> list[str]:

@@ -24,6 +24,7 @@ from monitor.capture.idle import IdleCapture
 from monitor.command import Command
 from monitor.engine import Engine
 from monitor.errors import AlreadyRunning, CaptureUnavailable, ConfigInvalid
+from monitor.judging.plan import plan
 from monitor.notify import Notifier
 from monitor.sinks.text import say
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
     from monitor.capture import LiveCapture
     from monitor.config import Config
+    from monitor.judging.plan import Plan
     from monitor.options import RunOptions
 
 LOCK: Final = Path("/run/kinwatch.lock")
@@ -47,6 +49,7 @@ class Parts:
     """What `run` consists of when the capture is open and nothing flows yet."""
 
     config: Config
+    plan: Plan
     options: RunOptions
     choice: Choice
     engine: Engine
@@ -69,6 +72,8 @@ def launched(config: Config, options: RunOptions, meanwhile: str) -> Iterator[Pa
 
         for warning in credentials.check(config.defender, time.time()):
             say(warning)
+    planned = plan(config)
+    config = planned.config
     notifier = Notifier.from_environment()
     choice = choose(probe(config.capture.btf), config.capture.kind) if config.watches else NOTHING
     # Whoever sits in front of a run ends it with the terminal: nothing may stay in the kernel, no daemon be in the way.
@@ -88,7 +93,7 @@ def launched(config: Config, options: RunOptions, meanwhile: str) -> Iterator[Pa
             capture = open_capture(choice, engine, config, pins="" if alone else PINS, fresh=options.fresh)
         finally:
             importing.join()
-        yield Parts(config, options, choice, engine, capture, notifier, command)
+        yield Parts(config, planned, options, choice, engine, capture, notifier, command)
 
 
 def _import(meanwhile: str, config: Config, options: RunOptions) -> None:

@@ -17,6 +17,8 @@ from monitor.capture.core import PINS, unpin
 from monitor.capture.replay import ReplayCapture
 from monitor.detect.behaviors import expected, violated
 from monitor.engine import Engine
+from monitor.judging.names import Names
+from monitor.judging.plan import plan
 from monitor.launch import only_daemon, open_capture
 from monitor.sinks.stream import StreamSink
 from monitor.sinks.table import log_sink
@@ -72,7 +74,9 @@ def _discard(capture: LiveCapture, engine: Engine) -> None:
 
 def replay(config: Config | None, path: Path, form: str) -> int:
     """A record file through the engine, as lines. Returns 1 when there were alarms."""
-    expects = {watch.name: watch.expect for watch in config.watches} if config is not None else {}
+    planned = plan(config) if config is not None else None
+    expects = {watch.name: watch.expect for watch in planned.config.watches} if planned is not None else {}
+    names = Names(planned.names if planned is not None else {})
     alarms = 0
     with Engine() as engine:
         capture = ReplayCapture(engine, path, expects)
@@ -83,11 +87,11 @@ def replay(config: Config | None, path: Path, form: str) -> int:
                 while capture.poll():
                     batch = engine.take()
                     alarms += batch.alarms
-                    sink.write(batch.lines)
+                    sink.write(names.named(batch.lines))
             finally:
                 batch = engine.take()
                 alarms += batch.alarms
-                sink.write(batch.lines)
+                sink.write(names.named(batch.lines))
         finally:
             sink.close()
             capture.close(keep=False)

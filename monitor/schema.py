@@ -131,9 +131,36 @@ class Defender(Table, frozen=True, kw_only=True):
         int, Meta(ge=1024, le=131_072, description="most bytes of a batch, before it is compressed")
     ] = 98_304
     events_gzip: Annotated[bool, Meta(description="compress batches of event lines")] = False
-    security_profile: Annotated[str, Meta(description='a profile file to evaluate on the device; "" is none')] = ""
+    security_profile: Annotated[str, Meta(description='the same as detect.security_profile; "" is none')] = ""
     auth: Annotated[Auth, Meta(description="how the device proves who it is")] = Auth()
     proxy: Annotated[Proxy, Meta(description="an HTTP proxy on the way to the endpoint")] = Proxy()
+
+
+class Action(Table, frozen=True, kw_only=True):
+    """detect.action: what the device does by itself when an alarm is raised."""
+
+    command: Annotated[
+        tuple[str, ...],
+        Meta(description="a program, by its absolute path, and its arguments, run on each alarm; [] is none"),
+    ] = ()
+    user: Annotated[str, Meta(min_length=1, description="user that the command runs as")] = "nobody"
+    timeout_s: Annotated[
+        int, Meta(ge=1, le=3600, description="seconds after which the command and all it started are killed")
+    ] = 30
+    freeze: Annotated[
+        Literal["off", "cgroup", "stop"],
+        Meta(description="off | cgroup: freeze the watch's cgroup | stop: SIGSTOP its descendants, on each alarm"),
+    ] = "off"
+
+
+class Detect(Table, frozen=True, kw_only=True):
+    """[detect]."""
+
+    security_profile: Annotated[
+        str,
+        Meta(description='a profile file to evaluate on the device, as the AWS API writes it; "" is none'),
+    ] = ""
+    action: Annotated[Action, Meta(description="what is done on an alarm")] = Action()
 
 
 class Spool(Table, frozen=True, kw_only=True):
@@ -158,10 +185,16 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     report: Report = Report()
     daemon: Daemon = Daemon()
     defender: Defender | None = None
+    detect: Detect = Detect()
     spool: Spool = Spool()
     enforcement: Enforcement = Enforcement()
     origin: str = "command line"
     """Name of the file it came from, for messages."""
+
+    @property
+    def security_profile(self) -> str:
+        """Path of the profile to evaluate on the device, whichever of the two keys names it; "": none."""
+        return self.detect.security_profile or (self.defender.security_profile if self.defender else "")
 
 
 class ExpectTable(Table, frozen=True, kw_only=True):
@@ -226,6 +259,7 @@ class File(Table, frozen=True, kw_only=True):
     report: Report = Report()
     daemon: Daemon = Daemon()
     defender: Defender | None = None
+    detect: Detect = Detect()
     spool: Spool = Spool()
     enforcement: Enforcement = Enforcement()
 
@@ -240,6 +274,8 @@ TABLES: Final[dict[str, type[Table]]] = {
     "defender": Defender,
     "defender.auth": Auth,
     "defender.proxy": Proxy,
+    "detect": Detect,
+    "detect.action": Action,
     "spool": Spool,
     "enforcement": Enforcement,
 }

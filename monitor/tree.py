@@ -15,6 +15,7 @@ MAX_LEVELS: Final = 40
 """Levels that are drawn; deeper ones stay at this indentation, for a chain of thousands must not fill the screen."""
 NETWORK_COLUMNS: Final = (
     *("bytes_in", "bytes_out", "wire_bytes_in", "wire_bytes_out", "packets_in", "packets_out"),
+    *("tcp_segments_in", "tcp_segments_out"),
     *("connections_out", "connections_in", "connections_failed", "attempts", "open", "listening", "remotes"),
     *("listening_ports", "destinations"),
 )
@@ -96,7 +97,8 @@ def render_status(status: Mapping[str, Any], *, colour: bool = False) -> str:
         ("lost", ", ".join(f"{count} {stage}" for stage, count in lost.items()) or "nothing"),
     ]
     drawn = {"capture", "reason", "since", "lost", "watches", "lower_bounds", "lower_bound_metrics", "unknown"}
-    facts += [(key, _plain(value)) for key, value in status.items() if key not in drawn | {"publisher"}]
+    facts += [(key, _plain(value)) for key, value in status.items() if key not in drawn | {"publisher", "detect"}]
+    facts += _detect_facts(status["detect"]) if "detect" in status else []
     facts += _publisher_facts(status["publisher"]) if "publisher" in status else []
     width = max(columns(safe(name)) for name, _ in facts)
     lines = []
@@ -131,6 +133,25 @@ def _publisher_facts(publisher: Mapping[str, Any]) -> list[tuple[str, str]]:
         *([("events", events)] if (events := _nonzero(publisher.get("events", {}))) else []),
         ("spool", ", ".join(waiting + dropped) or "empty"),
     ]
+
+
+def _detect_facts(detect: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """A line for the profile, one for each behavior in alarm or not judged."""
+    rows: Sequence[Mapping[str, Any]] = detect.get("behaviors", ())
+    by_clock = [f"{count} {clock}" for clock in ("instant", "window", "none") if (count := _of(rows, clock))]
+    name = detect.get("profile") or "without a name"
+    facts = [("detect", f"profile {name}, {', '.join(by_clock)}; {_count(detect.get('windows', 0), 'window')} judged")]
+    for row in rows:
+        why = row.get("unfit") or (row.get("why") if row.get("clock") == "none" else "")
+        if row.get("in_alarm"):
+            facts.append(("in alarm", str(row.get("name"))))
+        if why:
+            facts.append(("not judged", f"{row.get('name')}: {why}"))
+    return facts
+
+
+def _of(rows: Sequence[Mapping[str, Any]], clock: str) -> int:
+    return sum(row.get("clock") == clock for row in rows)
 
 
 def _nonzero(counts: Mapping[str, Any]) -> str:

@@ -52,6 +52,17 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     mark: int = 0
 
 
+class Look(msgspec.Struct, frozen=True, kw_only=True):
+    """What a window has come to, as yet without a document."""
+
+    metrics: tuple[Metric, ...]
+    snapshot: Snapshot
+    reading: DeviceReading
+    before: DeviceReading | None
+    """The device at the window's begin; None: unknown."""
+    mark: int
+
+
 class _Kept(msgspec.Struct, kw_only=True):
     """What a restart needs."""
 
@@ -107,36 +118,42 @@ class Window:
 
     def report(self, now_s: int, names: Names = "long", encoding: Format = "json") -> Report:
         """Write the report of the window so far. The window goes on until `accept`."""
-        reading = self._read_device()
-        mark = self._engine.mark()
-        snapshot = self._with_peaks(self._capture.snapshot(self._reader, self._mark))
-        of_window = window_metrics(self._kept.baseline, snapshot) + device_metrics(self._kept.reading, reading)
-        metrics = tuple(merged(self._kept.carried, of_window))
+        look = self.look()
         report_id = next_report_id(self._kept.last_report_id, now_s)
-        fitted = fit(document(report_id, metrics, blocks(self._kept.reading, reading), names), encoding)
+        fitted = fit(document(report_id, look.metrics, blocks(look.before, look.reading), names), encoding)
         report = Report(
             report_id=report_id,
-            metrics=metrics,
-            snapshot=_without_lists(snapshot),
-            reading=reading,
+            metrics=look.metrics,
+            snapshot=_without_lists(look.snapshot),
+            reading=look.reading,
             payload=fitted.payload,
             dropped=dict(fitted.dropped),
-            mark=mark,
+            mark=look.mark,
         )
         self._kept.last_report_id = report_id
-        self._kept.peaks = {watch.name: watch.window_peak for watch in snapshot.watches}
         self._kept.pending = msgspec.structs.replace(report, payload=b"", dropped={})
         self._save()
         return report
 
-    def accept(self, report: Report) -> None:
+    def look(self) -> Look:
+        """Take the metrics of the window so far. The window goes on until `accept`."""
+        reading = self._read_device()
+        mark = self._engine.mark()
+        snapshot = self._with_peaks(self._capture.snapshot(self._reader, self._mark))
+        before = self._kept.reading
+        of_window = window_metrics(self._kept.baseline, snapshot) + device_metrics(before, reading)
+        metrics = tuple(merged(self._kept.carried, of_window))
+        self._kept.peaks = {watch.name: watch.window_peak for watch in snapshot.watches}
+        return Look(metrics=metrics, snapshot=snapshot, reading=reading, before=before, mark=mark)
+
+    def accept(self, report: Report | Look) -> None:
         """The report arrived: its window is over, the next one begins where it ended."""
         self._mark = report.mark
         self._kept.peaks = {}
         self._kept.pending = None
         self._kept.carried = ()
         self._kept.began_wall_ns = report.snapshot.wall_ns
-        self._kept.baseline = report.snapshot
+        self._kept.baseline = _without_lists(report.snapshot)
         self._kept.reading = report.reading
         self._save()
 

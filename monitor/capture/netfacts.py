@@ -66,6 +66,8 @@ NEEDS: Final = {
     "wire_bytes_out": ("packets",),
     "packets_in": ("packets",),
     "packets_out": ("packets",),
+    "tcp_segments_in": ("states",),
+    "tcp_segments_out": ("states",),
     "connections_out": ("states",),
     "connections_in": ("states",),
     "connections_failed": ("states",),

@@ -21,7 +21,8 @@ import msgspec
 from monitor.defender.report import Document, Format, encode
 from monitor.defender.validate import parse
 from monitor.defender.values import metric_values
-from monitor.detect.evaluator import Evaluator, Value
+from monitor.detect.compare import Value  # noqa: TC001 - msgspec reads the fields' types
+from monitor.detect.evaluator import Evaluator
 from monitor.errors import ReportInvalid
 
 if TYPE_CHECKING:

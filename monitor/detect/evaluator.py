@@ -10,26 +10,15 @@ how a window slides; here it holds the datapoints of the last durationSeconds.
 
 from __future__ import annotations
 
-import ipaddress
-import operator
 from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 
-from monitor.detect.profile import SUMMED, Behavior, Operator, Profile
+from monitor.detect.compare import Datapoint, Value, judge_of, types_of, unfit
+from monitor.detect.profile import SUMMED, Behavior, Profile
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-Value = float | tuple[float | str, ...]
-"""What a metric carries: a number, numbers, strings (addresses are strings)."""
-
-COMPARE: Final[dict[Operator, Callable[[float, float], bool]]] = {
-    "less-than": operator.lt,
-    "less-than-equals": operator.le,
-    "greater-than": operator.gt,
-    "greater-than-equals": operator.ge,
-}
+    from collections.abc import Mapping
 
 Kind = Literal["in-alarm", "alarm-cleared", "alarm-invalidated"]
 """violationEventType of ListViolationEvents."""
@@ -81,40 +70,47 @@ class Evaluator:
     """Judges the datapoints of one thing, in the order of their arrival."""
 
     def __init__(self, profile: Profile) -> None:
-        self._judges = {behavior.name: _judge(behavior) for behavior in profile.behaviors}
+        self._judges = {behavior.name: judge_of(behavior) for behavior in profile.behaviors}
+        self._types = {behavior.name: types_of(behavior) for behavior in profile.behaviors}
+        self.metrics = frozenset(behavior.metric for behavior in profile.behaviors)
+        """What the profile is about."""
         self.state: State = {behavior.name: Watched(behavior=behavior) for behavior in profile.behaviors}
         self.unfit: dict[str, str] = {}
         """Behaviors that could not judge what their metric last carried, and why: it is of another type."""
 
-    def observe(self, values: Mapping[str, Value], at_s: float) -> list[Verdict]:
+    def observe(self, values: Mapping[str, Value], at_s: float, *, whole: bool = True) -> list[Verdict]:
         """Judge the metrics of one report; returns what changed, in the order of the behaviors.
 
-        A metric that is absent, or of a type that its behavior does not compare, is no datapoint.
+        A metric that is absent, or of a type that its behavior does not compare, is no datapoint. `whole`: False: the
+        window was cut short, so what asks for more than there was is not judged.
         """
         verdicts = self.expire(at_s)
+        points = {metric: Datapoint(value) for metric, value in values.items() if metric in self.metrics}
         for name, watched in self.state.items():
-            value = values.get(watched.behavior.metric)
-            if value is None:
+            behavior = watched.behavior
+            point = points.get(behavior.metric)
+            if point is None or (not whole and behavior.operator.startswith("greater-than")):
                 continue
-            why = unfit(watched.behavior, value)
-            if why:
-                self.unfit[name] = why
+            if not point.types <= self._types[name]:
+                self.unfit[name] = unfit(behavior, point)
                 continue
-            self.unfit.pop(name, None)
-            verdict = self._datapoint(watched, value, at_s)
+            if self.unfit:
+                self.unfit.pop(name, None)
+            verdict = self._datapoint(watched, point, at_s)
             if verdict is not None:
                 verdicts.append(verdict)
         return verdicts
 
-    def _datapoint(self, watched: Watched, value: Value, at_s: float) -> Verdict | None:
-        behavior = watched.behavior
+    def _datapoint(self, watched: Watched, point: Datapoint, at_s: float) -> Verdict | None:
+        behavior, value = watched.behavior, point.value
         watched.last_s = at_s
         if behavior.duration_s is not None and behavior.metric in SUMMED and not isinstance(value, tuple):
             value, whole = _slide(watched, value, behavior.duration_s, at_s)
             if not whole and behavior.operator.startswith("greater-than"):
                 return None  # too little so far is no violation yet
+            point = Datapoint(value)
         watched.last = None if isinstance(value, tuple) else float(value)
-        conforms = self._judges[behavior.name](value)
+        conforms = self._judges[behavior.name](point)
         if watched.in_alarm:
             watched.conforming = watched.conforming + 1 if conforms else 0
             if watched.conforming < behavior.to_clear:
@@ -154,6 +150,14 @@ class Evaluator:
                 gone.append(self._invalidate(watched))
         return gone
 
+    def progress(self) -> State:
+        """Take what `restore` needs to go on from here: a behavior of which nothing is under way may begin anew."""
+        return {
+            name: watched
+            for name, watched in self.state.items()
+            if watched.in_alarm or watched.violations or watched.begun_s is not None
+        }
+
     def alarms(self) -> list[Behavior]:
         """The behaviors in alarm."""
         return [watched.behavior for watched in self.state.values() if watched.in_alarm]
@@ -181,62 +185,3 @@ def _slide(watched: Watched, value: float, duration_s: float, at_s: float) -> tu
     if watched.begun_s is None or watched.begun_s > at_s:
         watched.begun_s = at_s
     return sum(amount for _, amount in points), at_s - watched.begun_s >= duration_s
-
-
-def unfit(behavior: Behavior, value: Value) -> str:
-    """Why a behavior cannot judge such a value; "" when it can. An empty list is of every list type."""
-    if not isinstance(value, tuple):
-        return "" if behavior.number is not None else f"{behavior.operator} judges a list, the metric is a number"
-    if behavior.number is not None:
-        return f"{behavior.operator} judges a number, the metric is a list"
-    wants_text = behavior.operator.endswith("cidr-set") or bool(behavior.texts)
-    if not wants_text and not behavior.numbers and not behavior.operator.endswith("port-set"):
-        return ""  # an empty set is of either type
-    if all(isinstance(member, str) == wants_text for member in value):
-        return ""
-    there, here = ("text", "numbers") if wants_text else ("numbers", "text")
-    return f"{behavior.operator} judges a list of {there}, the metric is one of {here}"
-
-
-def _judge(behavior: Behavior) -> Callable[[Value], bool]:
-    """Whether a fitting value conforms."""
-    if behavior.number is not None:
-        return _compared(behavior, behavior.number)
-    inside = _networks(behavior.texts) if behavior.operator.endswith("cidr-set") else _members(behavior)
-    wanted = not behavior.operator.startswith("not-in")
-    return lambda value: all(inside(member) is wanted for member in value) if isinstance(value, tuple) else False
-
-
-def _compared(behavior: Behavior, number: float) -> Callable[[Value], bool]:
-    compare = COMPARE[behavior.operator]
-    return lambda value: not isinstance(value, tuple) and compare(value, number)
-
-
-def _members(behavior: Behavior) -> Callable[[float | str], bool]:
-    return frozenset((*behavior.numbers, *behavior.texts)).__contains__
-
-
-def _networks(cidrs: tuple[str, ...]) -> Callable[[float | str], bool]:
-    """Whether an address is in one of the networks, in a time that does not grow with their number.
-
-    What is no address is in none. An IPv4 address mapped into IPv6 is that IPv4 address.
-    """
-    by_length: dict[tuple[int, int], set[int]] = {}
-    for cidr in cidrs:
-        network = ipaddress.ip_network(cidr)
-        shift = network.max_prefixlen - network.prefixlen
-        by_length.setdefault((network.version, shift), set()).add(int(network.network_address) >> shift)
-
-    def inside(member: float | str) -> bool:
-        try:
-            address = ipaddress.ip_address(str(member))
-        except ValueError:
-            return False
-        mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-        address = mapped or address
-        return any(
-            version == address.version and int(address) >> shift in networks
-            for (version, shift), networks in by_length.items()
-        )
-
-    return inside

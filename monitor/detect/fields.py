@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
 _API_NAME: Final = re.compile(r"[a-zA-Z0-9:_-]{1,128}\Z")
+_SPACED_NAME: Final = re.compile(r"(?! )[a-zA-Z0-9:_ -]{1,128}(?<! )\Z")
 _MAX_SHOWN: Final = 80
 _MAX_BITS: Final = 1023  # beyond, an integer is no double
 
@@ -38,9 +39,16 @@ def object_of(value: object, where: str, allowed: Collection[str], required: str
 
 
 def api_name(value: object, where: str) -> str:
-    """A name of a profile, a behavior or a dimension; raises Wrong."""
+    """A name of a profile or a dimension; raises Wrong."""
     if not isinstance(value, str) or not _API_NAME.match(value):
         refuse(where, f"expected a name of [a-zA-Z0-9:_-], 1 to 128, found {shown(value)}")
+    return value
+
+
+def behavior_name(value: object, where: str) -> str:
+    """A name of a behavior; raises Wrong. Spaces, which the API refuses, stand in the developer guide's examples."""
+    if not isinstance(value, str) or not _SPACED_NAME.match(value):
+        refuse(where, f"expected a name of [a-zA-Z0-9:_-], perhaps with spaces, 1 to 128, found {shown(value)}")
     return value
 
 

@@ -39,6 +39,8 @@ FIELDS: Final[dict[str, tuple[str, ...]]] = {
     "wire_bytes_out": ("wire_bytes_out",),
     "packets_in": ("packets_in",),
     "packets_out": ("packets_out",),
+    "tcp_segments_in": ("tcp_segments_in",),
+    "tcp_segments_out": ("tcp_segments_out",),
     "connections_out": ("connections_out",),
     "connections_in": ("connections_in",),
     "connections_failed": ("connections_failed",),

@@ -13,7 +13,18 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
 
-from monitor.detect.fields import Wrong, api_name, either, flag, integer, object_of, one_of, refuse, shown
+from monitor.detect.fields import (
+    Wrong,
+    api_name,
+    behavior_name,
+    either,
+    flag,
+    integer,
+    object_of,
+    one_of,
+    refuse,
+    shown,
+)
 from monitor.detect.metrics import NAME as CUSTOM_NAME
 from monitor.errors import ConfigInvalid
 from monitor.expect import ImpossibleValue, networks
@@ -182,7 +193,7 @@ _CRITERIA_KEYS: Final = (
 def _behavior(entry: object, where: str) -> tuple[Behavior | tuple[str, str], int]:
     """One behavior, or its name and why it cannot be judged here; and how many values its criteria hold."""
     fields = object_of(entry, where, _BEHAVIOR_KEYS, required="name")
-    name = api_name(fields["name"], f"{where}.name")
+    name = behavior_name(fields["name"], f"{where}.name")
     suppressed = flag(fields, "suppressAlerts", where)
     flag(fields, "exportMetric", where)
     metric = fields.get("metric")

@@ -19,6 +19,8 @@ TRAFFIC: Final = (
     "wire_bytes_out",
     "packets_in",
     "packets_out",
+    "tcp_segments_in",
+    "tcp_segments_out",
     "connections_out",
     "connections_in",
     "connections_failed",
@@ -55,7 +57,8 @@ class WatchSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     """Distinct executables run by descendants in the reader's window, oldest first."""
     exes_missed: int = 0
     """Distinct executables beyond the bounded set."""
-    # Network of roots and descendants together, by the owners of sockets (source: `struct kw_net_counters`).
+    # Network of roots and descendants together, by the owners of sockets (source: `struct kw_net_counters` in
+    # ebpf/net_table.h).
     bytes_in: int = 0
     """Payload that programs read."""
     bytes_out: int = 0
@@ -66,6 +69,10 @@ class WatchSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     packets_in: int = 0
     """Packets on the wire: an offloaded bundle counts as the segments it stands for."""
     packets_out: int = 0
+    tcp_segments_in: int = 0
+    """Segments of TCP, as the kernel counts them for each socket (RFC 4898): bundles one by one, those without payload
+    and retransmissions too, until the connection is closed."""
+    tcp_segments_out: int = 0
     connections_out: int = 0
     """Established by kin."""
     connections_in: int = 0

@@ -220,19 +220,21 @@ class Judgement(Event, frozen=True, kw_only=True):
     watch: str | UnsetType = UNSET
     behavior: str
     metric: str
-    value: int | float | tuple[int | float | str, ...]
-    """Of the metric, now."""
     criteria: Criteria
     """The expectation."""
     since: str
     """When the alarm began."""
     process_ids: tuple[str, ...] | UnsetType = UNSET
     """Who broke it."""
+    suppressed: bool | UnsetType = UNSET
+    """suppressAlerts of the behavior: it stands in the log, and nobody is told."""
 
 
 class Alarm(Judgement, frozen=True, tag="alarm", kw_only=True):
     """An expectation is broken."""
 
+    value: int | float | tuple[int | float | str, ...]
+    """Of the metric, now."""
     exe: str | UnsetType = UNSET
     """What the process runs that broke a rule on lineage."""
     argv: tuple[str, ...] | UnsetType = UNSET
@@ -243,35 +245,33 @@ class Alarm(Judgement, frozen=True, tag="alarm", kw_only=True):
 
 
 class Clear(Judgement, frozen=True, tag="clear", kw_only=True):
-    """An expectation holds again."""
+    """An expectation holds again, or nobody knows any more."""
+
+    value: int | float | tuple[int | float | str, ...] | UnsetType = UNSET
+    """Of the metric, now; when nobody knows, the last number, left out for a list."""
+    invalidated: bool | UnsetType = UNSET
+    """No datapoint came for more than two days, or the behavior is no longer judged as it was."""
 
 
 class Enforced(Event, frozen=True, tag="enforced", kw_only=True):
-    """A fork or exec broke what is expected, and it was acted on, or would have been."""
+    """kinwatch acted: on a fork or exec that broke an expectation, or on an alarm."""
 
-    watch: str
-    pid: int
-    process_id: str
-    comm: str
-    action: Literal["kill", "would", "spared"]
-    """would: a dry run let it go; spared: the breaker had stopped enforcement."""
-    reason: Literal[
-        "child_processes",
-        "executables",
-        "depth",
-        "forks_per_minute",
-        "uids",
-        "memfd",
-        "deleted",
-        "temporary",
-        "untracked",
-    ]
-    """The expectation that it broke; untracked: there was no room to follow it."""
+    watch: str | UnsetType = UNSET
+    pid: int | UnsetType = UNSET
+    process_id: str | UnsetType = UNSET
+    """Left out of an action that is not on one process."""
+    comm: str | UnsetType = UNSET
+    action: Literal["kill", "would", "spared", "command", "freeze", "stop"]
+    """would: a dry run let it go; spared: the breaker had stopped enforcement; the last three: of detect.action."""
+    reason: str
+    """The expectation that it broke (untracked: there was no room to follow it), or the behavior in alarm."""
     exe: str | UnsetType = UNSET
     dry_run: bool | UnsetType = UNSET
     """True: nothing was done."""
     delegated: bool | UnsetType = UNSET
     """True: the kernel could not signal it, so it ran until user space did."""
+    error: str | UnsetType = UNSET
+    """Why the action failed."""
 
 
 class Lost(Event, frozen=True, tag="lost", kw_only=True):

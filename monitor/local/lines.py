@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from datetime import tzinfo
 
     from monitor.defender.responder import Heard
-    from monitor.detect.evaluator import Value, Verdict
+    from monitor.detect.compare import Value
+    from monitor.detect.evaluator import Verdict
 
 MAX_METRICS: Final = 40
 """Custom metrics that the text of a report shows."""

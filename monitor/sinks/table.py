@@ -211,16 +211,20 @@ def _exit(line: Line) -> str:
 
 
 def _judgement(line: Line) -> str:
-    value = line.get("value", "?")
+    value = line.get("value", "unknown")
     if line.get("behavior") == "child_processes":
         subject = f"{value} descendant{'' if value == 1 else 's'} alive"
     else:
         shown = (", ".join(map(str, value)) or "none") if isinstance(value, list) else value
         subject = f"{line.get('metric', '?')} is {shown}"
     text = f"{subject}, {_criteria(line.get('criteria'))} expected"
+    if line.get("suppressed"):
+        text += " (suppressed)"
     if line.get("event") == "clear":
         begun, ended = _moment(str(line.get("since", ""))), _moment(str(line.get("time", "")))
-        if begun is not None and ended is not None:
+        if line.get("invalidated"):
+            text += "; no longer known"
+        elif begun is not None and ended is not None:
             text += f"; over after {duration((ended - begun).total_seconds() * 1000)}"
         return safe(text)
     if line.get("behavior") in RULES and (called := _image(line)):
@@ -229,15 +233,6 @@ def _judgement(line: Line) -> str:
     if len(steps) > MAX_LINEAGE:
         steps = [steps[0], "…", *steps[2 - MAX_LINEAGE :]]
     return safe(text + (f": {' → '.join(steps)}" if steps else ""))
-
-
-def _enforced(line: Line) -> str:
-    action = {"kill": "killed", "would": "would be killed", "spared": "spared, enforcement has stopped"}.get(
-        str(line.get("action")), str(line.get("action", "?"))
-    )
-    late = " from user space" if line.get("delegated") else ""
-    image = f": {line['exe']}" if "exe" in line else ""
-    return safe(f"{action}{late}, breaks {line.get('reason', '?')}{image}")
 
 
 def _criteria(criteria: object) -> str:
@@ -255,7 +250,9 @@ def _criteria(criteria: object) -> str:
         "greater-than-equals": "at least",
         "in-cidr-set": "only",
         "in-set": "only",
+        "in-port-set": "only",
         "not-in-cidr-set": "none of",
+        "not-in-port-set": "none of",
         "not-in-set": "none of",
     }.get(str(criteria.get("comparisonOperator")), str(criteria.get("comparisonOperator", "?")))
     return f"{operator} {wanted}"
@@ -284,6 +281,21 @@ def _dns(line: Line) -> str:
 
 def _socket(line: Line) -> str:
     return safe(" ".join(str(line[key]) for key in ("family", "type") if key in line))
+
+
+_DEEDS: Final = {"kill": "killed", "would": "would be killed", "spared": "spared, enforcement has stopped"}
+
+
+def _enforced(line: Line) -> str:
+    action = str(line.get("action", "?"))
+    reason = line.get("reason", "?")
+    if action in _DEEDS:
+        late = " from user space" if line.get("delegated") else ""
+        image = f": {line['exe']}" if "exe" in line else ""
+        return safe(f"{_DEEDS[action]}{late}, breaks {reason}{image}")
+    words = [action, str(line.get("process_id", "")), f"for {reason}", str(line.get("exe", ""))]
+    failed = f", failed: {line['error']}" if "error" in line else ""
+    return safe(" ".join(filter(None, words)) + failed)
 
 
 def _lost(line: Line) -> str:

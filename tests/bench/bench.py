@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from tests.bench import daemon, device, hooks, network, page, programs, publishing, storms, table, watchers
+from tests.bench import daemon, device, hooks, network, page, programs, publishing, storms, table, watchers, windows
 from tests.bench.watcher import Unmeasured
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ class Size:
     throttled: int
     engine_runs: int = 5
     looks: int = 25
+    windows: int = 50
 
 
 FULL: Final = Size(
@@ -154,6 +155,7 @@ class Bench:
             *self._network_rows(),
             *self._publishing_rows(),
             page.look_row(tried("looks at all sockets", lambda: device.looks(self.size.looks))),
+            page.window_row(tried("windows", lambda: windows.ends(self.scratch, self.size.windows))),
         ]
         parts = [
             head(self.size, max(others, loaded())),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from tests.bench.hooks import HOOKS
 from tests.bench.table import Row, Spread, at_most, markdown, percentile, ratios, verdict
 from tests.bench.watchers import POLL_MS
+from tests.bench.windows import BEHAVIORS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from tests.bench.network import Cycles
     from tests.bench.publishing import Drain
     from tests.bench.storms import Result
+    from tests.bench.windows import Ends
 
 KIN: Final = "of kin"
 OTHERS: Final = "of others, a root lives"
@@ -38,6 +40,7 @@ CYCLE_NS: Final = 1500.0
 CYCLE_PACKETS_NS: Final = 4000.0
 DRAIN_PER_S: Final = 1000.0
 LOOK_TIMES: Final = 20.0
+WINDOW_MS: Final = 20.0
 THROTTLE_PER_S: Final = 100.0
 """Publishes a second that AWS IoT Core takes of a connection, and the SDK keeps to."""
 
@@ -213,6 +216,16 @@ def look_row(looks: Looks | str) -> Row:
     text += f" (the reading alone {reading:.1f} times; {looks.sockets:,} sockets, {looks.processes} processes)"
     unclear = abs(spread.median - LOOK_TIMES) < spread.margin
     return Row(what, text, goal, "unclear" if unclear else verdict(good=spread.median >= LOOK_TIMES))
+
+
+def window_row(ends: Ends | str) -> Row:
+    """The end of a window for a thousand behaviors."""
+    what, goal = f"{BEHAVIORS:,} behaviors evaluated per window", (WINDOW_MS, "ms")
+    if isinstance(ends, str):
+        return at_most(what, ends, goal)
+    quiet, cpu, kept = (statistics.median(column) / 1e6 for column in (ends.quiet, ends.cpu, ends.kept))
+    more = f"{cpu:.1f} ms of CPU; median of {len(ends.quiet)} windows; state to disk {kept:.1f} ms"
+    return at_most(what, quiet, goal, digits=1, more=f"{more}; {ends.loud / 1e6:.1f} ms with {ends.lines} alarms")
 
 
 def stream_row(pairs: Sequence[tuple[float, float]] | str, *, kin: bool, packets: bool) -> Row:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from tests.contract.conftest import Programs
 
 ROOT = Path(__file__).parents[2]
+ALARM_AND_CLEAR: list[type] = [Alarm, Clear]
 OBJECT = ROOT / "monitor" / "capture" / "kinwatch.bpf.o"
 PINS = "/sys/fs/bpf/kinwatch_commit_test"
 PAGE_BYTES = 4096
@@ -231,10 +232,10 @@ def test_limit_is_judged_again_with_those_who_were_alive_then(pins: str, shell: 
         first.capture.commit()
         shell.do("/bin/true")
         alarms = _of(first.read(), Alarm, Clear)
-        assert [type(line) for line in alarms] == [Alarm, Clear]
+        assert [type(line) for line in alarms] == ALARM_AND_CLEAR
     with Life(pins, _watch(name, 2)) as second:
         again = _of(second.read(), Alarm, Clear)
-        assert [type(line) for line in again] == [Alarm, Clear]
+        assert [type(line) for line in again] == ALARM_AND_CLEAR
         for line, before in zip(again, alarms, strict=True):
             assert isinstance(line, Alarm | Clear)
             assert isinstance(before, Alarm | Clear)
@@ -263,7 +264,7 @@ def test_alarm_that_stood_before_the_records_is_raised_and_cleared(pins: str, sh
         first.capture.commit()
         shell.do("kill $a; wait $a 2>/dev/null")
     with Life(pins, _watch(name, 1)) as second:
-        assert [type(line) for line in _of(second.read(), Alarm, Clear)] == [Alarm, Clear]
+        assert [type(line) for line in _of(second.read(), Alarm, Clear)] == ALARM_AND_CLEAR
 
 
 def test_next_version_judges_what_the_last_one_did_not_read(pins: str, shell: Shell, name: str, tmp_path: Path) -> None:
@@ -277,7 +278,7 @@ def test_next_version_judges_what_the_last_one_did_not_read(pins: str, shell: Sh
     with Life(pins, _watch(name, 2), programs=programs) as second:
         assert second.capture.origin == "swapped"
         again = second.read()
-        assert [type(line) for line in _of(again, Alarm, Clear)] == [Alarm, Clear]
+        assert [type(line) for line in _of(again, Alarm, Clear)] == ALARM_AND_CLEAR
         assert [kind for kind, _ in _events(again)] == ["Fork", "Exec", "Exit"]
         counted = second.counters()
         assert (counted.alive, counted.adopted, counted.spawned, counted.exits) == (2, 2, 1, 1)

@@ -24,7 +24,7 @@ from monitor.capture.network import HOOKS
 from monitor.detect.snapshot import NETWORK, TRAFFIC, WatchSnapshot
 from monitor.engine import Engine
 from monitor.engine._native import lib
-from monitor.engine.lines import Accept, Alarm, Close, Connect, Dns, Listen, Peer, Root, Socket, decode
+from monitor.engine.lines import Accept, Alarm, Close, Connect, Dns, Listen, Lost, Peer, Root, Socket, decode
 from monitor.expect import Expect
 from monitor.schema import Capture
 from monitor.watch import Watch
@@ -59,9 +59,13 @@ class App:
     def run(self, code: str) -> str:
         """Run it to its end; "ok" or "errno N"."""
         assert self._process.stdin
-        assert self._process.stdout
         self._process.stdin.write(code.encode("unicode_escape").decode() + "\n")
         self._process.stdin.flush()
+        return self.line()
+
+    def line(self) -> str:
+        """The next line it says: what code printed comes before its "ok"."""
+        assert self._process.stdout
         answer: str = self._process.stdout.readline()
         return answer.strip()
 
@@ -74,9 +78,9 @@ class App:
 class Session:
     """A capture with its reader, and the lines that came."""
 
-    def __init__(self, *watches: Watch) -> None:
+    def __init__(self, *watches: Watch, packets: bool = True) -> None:
         self._engine = Engine(4096)
-        self.capture = CoreCapture(self._engine, watches, Capture(packets=True))
+        self.capture = CoreCapture(self._engine, watches, Capture(packets=packets))
         self._lines: list[Line] = []
         self._reader: threading.Thread | None = None
         try:
@@ -131,8 +135,8 @@ def _app(closing: contextlib.ExitStack, program: str = sys.executable, **more: A
     return app
 
 
-def _watch(closing: contextlib.ExitStack, *watches: Watch) -> Session:
-    session = Session(*watches)
+def _watch(closing: contextlib.ExitStack, *watches: Watch, packets: bool = True) -> Session:
+    session = Session(*watches, packets=packets)
     closing.callback(session.close)
     return session
 
@@ -218,6 +222,29 @@ def test_payload_of_a_connection_is_exact_while_it_lives_and_after_a_half_close(
     assert (ended.bytes_out, ended.bytes_in, ended.open) == (300_011, 77_782, 0)
 
 
+def test_segments_of_a_connection_that_lives_are_counted_once(closing: contextlib.ExitStack) -> None:
+    app = _app(closing)
+    session = _watch(closing, _of(app), packets=False)
+    server, port = _server(closing)
+    assert app.run(f"s = socket.create_connection(('{LOOP}', {port})); s.sendall(b'x' * 300_001)") == "ok"
+    connection = _accept(closing, server)
+    _get(connection, 300_001)
+    for _ in range(3):
+        connection.sendall(b"y")
+        assert app.run("s.recv(1)") == "ok"
+        # struct tcp_info: tcpi_segs_out, tcpi_segs_in; nothing travels between these two looks.
+        eventually(lambda: _still(connection), "the last acknowledgement")
+        told = app.run("import struct; print(*struct.unpack_from('II', s.getsockopt(6, 11, 256), 136), flush=True)")
+        assert app.line() == "ok"
+        now = session.now()
+        assert f"{now.tcp_segments_out} {now.tcp_segments_in}" == told
+
+
+def _still(connection: socket.socket) -> bool:
+    """Whether all that was sent is acknowledged (struct tcp_info: tcpi_unacked)."""
+    return int.from_bytes(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)[24:28], sys.byteorder) == 0
+
+
 def test_an_accepted_connection_belongs_to_the_owner_of_its_listener(closing: contextlib.ExitStack) -> None:
     app = _app(closing)
     session = _watch(closing, _of(app))
@@ -242,6 +269,57 @@ def test_a_refused_connection_is_a_failed_one_with_its_reason(closing: contextli
     assert (line.result, line.remote) == ("ECONNREFUSED", f"{LOOP}:{port}")
     now = session.now()
     assert (now.attempts, now.connections_failed, now.connections_out, now.open) == (1, 1, 0, 0)
+
+
+def test_a_refused_connection_is_told_with_the_port_it_came_from(closing: contextlib.ExitStack) -> None:
+    app = _app(closing)
+    session = _watch(closing, _of(app))
+    server, port = _server(closing)
+    server.close()
+    with socket.socket() as free:
+        free.bind((LOOP, 0))
+        first = free.getsockname()[1]
+    assert app.run(f"s = socket.socket(); s.bind(('{LOOP}', {first})); s.connect(('{LOOP}', {port}))") == "errno 111"
+    assert app.run(f"socket.create_connection(('{LOOP}', {port}))") == "errno 111"
+    eventually(lambda: len(session.of(Connect)) == 2, "both attempts")
+    bound, chosen = (line.local.rpartition(":")[2] for line in session.of(Connect))
+    assert (int(bound), int(chosen) > 0) == (first, True)
+
+
+@pytest.mark.parametrize("packets", [False, True])
+def test_a_listener_that_was_never_bound_is_told_with_its_port(closing: contextlib.ExitStack, *, packets: bool) -> None:
+    app = _app(closing)
+    session = _watch(closing, _of(app), packets=packets)
+    port = app.run("l = socket.socket(); l.listen(); print(l.getsockname()[1], flush=True)")
+    assert port.isdigit()
+    assert session.first(Listen).local == f"0.0.0.0:{port}"
+    assert session.now().listening_ports == (int(port),)
+    closing.enter_context(socket.create_connection((LOOP, int(port))))
+    assert session.first(Accept).pid == app.pid
+    app.close()
+    assert session.first(Close, local=f"0.0.0.0:{port}").pid == app.pid
+    assert not session.of(Lost)
+
+
+def test_more_sockets_than_the_desk_has_places_are_all_known(closing: contextlib.ExitStack) -> None:
+    app = _app(closing)
+    session = _watch(closing, _of(app), packets=False)
+    server, port = _server(closing)
+    # Sockets in plenty that do nothing: the places of their tags stay taken.
+    code = "import resource; most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]"
+    assert app.run(f"{code}; resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))") == "ok"
+    assert app.run("many = [socket.socket() for _ in range(9000)]") == "ok"
+    sent = 0
+    for size in range(1, 101):
+        assert app.run(f"s = socket.create_connection(('{LOOP}', {port})); s.sendall(b'x' * {size}); s.close()") == "ok"
+        connection, _ = server.accept()
+        _get(connection, size)
+        connection.close()
+        sent += size
+    eventually(lambda: len(session.of(Close)) == 100, "the end of each connection")
+    now = session.now()
+    assert (now.connections_out, now.open, now.bytes_out) == (100, 0, sent)
+    assert [line.bytes_out for line in session.of(Close)] == list(range(1, 101))
 
 
 @pytest.mark.parametrize("connected", [False, True])

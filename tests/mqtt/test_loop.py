@@ -6,6 +6,7 @@ Owns what reaches whom when nothing goes wrong. Refuses to know faults (test_fau
 from __future__ import annotations
 
 import gzip
+import json
 from typing import TYPE_CHECKING, Literal
 
 import pytest
@@ -129,6 +130,34 @@ def test_basic_ingest_is_a_topic_like_any_other(broker: Broker, tmp_path: Path) 
         with kinwatch:
             kinwatch.tell("/bin/true")
             assert [alarm["event"] for alarm in cloud.wait(rule, lambda found: len(found) == 2)] == ["alarm", "clear"]
+
+
+def test_alarms_of_a_window_reach_the_topic_and_suppressed_ones_do_not(broker: Broker, tmp_path: Path) -> None:
+    profile = tmp_path / "profile.json"
+    criteria = {"comparisonOperator": "less-than", "value": {"number": 1}}
+    judged = {"metric": "child_procs_spawned_myapp", "criteria": criteria}
+    behaviors = [{"name": "hush", "suppressAlerts": True, **judged}, {"name": "few", **judged}]
+    profile.write_text(json.dumps({"behaviors": behaviors}))
+    with defender(broker, Responder(None, min_spacing_s=0)) as cloud:
+        kinwatch = Kinwatch(
+            tmp_path / "k",
+            broker,
+            report="interval_s = 2",
+            defender=f'security_profile = "{profile}"',
+            command=[shell(tmp_path)],
+        )
+        with kinwatch:
+            kinwatch.tell("/bin/true")
+            alarms = cloud.wait(ALARMS, lambda found: len(found) == 2)
+            kinwatch.wait_until(lambda: len(kinwatch.events("alarm", "clear")) >= 4)
+        assert [(alarm["event"], alarm["behavior"], alarm["thing"]) for alarm in alarms] == [
+            ("alarm", "few", "mything1"),
+            ("clear", "few", "mything1"),
+        ]
+        logged = [(line["event"], line["behavior"]) for line in kinwatch.events("alarm", "clear")]
+        assert sorted(logged[:2]) == [("alarm", "few"), ("alarm", "hush")]
+        assert sorted(logged[2:4]) == [("clear", "few"), ("clear", "hush")]
+        assert {alarm["behavior"] for alarm in cloud.on(ALARMS)} == {"few"}
 
 
 @pytest.mark.parametrize("answered", [True, False])

@@ -193,10 +193,15 @@ class Peer(Program):
 class Kinwatch(Spoken):
     """A kinwatch of this test alone, unpinned. Watches the program that `path` names, or runs one itself."""
 
-    def __init__(self, directory: Path, path: Path, *arguments: str, command: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, directory: Path, path: Path, *arguments: str, command: tuple[str, ...] = (), packets: bool = False
+    ) -> None:
         self._log, self._reports = directory / "events.jsonl", directory / "reports.jsonl"
         config = directory / "config.toml"
-        config.write_text(f'[capture]\npackets = true\n[[watch]]\nname = "{WATCH}"\nexe = "{path}"\n', encoding="utf-8")
+        config.write_text(
+            f'[capture]\npackets = {str(packets).lower()}\n[[watch]]\nname = "{WATCH}"\nexe = "{path}"\n',
+            encoding="utf-8",
+        )
         words = [str(KINWATCH), "run", "--capture", "core", "--format", "json", "--interval-s", "3600"]
         words += ["--log", str(self._log), "--report-to", str(self._reports), *arguments]
         words += ["-c", str(config), *(["--", *command] if command else ["--once"])]
@@ -328,6 +333,8 @@ class Net:
         self.wire, self.peer = wire, peer
         self._compiled, self._directory = compiled, directory
         self._running: list[Program | Kinwatch] = []
+        self.packets = False
+        """Look at each packet too. Without, tags of sockets are kept elsewhere."""
 
     def path(self, program: str) -> Path:
         """A copy of a program that only this test runs."""
@@ -340,7 +347,7 @@ class Net:
         """A kinwatch that watches a program by its file; it runs when this returns."""
         directory = self._directory / f"kinwatch{next(_serial)}"
         directory.mkdir()
-        watcher = Kinwatch(directory, self.path(program))
+        watcher = Kinwatch(directory, self.path(program), packets=self.packets)
         self._running.append(watcher)
         return watcher
 
@@ -349,7 +356,7 @@ class Net:
         directory = self._directory / f"kinwatch{next(_serial)}"
         directory.mkdir()
         command = (*self.wire.enter(self.wire.near), str(self.path(program)), *words)
-        watcher = Kinwatch(directory, self.path(program), *arguments, command=command)
+        watcher = Kinwatch(directory, self.path(program), *arguments, command=command, packets=self.packets)
         self._running.append(watcher)
         return watcher
 

@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 TRANSPORTS = pytest.mark.parametrize("transport", ["udp", "unconnected", "tcp", "split"])
 
 
+@pytest.fixture(autouse=True)
+def _packets(net: Net) -> None:
+    """What is asked for here is in the packets."""
+    net.packets = True
+
+
 @dataclass
 class Exchange:
     """A question, what the server answers, and how the answer's line reads."""

@@ -160,3 +160,21 @@ def test_bytes_of_connections_that_are_still_open_are_in_the_report(net: Net) ->
     assert opened == 5
     assert report.numbers("bytes_in", "connections_out") == {"bytes_in": 5 * FEW, "connections_out": 5}
     assert report.number("bytes_out") == 5 * (MANY + 8)
+
+
+@ADDRESSES
+def test_segments_are_those_that_the_kernel_counted_for_the_socket(net: Net, address: str) -> None:
+    watcher = net.watch("stream")
+    program = net.start("stream", address, EXCHANGE, "send", MANY, "read", MANY)
+    done = program.fact("done")
+    port, _ = _ended(net, program)
+    _told(watcher, port, address)
+    report = watcher.finish()
+    assert report.numbers("tcp_segments_out", "tcp_segments_in") == {
+        "tcp_segments_out": done["segments_out"],
+        "tcp_segments_in": done["segments_in"],
+    }
+    assert done["segments_out"] > MANY // 65536
+    assert [report.find(metric) for metric in ("packets_in", "packets_out", "wire_bytes_in", "wire_bytes_out")] == (
+        [None] * 4
+    ), "what is not looked at is left out"

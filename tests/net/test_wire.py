@@ -23,6 +23,12 @@ ADDRESSES = pytest.mark.parametrize("address", [FAR4, FAR6, MAPPED])
 WIRE = ("packets_out", "packets_in", "wire_bytes_out", "wire_bytes_in")
 
 
+@pytest.fixture(autouse=True)
+def _packets(net: Net) -> None:
+    """What is asked for here is in the packets."""
+    net.packets = True
+
+
 @pytest.fixture
 def plain(wire: Wire) -> Iterator[None]:
     """Every TCP segment is a packet of its own."""

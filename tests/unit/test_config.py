@@ -97,6 +97,15 @@ token_key = ""
 token_file = ""
 signature_file = ""
 
+[detect]
+security_profile = ""
+
+[detect.action]
+command = []
+user = "nobody"
+timeout_s = 30
+freeze = "off"
+
 [spool]
 max_bytes = 67108864
 max_age_s = 1209600
@@ -124,14 +133,14 @@ def test_the_documented_file_is_accepted_and_means_the_defaults() -> None:
     assert config.defender is not None
     assert (config.defender.thing, config.defender.port, config.defender.auth.method) == ("mything1", 8883, "mtls")
     default = Config()
-    for table in ("capture", "report", "daemon", "spool", "enforcement"):
+    for table in ("capture", "report", "daemon", "detect", "spool", "enforcement"):
         assert getattr(config, table) == getattr(default, table)
 
 
 def test_the_documented_file_shows_every_key() -> None:
     shown = set(re.findall(r"^([a-z_]+) =|[{,] ([a-z_]+) =", DOCUMENTED, re.MULTILINE))
     words = {first or second for first, second in shown} | {"exe", "pid", "unit", "cgroup", "cmdline"}
-    words |= {*Expect.__struct_fields__, "auth"}
+    words |= {*Expect.__struct_fields__, "auth", "action"}
     assert {key.rpartition(".")[2] for key in keys()} == words
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import msgspec
 import pytest
@@ -12,9 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monitor.detect.behaviors import aws_form, expected
-from monitor.detect.evaluator import INVALID_AFTER_S, SLOTS, Evaluator, State, Value, Verdict
+from monitor.detect.evaluator import INVALID_AFTER_S, SLOTS, Evaluator, State, Verdict
 from monitor.detect.profile import Behavior, Operator, Profile, load
 from monitor.expect import Expect
+
+if TYPE_CHECKING:
+    from monitor.detect.compare import Value
 
 
 def loaded(document: object) -> Profile:

@@ -6,17 +6,20 @@ import json
 import re
 import unicodedata
 from datetime import UTC
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from monitor.defender.responder import Heard
-from monitor.detect.evaluator import Kind, Value, Verdict
+from monitor.detect.evaluator import Kind, Verdict
 from monitor.detect.profile import Behavior, Operator
 from monitor.local.lines import MAX_COLUMNS, MAX_METRICS, Lines, Table
 from monitor.sinks.text import UNSAFE
+
+if TYPE_CHECKING:
+    from monitor.detect.compare import Value
 
 NOW_NS = 1_800_000_000_123_456_789
 SGR = re.compile(r"\x1b\[[0-9;]*m")

@@ -383,6 +383,12 @@ def test_a_row_says_when_what_who_and_how() -> None:
         ({"event": "exec", "exe": "/bin/sh", "script": "/x.sh", "argv": ["sh"]}, "[script /x.sh] /bin/sh"),
         ({"event": "exec", "exe": "/memfd:x", "memfd": True}, "[memfd] /memfd:x"),
         ({"event": "lost", "stage": "ring_full", "count": 12}, "12 details lost: ring_full"),
+        ({"event": "enforced", "action": "command", "reason": "few"}, "command for few"),
+        (
+            {"event": "enforced", "action": "stop", "process_id": "7-9", "reason": "few", "error": "EPERM\x1b"},
+            "stop 7-9 for few, failed: EPERM\\x1b",
+        ),
+        ({"event": "enforced", "action": "stop", "process_id": "7-9", "reason": "r"}, "stop 7-9 for r"),
         ({"event": "connect", **TCP}, "tcp 10.0.0.1:40000 → 10.0.0.2:443"),
         (
             {"event": "connect", **TCP, "name": "a.example", "result": "ECONNREFUSED"},
@@ -428,6 +434,16 @@ def test_an_alarm_is_red_and_its_end_green_and_neither_is_cut() -> None:
     first, second = table(alarm, clear, width=60, colour=True)
     assert "\x1b[1;31m1 descendant alive, at most 0 expected: myapp 4242 → myapp 4243\x1b[0m" in first
     assert "\x1b[32m0 descendants alive, at most 0 expected; over after 3.0 s\x1b[0m" in second
+
+
+def test_an_alarm_of_a_profile_says_what_became_of_it() -> None:
+    criteria = {"comparisonOperator": "in-port-set", "value": {"ports": [22]}}
+    shared = {"behavior": "b", "metric": "m", "criteria": criteria, "since": TIME, "time": TIME}
+    assert (
+        what({"event": "alarm", "value": [23], "suppressed": True, **shared})
+        == "m is 23, only 22 expected (suppressed)"
+    )
+    assert what({"event": "clear", "invalidated": True, **shared}) == "m is unknown, only 22 expected; no longer known"
 
 
 @pytest.mark.parametrize(

@@ -168,6 +168,22 @@ def test_status_says_where_is_published_and_what_became_of_it() -> None:
     ]
 
 
+def test_status_says_what_is_judged_and_what_is_not() -> None:
+    behaviors = [
+        {"name": "a", "clock": "instant", "why": "as expect"},
+        {"name": "b", "clock": "window", "why": "of a window", "in_alarm": True},
+        {"name": "c", "clock": "window", "why": "of a window", "in_alarm": False, "unfit": "it is a list"},
+        {"name": "d", "clock": "none", "why": "of the cloud"},
+    ]
+    drawn = render_status({"capture": "core", "detect": {"profile": "p", "windows": 1, "behaviors": behaviors}})
+    assert drawn.splitlines()[-4:] == [
+        "detect      profile p, 1 instant, 2 window, 1 none; 1 window judged",
+        "in alarm    b",
+        "not judged  c: it is a list",
+        "not judged  d: of the cloud",
+    ]
+
+
 def test_status_says_why_nothing_is_published() -> None:
     away = PUBLISHER | {"connected": False, "trouble": "nobody listens", "reports": {}, "spool": {}}
     drawn = render_status({"capture": "core", "publisher": away}).splitlines()

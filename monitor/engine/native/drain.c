@@ -185,6 +185,15 @@ static void stage_adopted(struct kw_loader *loader, const struct kw_image *image
 	free(full);
 }
 
+/* A listener whose port the kernel had not chosen yet: it is told once more, with the port. */
+static int is_portless(const struct kw_header *header, uint32_t size)
+{
+	const struct kw_socket *record = (const struct kw_socket *)header;
+
+	return size >= sizeof(*record) && header->kind == KW_SOCKET && record->event == KW_SOCKET_LISTENING &&
+	       !record->local_port;
+}
+
 /* Hand one record on. 1: that is enough for now. */
 static int on_record(struct kw_loader *loader, const struct kw_header *header, uint32_t size)
 {
@@ -200,6 +209,10 @@ static int on_record(struct kw_loader *loader, const struct kw_header *header, u
 	}
 	if (size >= sizeof(struct kw_image) && header->kind == KW_EXEC && ((const struct kw_image *)header)->fresh)
 		net_note_root(loader, ((const struct kw_image *)header)->process.pid);
+	if (is_portless(header, size)) {
+		net_note_portless(loader);
+		return 0;
+	}
 	if (size >= sizeof(struct kw_image) && header->kind == KW_ADOPT)
 		stage_adopted(loader, (const struct kw_image *)header);
 	else

@@ -15,6 +15,7 @@
 
 #include "event.h"
 #include "engine.h"
+#include "net_table.h"
 #include "loader.h"
 
 enum { CAPABILITY_SYS_ADMIN = 21, CAPABILITY_PERFMON = 38, CAPABILITY_BPF = 39 }; /* include/uapi/linux/capability.h */

@@ -10,6 +10,7 @@
 #include <stdint.h>
 
 #include "event.h"
+#include "net_table.h"
 #include "table.h"
 #include "engine.h"
 #include "loader.h"
@@ -153,6 +154,8 @@ int net_forget(struct kw_loader *loader, uint64_t watches);
 int net_adopt(struct kw_loader *loader, uint64_t watches);
 /* A process became a root: it may have sockets from before. Looked at by the next net_tend(). */
 void net_note_root(struct kw_loader *loader, uint32_t pid);
+/* A listener's port was not known yet when it was told. The next net_tend() has it told. */
+void net_note_portless(struct kw_loader *loader);
 void net_free(struct kw_loader *loader, int keep);
 
 void drain_close(struct kw_loader *loader);

@@ -153,6 +153,7 @@ static int net_take_over(struct kw_loader *loader, struct net_side *net, uint64_
 	error = -ESTALE;
 	if (net->control->object_hash != hash || net->control->rows_id != map_id(loader->set.maps[MAP_ROWS]))
 		goto broken;
+	net->control->adopt = 0; /* the last daemon may have been killed in a walk */
 	net->hooks = net->control->hooks;
 	for (int i = 0; i < NET_PROGRAMS; i++) {
 		if (!(net->hooks & programs[i].hook))
@@ -348,6 +349,7 @@ static int net_begin(struct kw_loader *loader, const char *path, uint64_t hash, 
 	}
 	net->control->object_hash = hash;
 	net->control->rows_id = map_id(loader->set.maps[MAP_ROWS]);
+	net->control->desk = !(hooks & KW_NET_PACKETS);
 	net->hooks = hooks;
 	for (uint32_t hook = KW_NET_BOOTSTRAP; hook; hook >>= 1)
 		if (net->hooks & hook)

@@ -4,7 +4,6 @@
 #define KINWATCH_NETLOAD_H
 
 #include "loader_parts.h"
-#include "net_table.h"
 
 enum net_map { NET_MAP_TAGS, NET_MAP_COUNTERS, NET_MAP_CONTROL, NET_MAPS };
 
@@ -41,6 +40,7 @@ struct net_side {
 	int packets_failed;		 /* errno of the last attempt: not tried again */
 	uint32_t roots[NET_ROOTS];	 /* pids of fresh ones, whose open files are looked at next */
 	uint32_t roots_noted;		 /* more than NET_ROOTS: everybody's are */
+	int portless;			 /* a listener's port is to be found */
 	struct kw_net_control *control;	 /* mapped */
 	char pins[300];			 /* "" = unpinned */
 };

@@ -152,6 +152,22 @@ static void roots_tend(struct kw_loader *loader, struct net_side *net)
 	pthread_mutex_unlock(&loader->snapshot_lock);
 }
 
+void net_note_portless(struct kw_loader *loader)
+{
+	if (loader->net && loader->net->links[NET_WALK] >= 0)
+		loader->net->portless = 1;
+}
+
+static void portless_tend(struct kw_loader *loader, struct net_side *net)
+{
+	if (!net->portless)
+		return;
+	net->portless = 0;
+	pthread_mutex_lock(&loader->snapshot_lock);
+	walk(loader);
+	pthread_mutex_unlock(&loader->snapshot_lock);
+}
+
 void net_tend(struct kw_loader *loader)
 {
 	struct net_side *net = loader->net;
@@ -160,6 +176,7 @@ void net_tend(struct kw_loader *loader)
 		return;
 	packets_tend(loader, net);
 	roots_tend(loader, net);
+	portless_tend(loader, net);
 }
 
 void kw_loader_net_expecting(struct kw_loader *loader, uint64_t watches)

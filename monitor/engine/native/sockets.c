@@ -249,7 +249,8 @@ void kw_socket_happens(struct kw_engine *engine, const struct kw_socket *record)
 		happens(engine, record, slots);
 }
 
-/* The kernel tells no end of a datagram socket that was neither bound nor connected: it goes with its owner. */
+/* The end of a datagram socket that was neither bound nor connected may be told by nobody (another capture, a record
+ * file of an earlier version): it goes with its owner. */
 void kw_sockets_owner_ends(struct kw_engine *engine, uint32_t pid, uint64_t start_ns)
 {
 	struct kw_sockets *sockets = &engine->sockets;

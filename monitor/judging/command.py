@@ -1,0 +1,88 @@
+"""One run of the alarm command: no shell, nothing inherited, another user, a time limit.
+
+Owns the process and the end of all that it leaves in its group. Refuses to know which alarms deserve one.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import select
+import signal
+import subprocess
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+class Cannot(Exception):
+    """It could not be started; the message says why."""
+
+
+class Running:
+    """A command that was started."""
+
+    def __init__(self, argv: Sequence[str], user: str, stdin: bytes, told: Mapping[str, str]) -> None:
+        """Start it. `stdin`: what it can read; `told`: of its environment. Raises Cannot."""
+        try:
+            who = pwd.getpwnam(user)
+        except (KeyError, ValueError):
+            raise Cannot(f"there is no user {user!r}") from None
+        environment = {"PATH": PATH, "LANG": "C.UTF-8", "HOME": who.pw_dir, "USER": user, "LOGNAME": user, **told}
+        # A file in memory: a command that does not read must not block whoever writes.
+        fd = os.memfd_create("kinwatch-alarm", os.MFD_CLOEXEC)
+        try:
+            os.write(fd, stdin)
+            os.lseek(fd, 0, os.SEEK_SET)
+            other = who.pw_uid != os.geteuid()
+            self._process = subprocess.Popen(
+                list(argv),
+                stdin=fd,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                close_fds=True,
+                cwd="/",
+                env=environment,
+                start_new_session=True,
+                umask=0o077,
+                user=who.pw_uid if other else None,
+                group=who.pw_gid if other else None,
+                extra_groups=os.getgrouplist(user, who.pw_gid) if other else None,
+            )
+        except (OSError, ValueError, subprocess.SubprocessError) as error:
+            raise Cannot(f"it cannot be run as {user}: {getattr(error, 'strerror', None) or error}") from error
+        finally:
+            os.close(fd)
+
+    @property
+    def pid(self) -> int:
+        """Of the command, and of its process group."""
+        return int(self._process.pid)
+
+    def wait(self, timeout_s: float, hurry: int) -> str:
+        """Wait until it ends, at most so long or until `hurry` is readable; then end it. Returns why it failed, or "".
+
+        What it started in its group ends with it. The group's number cannot be another's meanwhile: the command is
+        collected last.
+        """
+        fd = os.pidfd_open(self.pid)
+        try:
+            ready, _, _ = select.select([fd, hurry], [], [], timeout_s)
+        finally:
+            os.close(fd)
+        how = "killed"
+        try:
+            os.killpg(self.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        except PermissionError:
+            how = "could not be killed without CAP_KILL"
+        code = self._process.wait()
+        if fd not in ready:
+            return f"{how}, for kinwatch ends" if ready else f"{how} after {timeout_s:g} s"
+        if code < 0:
+            return f"signal {-code}"
+        return f"exit {code}" if code else ""

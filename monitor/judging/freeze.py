@@ -1,0 +1,97 @@
+"""Stopping what an alarm is about: SIGSTOP to processes, or the freezer of a cgroup.
+
+Owns the look that makes sure that a process is the one that is meant. Refuses to decide when.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from monitor.capture.rules import cgroup2_mount, unit_cgroup
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from monitor.watch import Watch
+
+_STOPPED: Final = "tTZX"
+"""States of proc(5) in which there is nothing to stop: stopped, traced, dead."""
+
+
+class _Membership(msgspec.Struct):
+    watch: str
+    root: bool = False
+    root_process_id: str = ""
+
+
+class _Member(msgspec.Struct):
+    process_id: str
+    watches: list[_Membership] = []
+
+
+_members: Final = msgspec.json.Decoder(_Member)
+
+
+def descendants(tree: bytes, watch: str, root: str = "") -> list[str]:
+    """Process ids of the live descendants of a watch. `tree`: as Engine.tree; `root`: of this root only."""
+    return [
+        member.process_id
+        for member in map(_members.decode, tree.splitlines())
+        for of in member.watches
+        if of.watch == watch and not of.root and (not root or of.root_process_id == root)
+    ]
+
+
+def stop(process_id: str, spared: Collection[int]) -> bool:
+    """SIGSTOP to a process. False: it has ended, is stopped already or is spared. Raises OSError: it could not be."""
+    pid, _, start = process_id.partition("-")
+    if int(pid) in spared:
+        return False
+    try:
+        fd = os.pidfd_open(int(pid))
+    except ProcessLookupError:
+        return False
+    try:
+        # The descriptor holds whoever has the pid now; if that is not who is meant, the pid went round.
+        state, begun = _stat(int(pid))
+        if begun != start or state in _STOPPED:
+            return False
+        signal.pidfd_send_signal(fd, signal.SIGSTOP)
+    except (ProcessLookupError, FileNotFoundError):
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
+def _stat(pid: int) -> tuple[str, str]:
+    """State and start in clock ticks since boot (proc(5))."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    return fields[0], fields[19]
+
+
+class NoCgroup(Exception):
+    """A watch cannot be frozen; the message says why."""
+
+
+def freeze(watch: Watch) -> bool:
+    """Freeze the cgroup of a watch. False: it is frozen. Raises NoCgroup, OSError."""
+    if watch.kind not in {"unit", "cgroup"}:
+        raise NoCgroup(f"it is watched by {watch.kind} and has no cgroup of its own")
+    mount = cgroup2_mount()
+    if mount is None:
+        raise NoCgroup("no cgroup2 hierarchy is mounted")
+    path = unit_cgroup(watch.value) if watch.kind == "unit" else watch.value
+    mine = Path("/proc/self/cgroup").read_text(encoding="utf-8", errors="replace").rpartition("::")[2].strip()
+    if f"{mine}/".startswith(f"{path.rstrip('/')}/"):
+        raise NoCgroup(f"kinwatch itself is in {path}")
+    switch = mount / path.lstrip("/") / "cgroup.freeze"
+    if switch.read_text(encoding="ascii").strip() == "1":
+        return False
+    switch.write_text("1", encoding="ascii")
+    return True
