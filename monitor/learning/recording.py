@@ -42,19 +42,25 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def record(settings: Config, path: Path, duration_s: float) -> Run:
-    """Keep what a capture of its own sees for so long. Nothing is expected and nobody is killed meanwhile."""
+    """Keep what a capture of its own sees, for so long or until SIGINT. Meanwhile nothing is expected, nobody killed.
+
+    Raises ConfigInvalid when the file cannot be written, CaptureUnavailable.
+    """
     watches = tuple(msgspec.structs.replace(watch, expect=Expect(), enforce="off") for watch in settings.watches)
     quiet = msgspec.structs.replace(settings, watches=watches)
     choice = choose(probe(settings.capture.btf), settings.capture.kind)
     ended = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: ended.set())
-    with Engine(settings.capture.max_processes) as engine:
-        capture = open_capture(choice, engine, quiet, pins="", fresh=False)
-        try:
-            return _recorded(capture, engine, choice, path, (ended, duration_s))
-        finally:
-            capture.close(keep=False)
+    before = {number: signal.signal(number, lambda *_: ended.set()) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        with Engine(settings.capture.max_processes) as engine:
+            capture = open_capture(choice, engine, quiet, pins="", fresh=False)
+            try:
+                return _recorded(capture, engine, choice, path, (ended, duration_s))
+            finally:
+                capture.close(keep=False)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _recorded(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import tempfile
 from ipaddress import ip_address
 from pathlib import Path
@@ -49,10 +50,27 @@ def _write(path: Path, *parts: bytes) -> Path:
     return path
 
 
-def _socket(world: World, owner: Process, event: int, cookie: int, **ends: Endpoint) -> bytes:
-    v6 = any(end.address.version == 6 for end in ends.values())
+def _connects(world: World, owner: Process, cookie: int, address: str) -> bytes:
+    remote = Endpoint(ip_address(address), 443)
     return socket_record(
-        event=event, time_ns=world.tick(), process=owner.id, watches=1, cookie=cookie, family=10 if v6 else 2, **ends
+        event=lib.KW_SOCKET_CONNECTED,
+        time_ns=world.tick(),
+        process=owner.id,
+        watches=1,
+        cookie=cookie,
+        family=socket.AF_INET6 if remote.address.version == 6 else socket.AF_INET,
+        remote=remote,
+    )
+
+
+def _listens(world: World, owner: Process, cookie: int, port: int) -> bytes:
+    return socket_record(
+        event=lib.KW_SOCKET_LISTENING,
+        time_ns=world.tick(),
+        process=owner.id,
+        watches=1,
+        cookie=cookie,
+        local=Endpoint(ip_address("127.0.0.1"), port),
     )
 
 
@@ -72,11 +90,9 @@ def _step(world: World, action: str, who: int, which: int) -> bytes:  # noqa: PL
     if action == "sync":
         return world.rows()
     if action == "connect":
-        remote = Endpoint(ip_address(ADDRESSES[which]), 443)
-        return _socket(world, chosen, lib.KW_SOCKET_CONNECTED, 100 + who, remote=remote)
+        return _connects(world, chosen, 100 + who, ADDRESSES[which])
     if action == "listen":
-        local = Endpoint(ip_address("0.0.0.0"), 8000 + which)
-        return _socket(world, chosen, lib.KW_SOCKET_LISTENING, 200 + who, local=local)
+        return _listens(world, chosen, 200 + who, 8000 + which)
     if action == "wait":
         world.now_ns += which * MINUTE_NS // 4
         return b""
@@ -129,8 +145,7 @@ def test_each_rule_fires_on_a_run_that_breaks_it(
     parts = [started, first, second, world.become_root(deeper)]
     parts.append(_step(world, "other user", 1, 0))
     owner = world.live[0]
-    parts.append(_socket(world, owner, lib.KW_SOCKET_CONNECTED, 1, remote=Endpoint(ip_address(ADDRESSES[0]), 1)))
-    parts.append(_socket(world, owner, lib.KW_SOCKET_LISTENING, 2, local=Endpoint(ip_address("0.0.0.0"), 80)))
+    parts += [_connects(world, owner, 1, ADDRESSES[0]), _listens(world, owner, 2, 80)]
     loud = _write(tmp_path / "loud", *parts)
     output = tmp_path / "out.toml"
     assert learn(None, LearnOptions(source=quiet, output=output, check=loud, head_room=0)) == 1

@@ -139,7 +139,7 @@ class Visitor:
 @pytest.fixture
 def service(name: str) -> Iterator[Service]:
     """A service in a folder that its unprivileged workers can read."""
-    with tempfile.TemporaryDirectory(prefix="kinwatch-test-", dir="/var/tmp") as made:  # noqa: S108 - one of its own
+    with tempfile.TemporaryDirectory(prefix="kinwatch-test-", dir="/var/tmp") as made:
         folder = Path(made)
         folder.chmod(0o755)
         running = Service(folder, name)
@@ -151,8 +151,10 @@ def service(name: str) -> Iterator[Service]:
 
 def learned(service: Service, *arguments: str | Path) -> str:
     """Learn from it while somebody visits; what was said."""
-    command = [KINWATCH, "learn", "--watch", service.name, "--duration-s", str(PERIOD_S), *arguments]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True) as process:
+    command: list[str | Path] = [KINWATCH, "learn", "--watch", service.name, "--duration-s", str(PERIOD_S)]
+    with subprocess.Popen(
+        [*command, *arguments], stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True
+    ) as process:
         assert process.stderr is not None
         assert process.stderr.readline().startswith("kinwatch: watching for ")
         with Visitor(service) as visitor:
@@ -203,8 +205,8 @@ def test_a_later_run_that_differs_writes_nothing_until_it_is_told_to_widen(servi
     learned(service, "-o", written, "--record", records)
     before = written.read_bytes()
     later = tmp_path / "later"
-    command = [KINWATCH, "learn", "--watch", service.name, "--duration-s", str(PERIOD_S), "--record", later]
-    with subprocess.Popen([*command, "-o", written], stderr=subprocess.PIPE, text=True) as process:
+    command: list[str | Path] = [KINWATCH, "learn", "--watch", service.name, "--duration-s", str(PERIOD_S)]
+    with subprocess.Popen([*command, "--record", later, "-o", written], stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         process.stderr.readline()
         service.ask(f"you;{BASH}")
