@@ -1,0 +1,89 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * Which file is it, and is it one that a watch expects? Owns a file's identity. Refuses to know kin, records and
+ * signals.
+ */
+#ifndef KINWATCH_JUDGE_H
+#define KINWATCH_JUDGE_H
+
+#include "maps.h"
+#include "quirk.h"
+#include <bpf/bpf_core_read.h>
+
+enum {
+	JUDGEMENT_FLAGS = 32,  /* of a judgement: slots that do not expect the file, then from this bit on enum kw_flag */
+	DIRECTORIES_ABOVE = 24 /* of a file, that are looked at */
+};
+
+static __always_inline void identity_fill(struct kw_identity *identity, const struct file *file)
+{
+	const struct inode *inode = BPF_CORE_READ(file, f_inode);
+
+	identity->file.inode = BPF_CORE_READ(inode, i_ino);
+	identity->file.device = BPF_CORE_READ(inode, i_sb, s_dev);
+	identity->file.reserved = 0;
+	identity->ctime_ns = ctime_of(inode);
+	identity->size = BPF_CORE_READ(inode, i_size);
+}
+
+/* KW_DELETED where it has no name any more, KW_MEMFD where it never had one. */
+static __always_inline uint16_t file_state(const struct file *file)
+{
+	char begin[6] = {};
+
+	if (BPF_CORE_READ(file, f_inode, __i_nlink) != 0)
+		return 0;
+	bpf_probe_read_kernel(begin, sizeof(begin), BPF_CORE_READ(file, f_path.dentry, d_name.name));
+	if (begin[0] == 'm' && begin[1] == 'e' && begin[2] == 'm' && begin[3] == 'f' && begin[4] == 'd' &&
+	    begin[5] == ':')
+		return KW_DELETED | KW_MEMFD;
+	return KW_DELETED;
+}
+
+/*
+ * Does it lie where anybody may write: in a file system in memory, or below a directory of its file system that is open
+ * to all? Not only the directory it is in: who may write to /tmp may make one there that is closed.
+ */
+__noinline uint32_t is_temporary(uint64_t file_address)
+{
+	const struct file *file = (const struct file *)file_address;
+	uint32_t magic = BPF_CORE_READ(file, f_inode, i_sb, s_magic);
+	struct dentry *dentry = BPF_CORE_READ(file, f_path.dentry);
+
+	if (magic == TMPFS_MAGIC || magic == (uint32_t)RAMFS_MAGIC)
+		return 1;
+	for (int i = 0; i < DIRECTORIES_ABOVE; i++) {
+		struct dentry *parent = BPF_CORE_READ(dentry, d_parent);
+
+		if (parent == dentry)
+			return 0;
+		if (BPF_CORE_READ(parent, d_inode, i_mode) & S_IWOTH)
+			return 1;
+		dentry = parent;
+	}
+	return 0;
+}
+
+/* What is to be said of an executed file for these watches: a judgement, as JUDGEMENT_FLAGS has it. */
+__noinline uint64_t judge_file(uint64_t file_address, uint64_t watches)
+{
+	const struct file *file = (const struct file *)file_address;
+	uint64_t judged = watches & control.judged;
+	uint64_t flags = file_state(file);
+
+	if ((watches & control.located) && !(flags & KW_MEMFD) && is_temporary(file_address))
+		flags |= KW_TEMPORARY;
+	if (judged) {
+		struct kw_identity identity;
+		const struct kw_expected *row;
+
+		identity_fill(&identity, file);
+		row = bpf_map_lookup_elem(&expected, &identity.file);
+		if (row && row->ctime_ns == identity.ctime_ns && row->size == identity.size)
+			judged &= ~row->watches;
+		flags |= KW_JUDGED;
+	}
+	return flags << JUDGEMENT_FLAGS | (uint32_t)judged;
+}
+
+#endif
