@@ -392,9 +392,8 @@ class Agent:
                 name=held.watch.name,
                 kind=held.watch.kind,
                 value=held.watch.value,
-                child_limit=held.watch.child_limit,
-                destinations=held.watch.expect.destinations,
-                listening_ports=held.watch.expect.listening_ports,
+                expect=held.watch.expect,
+                files=held.files,
             )
             for held in self._capture.watches
         ]

@@ -12,11 +12,21 @@ import pwd
 import re
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 import msgspec
 
 from monitor.errors import ConfigInvalid
+from monitor.expect import (
+    Expect,
+    ImpossibleValue,
+    edges,
+    executables,
+    missing,
+    networks,
+    ports,
+    uids,
+)
 from monitor.publishing import rules
 from monitor.schema import (
     TABLES,
@@ -39,20 +49,16 @@ from monitor.watch import (
     COMMAND_PID,
     KINDS,
     MAX_PID,
-    Expect,
-    ImpossibleValue,
     Watch,
     WatchKind,
     canonical,
     derived_name,
     is_name,
     legal_name,
-    networks,
-    ports,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from monitor.schema import ExpectTable
 
@@ -87,7 +93,6 @@ __all__ = [
 DEFAULT_PATH = Path("/etc/kinwatch/config.toml")
 COMMAND_LINE = "command line"
 MAX_WATCHES = 24  # KW_WATCHES in ebpf/event.h
-_JUDGED = "child_processes, destinations and listening_ports"
 MAX_SOCKET_BYTES = 107  # sun_path of unix(7), less the terminating zero
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -180,23 +185,44 @@ def with_command_line(  # noqa: PLR0913 - one parameter a flag
 def parse_expect(text: str) -> Expect:
     """One expectation as --expect takes it; the others of the result are None. Raises ConfigInvalid.
 
-    `child_processes=N`, `destinations=NETWORK,...` or `listening_ports=PORT,...`; nothing after = means that none is
-    expected.
+    `child_processes=N`, `depth=N`, `forks_per_minute=N`; `memfd=false`, `deleted=false`, `temporary=false`; or a list,
+    its members between commas: `executables=PATH,...`, `edges=PATH -> PATH,...`, `uids=USER,...`,
+    `destinations=NETWORK,...`, `listening_ports=PORT,...`. Nothing after = means that none is expected.
     """
     key, separator, value = text.partition("=")
     members = value.split(",") if value else []
+    kinds = ", ".join(Expect.__struct_fields__)
+    if not separator or key not in Expect.__struct_fields__:
+        _refuse(COMMAND_LINE, "--expect", f"expected KIND=VALUE, found {text!r}", f"the kinds are {kinds}")
+    found: Any
     try:
-        if separator and key == "child_processes":
-            return Expect(child_processes=_number(value, MAX_PID, "child_processes=N, N being"))
-        if separator and key == "destinations":
-            return Expect(destinations=networks(members))
-        if separator and key == "listening_ports":
-            return Expect(listening_ports=ports(_port(member) for member in members))
+        if key in {"child_processes", "depth", "forks_per_minute"}:
+            found = _number(value, MAX_PID, f"{key}=N, N being")
+        elif key in {"memfd", "deleted", "temporary"}:
+            found = _flag(key, value)
+        elif key == "listening_ports":
+            found = ports(_port(member) for member in members)
+        else:
+            found = _FORMS[key](members)
     except ImpossibleValue as wrong:
         _refuse(COMMAND_LINE, "--expect", wrong.what, wrong.remedy)
-    if key == "executables":
-        _refuse(COMMAND_LINE, "--expect", "executables is not supported yet", f"this version judges {_JUDGED}")
-    _refuse(COMMAND_LINE, "--expect", f"expected KIND=VALUE, found {text!r}", f"the kinds are {_JUDGED}")
+    return Expect(**{key: found})
+
+
+_FORMS: Final[dict[str, Callable[[Any], Any]]] = {
+    "executables": executables,
+    "edges": edges,
+    "uids": uids,
+    "destinations": networks,
+    "listening_ports": ports,
+}
+"""How the list of an expectation comes into its one form; others are as they are written."""
+
+
+def _flag(key: str, text: str) -> bool:
+    if text not in {"true", "false"}:
+        raise ImpossibleValue(f"expected {key}=false or {key}=true, found {text!r}", "false: there must be none")
+    return text == "true"
 
 
 def _number(text: str, most: int, what: str, least: int = 0) -> int:
@@ -228,6 +254,10 @@ def notes(config: Config) -> tuple[str, ...]:
             said.append(f"watch {watch.name}: {watch.value} does not exist yet; it is watched as soon as it does")
         if watch.kind == "pid" and watch.value != COMMAND_PID and not Path("/proc", watch.value).exists():
             said.append(f"watch {watch.name}: there is no process {watch.value}")
+        said += (
+            f"watch {watch.name}: the expected executable {path} does not exist; it is not expected before a reload"
+            for path in missing(watch.expect)
+        )
     return tuple(said)
 
 
@@ -282,22 +312,21 @@ def _watch(origin: str, key: str, table: WatchTable) -> Watch:
             f"expected a name of [a-zA-Z0-9_-], 1 to 64 characters, found {name!r}",
             "the name becomes part of metric names",
         )
-    if table.enforce != "off":
-        _refuse(origin, f"{key}.enforce", f"{table.enforce!r} is not supported yet", 'this version only has "off"')
-    return Watch(name=name, kind=kind, value=value, expect=_expect(origin, f"{key}.expect", table.expect))
+    expect = _expect(origin, f"{key}.expect", table.expect)
+    return Watch(name=name, kind=kind, value=value, expect=expect, enforce=table.enforce)
 
 
 def _expect(origin: str, key: str, table: ExpectTable) -> Expect:
-    if table.executables is not None:
-        _refuse(origin, f"{key}.executables", "not supported yet", f"this version judges {_JUDGED}")
-    written = "destinations"
-    try:
-        destinations = None if table.destinations is None else networks(table.destinations)
-        written = "listening_ports"
-        listening = None if table.listening_ports is None else ports(table.listening_ports)
-    except ImpossibleValue as wrong:
-        _refuse(origin, f"{key}.{written}", wrong.what, wrong.remedy)
-    return Expect(child_processes=table.child_processes, destinations=destinations, listening_ports=listening)
+    """What is written, each value in its one form."""
+    values: dict[str, Any] = {}
+    for field in table.__struct_fields__:
+        written = getattr(table, field)
+        form = _FORMS.get(field)
+        try:
+            values[field] = written if written is None or form is None else form(written)
+        except ImpossibleValue as wrong:
+            _refuse(origin, f"{key}.{field}", wrong.what, wrong.remedy)
+    return Expect(**values)
 
 
 def _explain(origin: str, raw: object, message: str) -> NoReturn:
@@ -326,6 +355,7 @@ def _explain(origin: str, raw: object, message: str) -> NoReturn:
 def _in_toml_words(what: str) -> str:
     rule = what.partition(", got ")[0].replace("`", "").replace(" | null", "")
     rule = rule.replace(" int", " an integer").replace(" str", " a string").replace(" object", " a table")
+    rule = rule.replace(" bool", " a boolean")
     return rule.replace(" array", " an array").replace("Expected", "expected")
 
 

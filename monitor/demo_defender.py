@@ -24,6 +24,7 @@ import msgspec
 
 from monitor.demo import DEADLINE_S, END_OF_FILE, LOOK_S, StepFailed, end, main, start_on_terminal, wait_ready
 from monitor.detect.behaviors import aws_form, expected
+from monitor.expect import Expect
 from monitor.sinks.text import styled, wants_colour
 
 if TYPE_CHECKING:
@@ -83,7 +84,8 @@ def play(folder: Path, stack: contextlib.ExitStack) -> None:
     print(f"   mosquitto listens on localhost:{port}", flush=True)
 
     tell("kinwatch defender: a local Device Defender with a security profile: myapp has no child.")
-    profile = {"securityProfileName": "NoChildren", "behaviors": list(map(aws_form, expected("myapp", 0)))}
+    behaviors = expected("myapp", Expect(child_processes=0))
+    profile = {"securityProfileName": "NoChildren", "behaviors": list(map(aws_form, behaviors))}
     (folder / "profile.json").write_bytes(msgspec.json.format(msgspec.json.encode(profile)))
     judge = Teller("defender", colour)
     arguments = ["defender", *connection(folder, port, "defender"), "--profile", str(folder / "profile.json")]

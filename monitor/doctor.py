@@ -24,7 +24,7 @@ from monitor.capture.poll import LOWER_BOUNDS
 from monitor.capture.rules import cgroup2_mount
 from monitor.defender.link import Unreachable
 from monitor.defender.trial import trial
-from monitor.detect.behaviors import aws_form, expected
+from monitor.detect.behaviors import aws_form, expected, rules
 from monitor.detect.metrics import FIELDS
 from monitor.errors import CaptureUnavailable
 from monitor.publishing import SERVICE_SPACING_S
@@ -68,10 +68,9 @@ def findings(config: Config | None, *, connect: bool = True, send_report: bool =
             " unless its quota was raised"
         )
     found["behaviors"] = [
-        aws_form(behavior)
-        for watch in settings.watches
-        for behavior in expected(watch.name, **msgspec.structs.asdict(watch.expect))
+        aws_form(behavior) for watch in settings.watches for behavior in expected(watch.name, watch.expect)
     ]
+    found["rules"] = [rule for watch in settings.watches for rule in rules(watch.name, watch.expect)]
     if settings.defender is not None:
         found["endpoint"] = f"{settings.defender.endpoint}:{settings.defender.port}"
         found["connection"] = asyncio.run(
@@ -129,15 +128,26 @@ def _lines(found: dict[str, Any]) -> list[str]:
     if found.get("lower_bounds"):
         lines += ["", "metrics that are lower bounds with this capture"]
         lines += [f"  {name}" for name in found["lower_bounds"]]
-    if found["behaviors"]:
-        lines += ["", "expectations, as behaviors of a security profile"]
-        lines += [f"  {msgspec.json.encode(behavior).decode()}" for behavior in found["behaviors"]]
+    lines += _judged(found)
     if found.get("connection"):
         lines += ["", f"connection to {found['endpoint']}"]
         lines += [line for step in found["connection"] for line in _step(step)]
     if found["notes"]:
         lines += ["", "notes"] + [f"  {note}" for note in found["notes"]]
     return lines
+
+
+def _judged(found: dict[str, Any]) -> list[str]:
+    """What is expected of the watches, expanded."""
+    lines: list[str] = []
+    if found["behaviors"]:
+        lines += ["", "expectations, as behaviors of a security profile"]
+        lines += [f"  {msgspec.json.encode(behavior).decode()}" for behavior in found["behaviors"]]
+    if found["rules"]:
+        lines += ["", "rules that no security profile can express"]
+        for rule in found["rules"]:
+            lines.append(f"  {rule['watch']}: {rule['rule']} = {msgspec.json.encode(rule['value']).decode()}")
+    return [safe(line) for line in lines]
 
 
 def _step(step: Step) -> list[str]:

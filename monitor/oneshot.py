@@ -11,8 +11,6 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final
 
-import msgspec
-
 from monitor.capture import device
 from monitor.capture.choose import choose, probe
 from monitor.capture.core import PINS, unpin
@@ -62,11 +60,7 @@ def report(config: Config, options: ReportOptions) -> int:
     payload = made.payload + (b"\n" if options.format == "json" else b"")
     if StreamSink.stdout().write(payload):
         raise OSError("stdout is full")
-    behaviors = [
-        behavior
-        for watch in config.watches
-        for behavior in expected(watch.name, **msgspec.structs.asdict(watch.expect))
-    ]
+    behaviors = [behavior for watch in config.watches for behavior in expected(watch.name, watch.expect)]
     return 1 if violated(behaviors, made.metrics) else 0
 
 

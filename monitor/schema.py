@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import mmap
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Final, Literal, get_type_hints
 
 import msgspec
 from msgspec import Meta
@@ -170,7 +170,29 @@ class ExpectTable(Table, frozen=True, kw_only=True):
     child_processes: Annotated[
         Limit | None, Meta(description="most descendants alive at once; more is an alarm, at once")
     ] = None
-    executables: Annotated[Any, Meta(description="not supported yet")] = None
+    executables: Annotated[
+        list[str] | None,
+        Meta(description="absolute paths that descendants may execute; [] is none, another is an alarm, at once"),
+    ] = None
+    edges: Annotated[
+        list[str] | None,
+        Meta(description='which image may execute which, as "/bin/a -> /bin/b"; another is an alarm, at once'),
+    ] = None
+    depth: Annotated[
+        Limit | None, Meta(description="how far below their root descendants may be; deeper is an alarm, at once")
+    ] = None
+    forks_per_minute: Annotated[
+        Limit | None, Meta(description="most descendants forked within 60 s; more is an alarm, at once")
+    ] = None
+    uids: Annotated[
+        list[int | str] | None,
+        Meta(description="users that descendants may run as, numbers or names; another is an alarm, at once"),
+    ] = None
+    memfd: Annotated[bool | None, Meta(description="false: an image in memory only is an alarm, at once")] = None
+    deleted: Annotated[bool | None, Meta(description="false: an image without a file name is an alarm, at once")] = None
+    temporary: Annotated[
+        bool | None, Meta(description="false: an image that lies where anybody may write is an alarm, at once")
+    ] = None
     destinations: Annotated[
         list[str] | None,
         Meta(description="networks that may be connected and sent to; [] is none, another is an alarm, at once"),
@@ -192,7 +214,7 @@ class WatchTable(Table, frozen=True, kw_only=True):
     cgroup: Annotated[str | None, Meta(description="path of a cgroup, as in /proc/PID/cgroup")] = None
     cmdline: Annotated[str | None, Meta(description="a regular expression, searched in the command line")] = None
     expect: Annotated[ExpectTable, Meta(description="what is normal; more than that breaks it")] = ExpectTable()
-    enforce: Annotated[Enforce, Meta(description='off | dry-run | kill; only "off" in this version')] = "off"
+    enforce: Annotated[Enforce, Meta(description="off | dry-run | kill: what becomes of who breaks it")] = "off"
 
 
 class File(Table, frozen=True, kw_only=True):

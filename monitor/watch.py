@@ -1,4 +1,4 @@
-"""What one watched application is: its name, what it is matched by, what is normal for it.
+"""What one watched application is: its name, what it is matched by, what is done about what is not normal for it.
 
 Owns the rules of a watch's value and the looks at /proc and the file system that they need. Refuses to know TOML, flags
 and how processes are matched.
@@ -6,7 +6,6 @@ and how processes are matched.
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 import stat
@@ -15,39 +14,25 @@ from typing import TYPE_CHECKING, Final, Literal, get_args
 
 import msgspec
 
+from monitor.expect import MAX_PATH_BYTES, Expect, ImpossibleValue
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
 WatchKind = Literal["process", "exe", "pid", "unit", "cgroup", "cmdline"]
 Enforce = Literal["off", "dry-run", "kill"]
 
 KINDS: Final[tuple[WatchKind, ...]] = get_args(WatchKind)
 MAX_PROCESS_BYTES = 63  # KW_NAME_BYTES in ebpf/event.h, less the terminating zero
-MAX_PATH_BYTES = 4095  # KW_PATH_BYTES in ebpf/event.h, less the terminating zero
 MAX_CGROUP_BYTES = 255  # struct kw_cgroup_path in ebpf/table.h, less the terminating zero
 MAX_PID = 4_194_304  # PID_MAX_LIMIT of 64-bit kernels, include/linux/threads.h
-MAX_PREFIXES = 256  # of one expectation; the judgement of an address looks at each of them
-MAX_PORTS = 256
 COMMAND_PID = "0"
 """Value of the watch of `-- COMMAND`: the process does not exist yet, whoever starts it puts its pid here."""
 
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}\Z")
 _UNIT = re.compile(r"[a-zA-Z0-9:_.\\@-]{1,255}\Z")  # systemd.unit(5)
-_NETWORK = re.compile(r"[a-fA-F0-9:.]{2,45}(/[0-9]{1,3})?\Z")  # neither netmasks nor scopes
-_MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")
 _UNITS_WITH_PROCESSES = (".service", ".scope", ".slice")
 _OTHER_UNITS = (".socket", ".device", ".mount", ".automount", ".swap", ".target", ".path", ".timer")
-
-
-class Expect(msgspec.Struct, frozen=True, kw_only=True):
-    """What is normal for a watch; None: nothing is expected."""
-
-    child_processes: int | None = None
-    """Most descendants alive at once."""
-    destinations: tuple[str, ...] | None = None
-    """Networks that kin may connect and send to, as `networks` writes them; (): none."""
-    listening_ports: tuple[int, ...] | None = None
-    """Ports, TCP and UDP, that kin may listen on, ascending; (): none."""
 
 
 class Watch(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,47 +50,6 @@ class Watch(msgspec.Struct, frozen=True, kw_only=True):
     def child_limit(self) -> int | None:
         """Most descendants alive before an alarm; None: no limit."""
         return self.expect.child_processes
-
-
-class ImpossibleValue(ValueError):
-    """A watch cannot be that: what was found and what to do; the caller knows which key and file."""
-
-    def __init__(self, what: str, remedy: str) -> None:
-        super().__init__(what)
-        self.what, self.remedy = what, remedy
-
-
-def networks(texts: Iterable[str]) -> tuple[str, ...]:
-    """Bring networks into their one form, each once, in their order: "10.1.2.3/8" is "10.0.0.0/8".
-
-    An address alone is a network of one; IPv4 mapped into IPv6 is IPv4. Raises ImpossibleValue.
-    """
-    found = tuple(dict.fromkeys(_network(text) for text in texts))
-    if len(found) > MAX_PREFIXES:
-        raise ImpossibleValue(f"expected at most {MAX_PREFIXES} networks, found {len(found)}", "join some of them")
-    return found
-
-
-def ports(numbers: Iterable[int]) -> tuple[int, ...]:
-    """Bring port numbers of 1 to 65535 into their one form: ascending, each once. Raises ImpossibleValue."""
-    found = tuple(sorted(set(numbers)))
-    if len(found) > MAX_PORTS:
-        raise ImpossibleValue(f"expected at most {MAX_PORTS} ports, found {len(found)}", "expect the important ones")
-    return found
-
-
-def _network(text: str) -> str:
-    try:
-        if not _NETWORK.match(text):
-            raise ValueError  # noqa: TRY301 - one refusal for all of them
-        network = ipaddress.ip_network(text, strict=False)
-    except ValueError:
-        what = f"expected a network such as 10.0.0.0/8 or fd00::/8, found {text!r}"
-        raise ImpossibleValue(what, "write an address, a slash and the length of the prefix") from None
-    if isinstance(network, ipaddress.IPv6Network) and network.subnet_of(_MAPPED):
-        mapped = int(network.network_address) & 0xFFFF_FFFF
-        network = ipaddress.IPv4Network((mapped, network.prefixlen - _MAPPED.prefixlen))
-    return str(network)
 
 
 def is_name(text: str) -> bool:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
+from monitor.capture.rules import FileIdentity  # noqa: TC001 - as below
 from monitor.watch import Watch  # noqa: TC001 - msgspec reads the fields' types
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ class SlotWatch(msgspec.Struct, frozen=True):
     slot: int
     """In [0, KW_WATCHES)."""
     watch: Watch
+    files: tuple[FileIdentity, ...] = ()
+    """Its expected executables as they were when the watch was put in place."""
 
 
 class Capture(Protocol):

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, ClassVar, Final
 from monitor.capture import SlotWatch
 from monitor.capture.cmdline import Judge
 from monitor.capture.network import NetworkSide
-from monitor.capture.rules import define, directories, rules
+from monitor.capture.rules import define, directories, identities, refuse_enforcement, rules
 from monitor.detect.snapshot import Snapshot, WatchSnapshot
 from monitor.engine import STAGES
 from monitor.engine._native import ffi, lib
@@ -72,6 +72,7 @@ class CoreCapture:
         `pins`: directory to pin into and to take over from, "" for neither. `fresh`: nothing is taken over. `programs`:
         an object file in place of the package's own.
         """
+        refuse_enforcement(watches, self.kind)
         self._engine = engine
         self._wanted = tuple(watches)
         self._slots: dict[str, SlotWatch] = {}
@@ -163,8 +164,7 @@ class CoreCapture:
                 stale |= 1 << slot
                 self._withdraw(slot)
             else:
-                self._slots[text] = SlotWatch(slot, watch)
-                define(self._engine, slot, text, watch.expect)
+                self._place(slot, watch)
         if stale:
             self._check(lib.kw_loader_forget(self._handle, stale))
         self._judge = Judge(self._expressions())
@@ -175,6 +175,7 @@ class CoreCapture:
 
     def apply(self, watches: Sequence[Watch]) -> None:
         """Make these the watches: who stays keeps slot, kin and counters, who goes is forgotten, who comes adopts."""
+        refuse_enforcement(watches, self.kind)
         wanted = {watch.name: watch for watch in watches}
         gone = 0
         for name, held in list(self._slots.items()):
@@ -193,8 +194,7 @@ class CoreCapture:
         for watch in watches:
             known = self._slots.get(watch.name)
             slot = self._free_slot() if known is None else known.slot
-            self._slots[watch.name] = SlotWatch(slot, watch)
-            define(self._engine, slot, watch.name, watch.expect)
+            self._place(slot, watch)
             limit = -1 if watch.child_limit is None else watch.child_limit
             self._check(lib.kw_loader_limit(self._handle, slot, limit))
             if known is None:
@@ -205,6 +205,11 @@ class CoreCapture:
         self._network.expecting(watches, {name: held.slot for name, held in self._slots.items()})
         if fresh:
             self._check(lib.kw_loader_adopt(self._handle, fresh))
+
+    def _place(self, slot: int, watch: Watch) -> None:
+        held = SlotWatch(slot, watch, identities(watch.expect.executables or ()))
+        self._slots[watch.name] = held
+        define(self._engine, slot, watch.name, watch.expect, held.files)
 
     def _read_command_lines(self, fresh: int) -> None:
         """Let the hooks ask about every image from now on; what runs already is looked at once."""

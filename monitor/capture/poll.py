@@ -24,6 +24,7 @@ from monitor.capture.procfs import (
     read_image,
     read_stat,
 )
+from monitor.capture.rules import define, identities, refuse_enforcement
 from monitor.detect.snapshot import NETWORK, Snapshot, WatchSnapshot
 from monitor.engine import records
 from monitor.engine._native import lib
@@ -82,6 +83,7 @@ class PollCapture:
         wall_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         """`interval_s`: from one look to the next."""
+        refuse_enforcement(watches, self.kind)
         self._engine = engine
         self._wanted = tuple(watches)
         self._slots: dict[str, SlotWatch] = {}
@@ -109,6 +111,7 @@ class PollCapture:
 
     def apply(self, watches: Sequence[Watch]) -> None:
         """Make these the watches: who stays keeps slot, kin and counters; others go, new ones take in what runs."""
+        refuse_enforcement(watches, self.kind)
         wanted = {watch.name: watch for watch in watches}
         for name, held in list(self._slots.items()):
             watch = wanted.get(name)
@@ -118,9 +121,10 @@ class PollCapture:
         fresh = 0
         for watch in watches:
             known = self._slots.get(watch.name)
-            held = SlotWatch(known.slot if known else self._free_slot(), watch)
+            files = identities(watch.expect.executables or ())
+            held = SlotWatch(known.slot if known else self._free_slot(), watch, files)
             self._slots[watch.name] = held
-            self._engine.watch(held.slot, watch.name, watch.child_limit)
+            define(self._engine, held.slot, watch.name, watch.expect, files)
             if known is None:
                 self._rules.add(held)
                 fresh |= 1 << held.slot

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, NoReturn, Self
 
 import msgspec
 
+from monitor.capture.rules import FileIdentity  # noqa: TC001 - msgspec reads the fields' types
 from monitor.engine._native import ffi, lib
 from monitor.errors import RecordFileInvalid
-from monitor.watch import Expect, networks, ports
+from monitor.expect import Expect, written
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -23,13 +24,11 @@ if TYPE_CHECKING:
 
 MAGIC = b"KINWATCH"
 BYTE_ORDER = 0x01020304
-MAX_TABLE_BYTES = 1 << 20
-"""Longest watch table that is read; 64 watches with values of PATH_MAX bytes fit."""
+MAX_TABLE_BYTES = 1 << 25
+"""Longest watch table that is read; every watch with hundreds of expected files and edges fits."""
 MAX_RECORD_BYTES = 1 << 16
 """No record is longer: an image is at most its struct, three paths and its arguments (ebpf/event.h)."""
 CHUNK_BYTES = 1 << 20
-
-_MAX_PORT = 65535
 
 _HEADER = struct.Struct("=8sIIqII")  # magic, byte order, KW_LAYOUT, wall_ns, bytes of the watch table, zero
 _SIZE = struct.Struct("=I")  # the first member of struct kw_header: bytes of the whole record
@@ -46,29 +45,17 @@ class RecordedWatch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     name: str
     kind: str
     value: str
-    child_limit: int | None = None
-    """Most descendants alive before an alarm; None: no expectation."""
-    destinations: tuple[str, ...] | None = None
-    """Networks that are expected; None: any."""
-    listening_ports: tuple[int, ...] | None = None
-    """Ports that are expected; None: any."""
-
-    @property
-    def expect(self) -> Expect:
-        """What was expected of it."""
-        return Expect(
-            child_processes=self.child_limit, destinations=self.destinations, listening_ports=self.listening_ports
-        )
+    expect: Expect = Expect()
+    """What was expected of it."""
+    files: tuple[FileIdentity, ...] = ()
+    """Its expected executables as they were then."""
 
     def __post_init__(self) -> None:
         """Refuse what no engine could take; msgspec turns it into a ValidationError."""
         if not 0 <= self.slot < lib.KW_SLOTS:
             message = f"slot {self.slot} is not one of {lib.KW_SLOTS}"
             raise ValueError(message)
-        networks(self.destinations or ())
-        if any(not 1 <= port <= _MAX_PORT for port in self.listening_ports or ()):
-            raise ValueError("a port is 1 to 65535")
-        ports(self.listening_ports or ())
+        written(self.expect)
 
 
 class RecordWriter:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from monitor.capture.recordfile import RecordedWatch
     from monitor.engine import Engine
-    from monitor.watch import Expect
+    from monitor.expect import Expect
 
 
 class ReplayCapture:
@@ -48,7 +48,11 @@ class ReplayCapture:
         """Tell the engine the file's clock and watches."""
         self._engine.ingest(records.clock_record(time_ns=0, wall_ns=self._reader.wall_ns))
         for watch in self.watches:
-            define(self._engine, watch.slot, watch.name, self._expects.get(watch.name, watch.expect))
+            expect = self._expects.get(watch.name)
+            if expect is None:
+                define(self._engine, watch.slot, watch.name, watch.expect, watch.files)
+            else:  # the files of this machine need not be those of the recorded one: their paths are compared
+                define(self._engine, watch.slot, watch.name, expect, None)
 
     def poll(self) -> bool:
         """Feed the next chunk; False at the end of the file or after stop()."""

@@ -15,13 +15,18 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from monitor.engine._native import lib
+from monitor.errors import ConfigInvalid
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from monitor.engine import Engine
-    from monitor.watch import Expect, Watch
+    from monitor.expect import Expect
+    from monitor.watch import Watch
 
 _MOUNTS: Final = Path("/proc/self/mounts")
 _SYSTEMCTL_S: Final = 5
+_MINOR_BITS: Final = 20  # MINORBITS of the kernel
 
 
 class Rule(msgspec.Struct, frozen=True):
@@ -30,6 +35,66 @@ class Rule(msgspec.Struct, frozen=True):
     table: str
     """name, file, place, pid, cgroup or cgroup_path: `kw_loader_match_<table>`."""
     arguments: tuple[int | bytes, ...]
+
+
+class FileIdentity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A file as the kernel knows it at this moment; a file that takes its place has another one."""
+
+    path: str
+    """As it was asked for."""
+    device: int
+    """Of its superblock (s_dev), major << 20 | minor: as image records have it."""
+    stat_device: int
+    """As stat(2) has it, in the same form; another one on btrfs and on some overlays."""
+    inode: int
+    """Of the kernel's inode (i_ino)."""
+    ctime_ns: int
+    """Of the last change of content or inode, nanoseconds since the epoch. Kernels since 6.13 keep a flag in the
+    highest bit of i_ctime_nsec, which is no part of it."""
+    size: int
+    """Bytes."""
+
+
+def identities(paths: Iterable[str]) -> tuple[FileIdentity, ...]:
+    """Files that these paths name now, links followed, for the kernel maps the file itself; none for what is missing.
+
+    Raises nothing: a path that cannot be looked at names no file.
+    """
+    found = []
+    superblocks: dict[str, int] | None = None
+    for path in paths:
+        with contextlib.suppress(OSError):
+            fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+            try:
+                status = os.fstat(fd)
+                told = Path(f"/proc/self/fdinfo/{fd}").read_text(encoding="utf-8", errors="replace")
+            finally:
+                os.close(fd)
+            facts = {key: value.strip() for key, _, value in (line.partition(":") for line in told.splitlines())}
+            if superblocks is None:
+                superblocks = _superblocks()
+            stat_device = os.major(status.st_dev) << _MINOR_BITS | os.minor(status.st_dev)
+            found.append(
+                FileIdentity(
+                    path=path,
+                    device=superblocks.get(facts.get("mnt_id", ""), stat_device),
+                    stat_device=stat_device,
+                    inode=int(facts.get("ino", status.st_ino)),  # fdinfo tells it since 5.14
+                    ctime_ns=status.st_ctime_ns,
+                    size=status.st_size,
+                )
+            )
+    return tuple(found)
+
+
+def _superblocks() -> dict[str, int]:
+    """Device of each mount's superblock by the mount's id; proc_pid_mountinfo(5)."""
+    found = {}
+    for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+        mount, _, device, *_ = line.split(" ")
+        major, _, minor = device.partition(":")
+        found[mount] = int(major) << _MINOR_BITS | int(minor)
+    return found
 
 
 def rules(watch: Watch) -> list[Rule]:
@@ -47,8 +112,23 @@ def rules(watch: Watch) -> list[Rule]:
     return []
 
 
-def define(engine: Engine, slot: int, name: str, expect: Expect) -> None:
-    """Make a watch the engine's, with all that is expected of it; what was expected before is judged anew."""
+def refuse_enforcement(watches: Iterable[Watch], kind: str) -> None:
+    """Raise ConfigInvalid for a watch that wants to be enforced by a capture that cannot."""
+    for watch in watches:
+        if watch.enforce != "off":
+            message = (
+                f"watch {watch.name}: enforce: capture {kind} cannot act on processes, and found {watch.enforce!r};"
+                ' write enforce = "off"'
+            )
+            raise ConfigInvalid(message)
+
+
+def define(engine: Engine, slot: int, name: str, expect: Expect, files: tuple[FileIdentity, ...] | None) -> None:
+    """Make a watch the engine's, with all that is expected of it; what was expected before is judged anew.
+
+    `files`: identities of the expected executables; None: paths are all that is known of them.
+    """
+    del files
     engine.watch(slot, name, expect.child_processes)
     engine.expect_destinations(slot, expect.destinations)
     engine.expect_ports(slot, expect.listening_ports)

@@ -16,30 +16,49 @@ if TYPE_CHECKING:
 
     from monitor.detect.evaluator import Verdict
     from monitor.detect.metrics import Metric
+    from monitor.expect import Expect
 
 
-def expected(
-    watch: str,
-    child_processes: int | None,
-    destinations: tuple[str, ...] | None = None,
-    listening_ports: tuple[int, ...] | None = None,
-) -> tuple[Behavior, ...]:
-    """Behaviors that `expect` of a watch stands for; None: nothing of that kind is expected."""
+def expected(watch: str, expect: Expect) -> tuple[Behavior, ...]:
+    """Behaviors that `expect` of a watch stands for, of those kinds that AWS can express; see also `rules`."""
     kinds: tuple[tuple[object, str, str, dict[str, Any]], ...] = (
         (
-            child_processes,
+            expect.child_processes,
             "child_processes",
             "num_child_procs",
-            {"operator": "less-than-equals", "number": child_processes},
+            {"operator": "less-than-equals", "number": expect.child_processes},
         ),
-        (destinations, "destinations", "destination_ips", {"operator": "in-cidr-set", "texts": destinations}),
-        (listening_ports, "listening_ports", "listening_ports", {"operator": "in-set", "numbers": listening_ports}),
+        (expect.executables, "executables", "child_exes", {"operator": "in-set", "texts": expect.executables}),
+        (
+            expect.destinations,
+            "destinations",
+            "destination_ips",
+            {"operator": "in-cidr-set", "texts": expect.destinations},
+        ),
+        (
+            expect.listening_ports,
+            "listening_ports",
+            "listening_ports",
+            {"operator": "in-set", "numbers": expect.listening_ports},
+        ),
     )
     return tuple(
         Behavior(name=f"{name}_{watch}", metric=f"{metric}_{watch}", **criteria)
         for value, name, metric, criteria in kinds
         if value is not None
     )
+
+
+def rules(watch: str, expect: Expect) -> tuple[dict[str, Any], ...]:
+    """What `expect` of a watch says that no behavior can express: it is judged at forks and execs alone."""
+    values: dict[str, Any] = {
+        "edges": expect.edges,
+        "depth": expect.depth,
+        "forks_per_minute": expect.forks_per_minute,
+        "uids": expect.uids,
+        **{name: False for name in ("memfd", "deleted", "temporary") if getattr(expect, name) is False},
+    }
+    return tuple({"watch": watch, "rule": name, "value": value} for name, value in values.items() if value is not None)
 
 
 def aws_form(behavior: Behavior) -> dict[str, Any]:

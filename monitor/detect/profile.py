@@ -16,7 +16,7 @@ import msgspec
 from monitor.detect.fields import Wrong, api_name, either, flag, integer, object_of, one_of, refuse, shown
 from monitor.detect.metrics import NAME as CUSTOM_NAME
 from monitor.errors import ConfigInvalid
-from monitor.watch import ImpossibleValue, networks
+from monitor.expect import ImpossibleValue, networks
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -16,8 +16,9 @@ import pytest
 from monitor.capture.core import CoreCapture, unpin
 from monitor.engine import Engine
 from monitor.engine.lines import Alarm, Clear, Exec, Exit, Fork, Lost, Root, decode
+from monitor.expect import Expect
 from monitor.schema import Capture as CaptureTable
-from monitor.watch import Expect, Watch
+from monitor.watch import Watch
 from tests.contract.conftest import eventually
 
 if TYPE_CHECKING:
@@ -36,7 +37,8 @@ import sys
 from monitor.capture.core import CoreCapture
 from monitor.engine import Engine
 from monitor.schema import Capture
-from monitor.watch import Expect, Watch
+from monitor.expect import Expect
+from monitor.watch import Watch
 
 name, pins = sys.argv[1:]
 engine = Engine()

@@ -25,8 +25,9 @@ from monitor.detect.snapshot import NETWORK, TRAFFIC, WatchSnapshot
 from monitor.engine import Engine
 from monitor.engine._native import lib
 from monitor.engine.lines import Accept, Alarm, Close, Connect, Dns, Listen, Peer, Root, Socket, decode
+from monitor.expect import Expect
 from monitor.schema import Capture
-from monitor.watch import Expect, Watch
+from monitor.watch import Watch
 from tests.contract.conftest import DEADLINE_S, KINWATCH, eventually
 
 if TYPE_CHECKING:

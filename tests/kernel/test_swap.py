@@ -14,8 +14,9 @@ from monitor.capture.core import CoreCapture, unpin
 from monitor.engine import Engine
 from monitor.engine.lines import Exit, Fork, Root, decode
 from monitor.errors import CaptureUnavailable
+from monitor.expect import Expect
 from monitor.schema import Capture as CaptureTable
-from monitor.watch import Expect, Watch
+from monitor.watch import Watch
 from tests.kernel.follow import poll
 
 if TYPE_CHECKING:

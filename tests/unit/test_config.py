@@ -132,7 +132,7 @@ def test_the_documented_file_is_accepted_and_means_the_defaults() -> None:
 def test_the_documented_file_shows_every_key() -> None:
     shown = set(re.findall(r"^([a-z_]+) =|[{,] ([a-z_]+) =", DOCUMENTED, re.MULTILINE))
     words = {first or second for first, second in shown} | {"exe", "pid", "unit", "cgroup", "cmdline"}
-    words |= {"executables", "destinations", "listening_ports", "auth"}
+    words |= {*Expect.__struct_fields__, "auth"}
     assert {key.rpartition(".")[2] for key in keys()} == words
 
 
@@ -203,7 +203,24 @@ DEFENDER_REFUSED = (
 
 # What stands in expect, and what is said of it.
 EXPECT_REFUSED = (
-    ("executables = []", "executables: not supported yet"),
+    ('executables = "/bin/sh"', "executables: expected an array, found '/bin/sh'"),
+    ('executables = ["bin/sh"]', "executables: expected an absolute path, found 'bin/sh'"),
+    ('executables = ["/bin"]', "executables: expected an executable file, found /bin, which is none"),
+    ('executables = ["/dev/null"]', "executables: expected an executable file, found /dev/null, which is none"),
+    ('executables = ["/etc/passwd"]', "executables: expected an executable file, found /etc/passwd, which nobody may"),
+    ('executables = ["/bin/sh/x"]', "executables: expected an executable file, but /bin/sh/x cannot be looked at: Not"),
+    ('executables = ["/a\\u0000b"]', "executables: expected an absolute path"),
+    (f'executables = ["/{"a" * 4095}"]', "executables: expected at most 4095 bytes, found 4096"),
+    (f"executables = {[f'/nowhere/{n}' for n in range(257)]}", "executables: expected at most 256"),
+    ('edges = ["/bin/sh"]', "edges: expected BEFORE -> EXECUTED, two paths, found '/bin/sh'"),
+    ('edges = ["/bin/sh -> cat"]', "edges: expected an absolute path, found 'cat'"),
+    ('edges = ["/bin/sh -> /bin/a -> /bin/b"]', "edges: expected an absolute path, found '/bin/a -> /bin/b'"),
+    ("depth = -1", "depth: expected an integer >= 0, found -1"),
+    ("forks_per_minute = 1.5", "forks_per_minute: expected an integer, found 1.5"),
+    ('uids = ["no such user"]', "uids: there is no user 'no such user'"),
+    ("uids = [4294967295]", "uids: expected user ids of 0 to 4294967294, found 4294967295"),
+    ("uids = [-1]", "uids: expected user ids of 0 to 4294967294, found -1"),
+    ("memfd = 0", "memfd: expected a boolean, found 0"),
     ('destinations = "10.0.0.0/8"', "destinations: expected an array, found '10.0.0.0/8'"),
     ("destinations = [10]", "destinations[0]: expected a string, found 10"),
     *(
@@ -281,8 +298,6 @@ EXPECT_REFUSED = (
             '[[watch]]\nprocess = "a"\n[[watch]]\nunit = "a"',
             "watch: two watches are called a (process a, unit a.service)",
         ),
-        ('[[watch]]\nprocess = "a"\nenforce = "kill"', "watch[0].enforce: 'kill' is not supported yet"),
-        ('[[watch]]\nprocess = "a"\nenforce = "dry-run"', "watch[0].enforce: 'dry-run' is not supported yet"),
         ('[[watch]]\nprocess = "a"\nenforce = "yes"', "watch[0].enforce: expected off | dry-run | kill"),
         (
             '[[watch]]\nprocess = "a"\nexpect = { child_processes = -1 }',
@@ -466,8 +481,17 @@ def test_an_expectation_is_a_number_of_children(number: int) -> None:
         "child_processes=4194305",
         "child_processes=1 ",
         "children=1",
+        "executables",
         "executables=1",
-        "executables=",
+        "executables=/bin,",
+        "edges=/bin/sh",
+        "depth=",
+        "depth=-1",
+        "forks_per_minute=x",
+        "uids=no such user",
+        "memfd=",
+        "deleted=no",
+        "temporary=0",
         "destinations",
         "destinations=,",
         "destinations=10.0.0.0/8,",
@@ -488,13 +512,23 @@ def test_an_expectation_that_is_none_is_refused(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "expect"),
     [
+        ("executables=", Expect(executables=())),
+        ("executables=/nowhere/b,/nowhere/a,/nowhere/b", Expect(executables=("/nowhere/b", "/nowhere/a"))),
+        ("edges=/nowhere/a -> /nowhere/b", Expect(edges=("/nowhere/a -> /nowhere/b",))),
+        ("edges=", Expect(edges=())),
+        ("depth=2", Expect(depth=2)),
+        ("forks_per_minute=60", Expect(forks_per_minute=60)),
+        ("uids=33,root,0", Expect(uids=(0, 33))),
+        ("memfd=false", Expect(memfd=False)),
+        ("deleted=false", Expect(deleted=False)),
+        ("temporary=true", Expect(temporary=True)),
         ("destinations=", Expect(destinations=())),
         ("destinations=10.1.2.3/8,fd00::1", Expect(destinations=("10.0.0.0/8", "fd00::1/128"))),
         ("listening_ports=", Expect(listening_ports=())),
         ("listening_ports=443,80,443", Expect(listening_ports=(80, 443))),
     ],
 )
-def test_an_expectation_of_the_network_is_a_list(text: str, expect: Expect) -> None:
+def test_an_expectation_has_one_form(text: str, expect: Expect) -> None:
     assert parse_expect(text) == expect
 
 

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from monitor.config import Config, notes, parse, with_command_line
 from monitor.errors import ConfigInvalid
-from monitor.watch import ImpossibleValue, WatchKind, canonical, derived_name, is_name, legal_name, networks, ports
+from monitor.expect import ImpossibleValue, networks, ports
+from monitor.watch import WatchKind, canonical, derived_name, is_name, legal_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from monitor.detect.behaviors import aws_form, expected
 from monitor.detect.evaluator import INVALID_AFTER_S, SLOTS, Evaluator, State, Value, Verdict
 from monitor.detect.profile import Behavior, Operator, Profile, load
+from monitor.expect import Expect
 
 
 def loaded(document: object) -> Profile:
@@ -42,7 +43,7 @@ def violates(judge: Evaluator, value: Value) -> bool:
 
 
 def test_an_expectation_written_for_aws_is_a_profile() -> None:
-    (child_processes,) = expected("myapp", 0)
+    (child_processes,) = expected("myapp", Expect(child_processes=0))
     profile = loaded({"securityProfileName": "p", "behaviors": [aws_form(child_processes)]})
     assert profile.behaviors[0].metric == "num_child_procs_myapp"
     assert violates(Evaluator(profile), 1.0)

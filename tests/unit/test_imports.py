@@ -32,6 +32,7 @@ LAYERS = (
     {"publishing"},
     {"schema"},
     {"watch", "remote"},
+    {"expect"},
     {"errors"},
 )
 LAYER_OF = {room: depth for depth, rooms in enumerate(LAYERS) for room in rooms}

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from monitor.detect.behaviors import aws_form, expected, violated
 from monitor.detect.metrics import FIELDS, Metric, lower_bound_metrics, merged, window_metrics
 from monitor.detect.snapshot import NETWORK, Snapshot, WatchSnapshot
+from monitor.expect import Expect
 
 NOTHING: dict[str, Any] = dict.fromkeys(
     ("roots", "alive", "peak", "spawned", "adopted", "execs", "exits", "root_starts", "root_exits", "window_peak"), 0
@@ -290,7 +291,7 @@ def test_the_longest_watch_name_still_makes_metric_names() -> None:
 
 @pytest.mark.parametrize(("limit", "count", "broken"), [(0, 0, False), (0, 1, True), (3, 3, False), (3, 4, True)])
 def test_more_children_than_expected_break_the_expectation(limit: int, count: int, broken: bool) -> None:  # noqa: FBT001
-    behaviors = expected("myapp", limit)
+    behaviors = expected("myapp", Expect(child_processes=limit))
     found = violated(behaviors, window_metrics(None, snapshot(watch(spawned=count), watch("other", spawned=99))))
     assert [(violation.behavior.metric, violation.value) for violation in found] == (
         [("num_child_procs_myapp", count)] if broken else []
@@ -298,12 +299,12 @@ def test_more_children_than_expected_break_the_expectation(limit: int, count: in
 
 
 def test_no_expectation_and_an_absent_metric_are_not_judged() -> None:
-    assert expected("myapp", None) == ()
-    assert violated(expected("myapp", 0), []) == []
+    assert expected("myapp", Expect()) == ()
+    assert violated(expected("myapp", Expect(child_processes=0)), []) == []
 
 
 def test_an_expectation_is_written_as_aws_writes_behaviors() -> None:
-    assert [aws_form(behavior) for behavior in expected("myapp", 0)] == [
+    assert [aws_form(behavior) for behavior in expected("myapp", Expect(child_processes=0))] == [
         {
             "name": "child_processes_myapp",
             "metric": "num_child_procs_myapp",
@@ -324,7 +325,8 @@ def test_an_expectation_is_written_as_aws_writes_behaviors() -> None:
     st.integers(),
 )
 def test_a_behavior_says_what_is_normal(comparison: Any, number: int, value: int) -> None:  # noqa: ANN401 - a Literal
-    behavior = msgspec.structs.replace(expected("a", 0)[0], operator=comparison, number=number, metric="m")
+    (behavior,) = expected("a", Expect(child_processes=0))
+    behavior = msgspec.structs.replace(behavior, operator=comparison, number=number, metric="m")
     normal = {
         "less-than": value < number,
         "less-than-equals": value <= number,

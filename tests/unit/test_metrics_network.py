@@ -15,10 +15,12 @@ from monitor.detect import profile
 from monitor.detect.behaviors import aws_form, expected, violated
 from monitor.detect.metrics import FIELDS, Metric, lower_bound_metrics, merged, window_metrics
 from monitor.detect.snapshot import NETWORK, TRAFFIC, Snapshot, WatchSnapshot
+from monitor.expect import Expect
 from monitor.remote import Remote, endpoint
 
 PROCESSES = ("roots", "alive", "peak", "spawned", "adopted", "execs", "exits", "root_starts", "root_exits")
 OF_NETWORK = {what: fields for what, fields in FIELDS.items() if not NETWORK.isdisjoint(fields)}
+NOTHING = Expect(destinations=(), listening_ports=())
 COUNTED = [what for what in OF_NETWORK if what in TRAFFIC]
 
 
@@ -138,7 +140,9 @@ def test_more_than_was_kept_makes_a_list_a_lower_bound() -> None:
 
 
 def test_expectations_are_written_as_aws_writes_behaviors() -> None:
-    behaviors = expected("myapp", 0, ("10.0.0.0/8", "fd00::/8"), (80, 8080))
+    behaviors = expected(
+        "myapp", Expect(child_processes=0, destinations=("10.0.0.0/8", "fd00::/8"), listening_ports=(80, 8080))
+    )
     written = [aws_form(behavior) for behavior in behaviors]
     once = {"consecutiveDatapointsToAlarm": 1, "consecutiveDatapointsToClear": 1}
     assert written[1:] == [
@@ -157,7 +161,7 @@ def test_expectations_are_written_as_aws_writes_behaviors() -> None:
     read = profile.load(msgspec.json.encode({"securityProfileName": "p", "behaviors": written}))
     assert [behavior.normal() for behavior in read.behaviors] == ["<= 0", "in 10.0.0.0/8, fd00::/8", "in 80, 8080"]
     assert read.elsewhere == ()
-    nothing = [aws_form(behavior) for behavior in expected("myapp", None, (), ())]
+    nothing = [aws_form(behavior) for behavior in expected("myapp", NOTHING)]
     assert [behavior.normal() for behavior in profile.load(msgspec.json.encode({"behaviors": nothing})).behaviors] == [
         "in nothing",
         "in nothing",
@@ -178,7 +182,8 @@ def test_a_destination_outside_every_network_breaks_the_expectation(
     networks = [ipaddress.ip_network(f"{address}/{length}", strict=False) for address, length in prefixes]
     remotes = tuple(remote(address) for address in seen)
     found = violated(
-        expected("myapp", None, tuple(map(str, networks))), window_metrics(None, snapshot(remotes=remotes))
+        expected("myapp", Expect(destinations=tuple(map(str, networks)))),
+        window_metrics(None, snapshot(remotes=remotes)),
     )
     plain = [getattr(ipaddress.ip_address(text), "ipv4_mapped", None) or ipaddress.ip_address(text) for text in seen]
     assert bool(found) == any(all(address not in network for network in networks) for address in plain)
@@ -188,16 +193,16 @@ def test_a_destination_outside_every_network_breaks_the_expectation(
 @given(st.sets(st.integers(1, 65535), max_size=5), st.sets(st.integers(1, 65535), max_size=5))
 def test_a_port_that_is_not_in_the_set_breaks_the_expectation(allowed: set[int], open_now: set[int]) -> None:
     metrics = window_metrics(None, snapshot(listening_ports=tuple(sorted(open_now))))
-    found = violated(expected("myapp", None, None, tuple(sorted(allowed))), metrics)
+    found = violated(expected("myapp", Expect(listening_ports=tuple(sorted(allowed)))), metrics)
     assert bool(found) == (not open_now <= allowed)
 
 
 def test_no_expectation_and_an_absent_metric_are_not_judged() -> None:
-    assert expected("myapp", None, None, None) == ()
+    assert expected("myapp", Expect()) == ()
     unknown = window_metrics(None, snapshot(remotes=REMOTES, listening_ports=(1,), unknown=NETWORK))
-    assert violated(expected("myapp", None, (), ()), unknown) == []
+    assert violated(expected("myapp", NOTHING), unknown) == []
     known = window_metrics(None, snapshot(remotes=REMOTES, listening_ports=(1,)))
-    assert [found.behavior.name for found in violated(expected("myapp", None, (), ()), known)] == [
+    assert [found.behavior.name for found in violated(expected("myapp", NOTHING), known)] == [
         "destinations_myapp",
         "listening_ports_myapp",
     ]

@@ -19,7 +19,8 @@ from monitor.capture.procfs import read_cgroup, read_credentials, read_image, re
 from monitor.capture.rules import cgroup2_mount
 from monitor.detect.snapshot import NETWORK
 from monitor.engine import Engine, lines
-from monitor.watch import Expect, Watch
+from monitor.expect import Expect
+from monitor.watch import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -27,12 +27,12 @@ from monitor.engine.records import (
     image_record,
 )
 from monitor.errors import RecordFileInvalid
-from monitor.watch import Expect
+from monitor.expect import Expect
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-WATCH = RecordedWatch(slot=3, name="myapp", kind="process", value="myapp", child_limit=0)
+WATCH = RecordedWatch(slot=3, name="myapp", kind="process", value="myapp", expect=Expect(child_processes=0))
 WALL_NS = 1_700_000_000_000_000_000
 ROOT, CHILD = ProcessId(100, 5_000_000_000), ProcessId(101, 6_000_000_000)
 BIT = 1 << WATCH.slot
@@ -231,7 +231,7 @@ def test_replay_tells_the_lines_of_the_run(tmp_path: Path) -> None:
     path = tmp_path / "run.rec"
     _write(path, clock_record(time_ns=1, wall_ns=WALL_NS) + b"".join(LIFE))
     with Engine(64) as live:
-        live.watch(WATCH.slot, WATCH.name, WATCH.child_limit)
+        live.watch(WATCH.slot, WATCH.name, WATCH.expect.child_processes)
         live.ingest(clock_record(time_ns=1, wall_ns=WALL_NS) + b"".join(LIFE))
         expected = live.take()
     with Engine(64) as engine:
@@ -264,7 +264,7 @@ def test_replay_judges_by_other_limits_when_told(tmp_path: Path) -> None:
 def test_what_was_expected_of_the_network_is_recorded_with_the_watch(tmp_path: Path) -> None:
     path = tmp_path / "run.rec"
     expect = Expect(child_processes=0, destinations=("10.0.0.0/8",), listening_ports=())
-    watch = msgspec.structs.replace(WATCH, destinations=expect.destinations, listening_ports=expect.listening_ports)
+    watch = msgspec.structs.replace(WATCH, expect=expect)
     RecordWriter(path, [watch], WALL_NS).close()
     with RecordReader(path) as reader:
         assert reader.watches == (watch,)
@@ -272,12 +272,25 @@ def test_what_was_expected_of_the_network_is_recorded_with_the_watch(tmp_path: P
     assert WATCH.expect == Expect(child_processes=0)
 
 
-@pytest.mark.parametrize("wrong", [{"destinations": ("x",)}, {"listening_ports": (0,)}, {"listening_ports": (65536,)}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"destinations": ("x",)},
+        {"listening_ports": (0,)},
+        {"listening_ports": (65536,)},
+        {"executables": ("bin/sh",)},
+        {"executables": ("/a",) * 257},
+        {"edges": ("/bin/sh",)},
+        {"depth": -1},
+        {"uids": (-1,)},
+        {"nothing": 1},
+    ],
+)
 def test_a_recorded_expectation_that_is_none_is_refused(tmp_path: Path, wrong: dict[str, object]) -> None:
     path = tmp_path / "run.rec"
     RecordWriter(path, [WATCH], WALL_NS).close()
     right = msgspec.json.encode([WATCH])
-    table = msgspec.json.encode([msgspec.structs.asdict(WATCH) | wrong])
+    table = msgspec.json.encode([msgspec.structs.asdict(WATCH) | {"expect": wrong}])
     header = path.read_bytes()[: -len(right)]
     path.write_bytes(header[:24] + len(table).to_bytes(4, sys.byteorder) + header[28:] + table)
     with pytest.raises(RecordFileInvalid, match="watch"):
