@@ -40,9 +40,7 @@ from monitor.watch import COMMAND_PID
 from monitor.window import FileStore, Store, Window
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from monitor.config import Config, Watch
+    from monitor.config import Config
     from monitor.detect.snapshot import WatchSnapshot
     from monitor.launch import Parts
     from monitor.publication import Publication
@@ -79,7 +77,7 @@ class Agent:
         self._stdout = StreamSink.stdout()
         self._recorder: RecordWriter | None = None
         self._pumping = threading.Lock()
-        self._reloading: Sequence[Watch] | None = None
+        self._reloading: Config | None = None
         self._failure: BaseException | None = None
         self._publication: Publication | None = None
         self._exit_code = 0
@@ -145,18 +143,20 @@ class Agent:
                 self._pump()
                 self._capture.commit()  # not earlier: what a kill leaves uncommitted the next start reads again
                 if self._reloading is not None:
-                    watches, self._reloading = self._reloading, None
-                    self._change_watches(watches)
+                    config, self._reloading = self._reloading, None
+                    self._change_watches(config)
                 if self._command is not None:
                     self._loop.call_soon_threadsafe(self._look_at_command)
         except BaseException as error:  # noqa: BLE001 - it ends the program, in the main thread
             self._failure = error
             self._loop.call_soon_threadsafe(self._stop.set)
 
-    def _change_watches(self, watches: Sequence[Watch]) -> None:
+    def _change_watches(self, config: Config) -> None:
         """A reload. A watch that the kernel refuses is said, and ends nothing."""
         try:
-            self._capture.apply(watches)
+            if isinstance(self._capture, CoreCapture):
+                self._capture.enforce(config.enforcement)
+            self._capture.apply(config.watches)
         except KinwatchError as error:
             say(f"reload: {error}")
         self._pump()
@@ -283,7 +283,7 @@ class Agent:
                 self._change_publication(config)
                 self._config = config
                 self._device.change(cpu=config.report.cpu_usage, namespaces=config.report.namespaces)
-                self._reloading = config.watches
+                self._reloading = config
                 self._capture.interrupt()
         except ConfigInvalid as error:
             say(f"{error} (nothing was changed)")

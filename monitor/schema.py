@@ -147,6 +147,10 @@ class Enforcement(Table, frozen=True, kw_only=True):
     """[enforcement]."""
 
     max_kills_per_minute: Annotated[int, Meta(ge=1, description="beyond: enforcement stops, an alarm says so")] = 600
+    fail: Annotated[
+        Literal["closed", "open"],
+        Meta(description="closed | open: whether it goes on without the daemon, and kills whom there is no room to follow"),
+    ] = "closed"
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):

@@ -16,14 +16,15 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Final
 
-from monitor.capture import SlotWatch
+from monitor.capture import SlotWatch, enforcement
 from monitor.capture.cmdline import Judge
 from monitor.capture.network import NetworkSide
-from monitor.capture.rules import define, directories, identities, refuse_enforcement, rules
+from monitor.capture.rules import define, directories, identities, rules
 from monitor.detect.snapshot import Snapshot, WatchSnapshot
 from monitor.engine import STAGES
 from monitor.engine._native import ffi, lib
 from monitor.errors import CaptureUnavailable, EngineRefused
+from monitor.schema import Enforcement
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -66,15 +67,16 @@ class CoreCapture:
         pins: str = "",
         fresh: bool = False,
         programs: Path | None = None,
+        enforcing: Enforcement = Enforcement(),
     ) -> None:
         """Load, or take over.
 
         `pins`: directory to pin into and to take over from, "" for neither. `fresh`: nothing is taken over. `programs`:
-        an object file in place of the package's own.
+        an object file in place of the package's own. `enforcing`: as in `enforce`.
         """
-        refuse_enforcement(watches, self.kind)
         self._engine = engine
         self._wanted = tuple(watches)
+        self._enforcing = enforcing
         self._slots: dict[str, SlotWatch] = {}
         self._spoken_for = 0
         """Slots without a watch that records in the ring still mean: no other watch gets one before they are gone."""
@@ -139,6 +141,10 @@ class CoreCapture:
         """Every hook of the network by name: "" where it is live, else the reason why not."""
         return self._network.hooks()
 
+    def is_stopped_by_breaker(self) -> bool:
+        """Whether too many kills in a minute have stopped enforcement, until the next apply()."""
+        return bool(self._state().breaker)
+
     def facts(self) -> dict[str, int]:
         """Numbers about the ring, for `status`."""
         state = self._state()
@@ -173,9 +179,12 @@ class CoreCapture:
         self.drain()
         self._check(lib.kw_loader_sync(self._handle, self._engine.handle))
 
+    def enforce(self, settings: Enforcement) -> None:
+        """What the next apply() puts in force for all watches."""
+        self._enforcing = settings
+
     def apply(self, watches: Sequence[Watch]) -> None:
         """Make these the watches: who stays keeps slot, kin and counters, who goes is forgotten, who comes adopts."""
-        refuse_enforcement(watches, self.kind)
         wanted = {watch.name: watch for watch in watches}
         gone = 0
         for name, held in list(self._slots.items()):
@@ -190,6 +199,7 @@ class CoreCapture:
             for slot in range(lib.KW_WATCHES):
                 if gone >> slot & 1:
                     self._engine.unwatch(slot)
+        self._check(enforcement.begin(self._handle, self._enforcing))
         fresh = 0
         for watch in watches:
             known = self._slots.get(watch.name)
@@ -197,6 +207,7 @@ class CoreCapture:
             self._place(slot, watch)
             limit = -1 if watch.child_limit is None else watch.child_limit
             self._check(lib.kw_loader_limit(self._handle, slot, limit))
+            enforcement.put(self._handle, slot, watch, self._enforcing, self._check)
             if known is None:
                 self._check(lib.kw_loader_set_watch(self._handle, slot, watch.name.encode(), _identity(watch)))
                 fresh |= 1 << slot
@@ -255,6 +266,7 @@ class CoreCapture:
         return fresh
 
     def _withdraw(self, slot: int) -> None:
+        enforcement.withdraw(self._handle, slot, self._check)
         self._check(lib.kw_loader_unmatch(self._handle, slot))
         self._check(lib.kw_loader_limit(self._handle, slot, -1))
         self._check(lib.kw_loader_set_watch(self._handle, slot, b"", 0))
