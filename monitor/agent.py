@@ -393,6 +393,7 @@ class Agent:
                 kind=held.watch.kind,
                 value=held.watch.value,
                 expect=held.watch.expect,
+                enforce=held.watch.enforce,
                 files=held.files,
             )
             for held in self._capture.watches

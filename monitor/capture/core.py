@@ -220,7 +220,7 @@ class CoreCapture:
     def _place(self, slot: int, watch: Watch) -> None:
         held = SlotWatch(slot, watch, identities(watch.expect.executables or ()))
         self._slots[watch.name] = held
-        define(self._engine, slot, watch.name, watch.expect, held.files)
+        define(self._engine, slot, watch, held.files)
 
     def _read_command_lines(self, fresh: int) -> None:
         """Let the hooks ask about every image from now on; what runs already is looked at once."""
@@ -341,6 +341,8 @@ class CoreCapture:
                     exits=row.exits,
                     root_starts=row.root_starts,
                     root_exits=row.root_exits,
+                    enforced=row.enforced,
+                    would_enforce=row.would_enforce,
                     window_peak=0 if reader is None else max(row.window_peak[reader], row.alive),
                     exes=exes,
                     exes_missed=missed,

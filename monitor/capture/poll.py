@@ -124,7 +124,7 @@ class PollCapture:
             files = identities(watch.expect.executables or ())
             held = SlotWatch(known.slot if known else self._free_slot(), watch, files)
             self._slots[watch.name] = held
-            define(self._engine, held.slot, watch.name, watch.expect, files)
+            define(self._engine, held.slot, watch, files)
             if known is None:
                 self._rules.add(held)
                 fresh |= 1 << held.slot

@@ -47,6 +47,7 @@ class RecordedWatch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     value: str
     expect: Expect = Expect()
     """What was expected of it."""
+    enforce: str = "off"
     files: tuple[FileIdentity, ...] = ()
     """Its expected executables as they were then."""
 

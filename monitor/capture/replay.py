@@ -9,6 +9,8 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, ClassVar
 
+import msgspec
+
 from monitor.capture.recordfile import RecordReader
 from monitor.capture.rules import define
 from monitor.detect.snapshot import NETWORK, Snapshot, WatchSnapshot
@@ -50,9 +52,9 @@ class ReplayCapture:
         for watch in self.watches:
             expect = self._expects.get(watch.name)
             if expect is None:
-                define(self._engine, watch.slot, watch.name, watch.expect, watch.files)
+                define(self._engine, watch.slot, watch, watch.files)
             else:  # the files of this machine need not be those of the recorded one: their paths are compared
-                define(self._engine, watch.slot, watch.name, expect, None)
+                define(self._engine, watch.slot, msgspec.structs.replace(watch, expect=expect), None)
 
     def poll(self) -> bool:
         """Feed the next chunk; False at the end of the file or after stop()."""
@@ -91,6 +93,8 @@ class ReplayCapture:
                     exits=counters.exits,
                     root_starts=counters.root_starts,
                     root_exits=counters.root_exits,
+                    enforced=counters.enforced,
+                    would_enforce=counters.would_enforce,
                     window_peak=counters.window_peak,
                     exes=exes,
                     exes_missed=missed,

@@ -10,10 +10,11 @@ import contextlib
 import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
 
+from monitor.engine import Lineage
 from monitor.engine._native import lib
 from monitor.errors import ConfigInvalid
 
@@ -123,15 +124,58 @@ def refuse_enforcement(watches: Iterable[Watch], kind: str) -> None:
             raise ConfigInvalid(message)
 
 
-def define(engine: Engine, slot: int, name: str, expect: Expect, files: tuple[FileIdentity, ...] | None) -> None:
+class Defined(Protocol):
+    """What a definition needs to know of a watch: Watch, or a recorded one."""
+
+    @property
+    def name(self) -> str:
+        """In lines."""
+
+    @property
+    def kind(self) -> str:
+        """A WatchKind."""
+
+    @property
+    def value(self) -> str:
+        """Of the kind."""
+
+    @property
+    def expect(self) -> Expect:
+        """What is normal."""
+
+    @property
+    def enforce(self) -> str:
+        """An Enforce."""
+
+
+def define(engine: Engine, slot: int, watch: Defined, files: Iterable[FileIdentity] | None) -> None:
     """Make a watch the engine's, with all that is expected of it; what was expected before is judged anew.
 
     `files`: identities of the expected executables; None: paths are all that is known of them.
     """
-    del files
-    engine.watch(slot, name, expect.child_processes)
+    expect = watch.expect
+    engine.watch(slot, watch.name, expect.child_processes)
     engine.expect_destinations(slot, expect.destinations)
     engine.expect_ports(slot, expect.listening_ports)
+    forbidden = {lib.KW_MEMFD: expect.memfd, lib.KW_DELETED: expect.deleted, lib.KW_TEMPORARY: expect.temporary}
+    named = watch.kind in {"process", "exe"} and (expect.executables is not None or watch.enforce != "off")
+    lineage = Lineage(
+        executables=expect.executables,
+        files=None
+        if files is None
+        else [(device, file.inode) for file in files for device in {file.device, file.stat_device}],
+        edges=expect.edges,
+        depth=expect.depth,
+        forks_per_minute=expect.forks_per_minute,
+        uids=expect.uids,
+        forbidden=sum(flag for flag, allowed in forbidden.items() if allowed is False),
+        root=_root_image(watch) if named else None,
+    )
+    engine.expect_lineage(slot, lineage)
+
+
+def _root_image(watch: Defined) -> str:
+    return os.path.realpath(watch.value) if watch.kind == "exe" else watch.value
 
 
 def _of_executable(path: str) -> list[Rule]:

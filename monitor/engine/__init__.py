@@ -13,6 +13,7 @@ import errno
 import os
 import socket
 import threading
+from collections.abc import Sequence  # noqa: TC003 - msgspec reads the fields' types
 from ipaddress import IPv4Network, IPv6Address, ip_network
 from typing import TYPE_CHECKING, Final, Self
 
@@ -23,7 +24,6 @@ from monitor.errors import EngineRefused
 from monitor.remote import Remote
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from types import TracebackType
 
     from monitor.engine._native import CData
@@ -65,8 +65,29 @@ class Counters(msgspec.Struct, frozen=True, kw_only=True):
     exits: int
     root_starts: int
     root_exits: int
+    enforced: int
+    """Processes killed, or to be killed by user space."""
+    would_enforce: int
+    """Processes that a dry run, or a breaker that had tripped, let go."""
     window_peak: int
     """Most descendants alive at once since the asking reader began its window; 0 when no reader asked."""
+
+
+class Lineage(msgspec.Struct, frozen=True, kw_only=True):
+    """Rules about the descendants of a watch; None: not judged. Meaning of each: monitor.expect.Expect."""
+
+    executables: Sequence[str] | None = None
+    files: Sequence[tuple[int, int]] | None = None
+    """(device, inode) of the executables, as image records have them; None: their paths are compared, and a record's
+    KW_JUDGED was about other ones."""
+    edges: Sequence[str] | None = None
+    depth: int | None = None
+    forks_per_minute: int | None = None
+    uids: Sequence[int] | None = None
+    forbidden: int = 0
+    """Of KW_MEMFD, KW_DELETED and KW_TEMPORARY: images that there must not be."""
+    root: str | None = None
+    """What a root may execute: an absolute path, or a name of process, file or script; None: anything."""
 
 
 class Engine:
@@ -151,6 +172,8 @@ class Engine:
             exits=cells.exits,
             root_starts=cells.root_starts,
             root_exits=cells.root_exits,
+            enforced=cells.enforced,
+            would_enforce=cells.would_enforce,
             window_peak=0 if reader is None else cells.window_peak[reader],
         )
 
@@ -196,6 +219,27 @@ class Engine:
         count = -1 if ports is None else len(ports)
         result = lib.kw_engine_expect_ports(self.handle, slot, ffi.new("uint16_t[]", list(ports or ())), count)
         _check(result, f"expected ports of slot {slot}")
+
+    def expect_lineage(self, slot: int, rules: Lineage) -> None:
+        """Put these rules in the place of what they were; who lives is judged at once, by what is known of it."""
+        cells = {
+            "executables": ffi.from_buffer("char[]", _texts(rules.executables)),
+            "edges": ffi.from_buffer("char[]", _texts(rules.edges)),
+            "root": ffi.NULL if rules.root is None else ffi.from_buffer("char[]", _texts((rules.root,))),
+            "files": ffi.new("struct kw_file[]", [(inode, device, 0) for device, inode in rules.files or ()]),
+            "uids": ffi.new("uint32_t[]", list(rules.uids or ())),
+        }
+        counts = {f"{name}_count": _count(getattr(rules, name)) for name in ("executables", "edges", "files", "uids")}
+        numbers = {name: _most(getattr(rules, name)) for name in ("depth", "forks_per_minute")}
+        expected = ffi.new("struct kw_expected_lineage *", {**cells, **counts, **numbers, "forbidden": rules.forbidden})
+        _check(lib.kw_engine_expect_lineage(self.handle, slot, expected), f"rules on lineage of slot {slot}")
+
+    def breaker(self, kills_per_minute: int | None) -> None:
+        """Enforcement begins, or begins anew, and stops beyond so many kills within a minute; None: there is none.
+
+        The alarm about an earlier stop is cleared.
+        """
+        _check(lib.kw_engine_breaker(self.handle, _most(kills_per_minute)), "breaker")
 
     def remotes(self, slot: int, mark: int) -> tuple[tuple[Remote, ...], int]:
         """Return the distinct remotes of slot used since mark or still connected, and how many more are missed.
@@ -263,6 +307,18 @@ def _check(result: int, what: str) -> None:
     if result < 0:
         text = f"{what}: refused by the engine: {errno.errorcode.get(-result, -result)} ({os.strerror(-result)})"
         raise EngineRefused(text)
+
+
+def _texts(texts: Sequence[str] | None) -> bytes:
+    return b"".join(text.encode() + b"\0" for text in texts or ())
+
+
+def _count(members: Sequence[object] | None) -> int:
+    return -1 if members is None else len(members)
+
+
+def _most(number: int | None) -> int:
+    return -1 if number is None else number
 
 
 def _prefix(cidr: str) -> bytes:

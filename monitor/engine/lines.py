@@ -231,6 +231,11 @@ class Judgement(Event, frozen=True, kw_only=True):
 class Alarm(Judgement, frozen=True, tag="alarm", kw_only=True):
     """An expectation is broken."""
 
+    exe: str | UnsetType = UNSET
+    """What the process runs that broke a rule on lineage."""
+    argv: tuple[str, ...] | UnsetType = UNSET
+    """How it was called, where an exec broke the rule."""
+
     lineage: tuple[Ancestor, ...] | UnsetType = UNSET
     """From the root down to the process that broke it, those that are known."""
 
@@ -240,14 +245,31 @@ class Clear(Judgement, frozen=True, tag="clear", kw_only=True):
 
 
 class Enforced(Event, frozen=True, tag="enforced", kw_only=True):
-    """kinwatch acted on a process."""
+    """A fork or exec broke what is expected, and it was acted on, or would have been."""
 
     watch: str
+    pid: int
     process_id: str
-    action: str
-    reason: str
+    comm: str
+    action: Literal["kill", "would", "spared"]
+    """would: a dry run let it go; spared: the breaker had stopped enforcement."""
+    reason: Literal[
+        "child_processes",
+        "executables",
+        "depth",
+        "forks_per_minute",
+        "uids",
+        "memfd",
+        "deleted",
+        "temporary",
+        "untracked",
+    ]
+    """The expectation that it broke; untracked: there was no room to follow it."""
     exe: str | UnsetType = UNSET
     dry_run: bool | UnsetType = UNSET
+    """True: nothing was done."""
+    delegated: bool | UnsetType = UNSET
+    """True: the kernel could not signal it, so it ran until user space did."""
 
 
 class Lost(Event, frozen=True, tag="lost", kw_only=True):

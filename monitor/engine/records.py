@@ -136,12 +136,15 @@ def image_record(
     script: bytes | None = None,
     argv: Sequence[bytes] | None = None,
     cwd: bytes | None = None,
+    unexpected: int | None = None,
+    temporary: bool = False,
     flags: int = 0,
 ) -> bytes:
     """`struct kw_image` of kind KW_EXEC or KW_ADOPT, with its tail.
 
     Paths are cut at KW_PATH_BYTES, the argument block at KW_ARGV_BYTES; what was cut sets KW_TRUNCATED. cause must be
-    one of KW_CAUSE_* where `fresh` has a root's bit.
+    one of KW_CAUSE_* where `fresh` has a root's bit. unexpected: slots whose expected executables the file is none of,
+    None: nobody has compared them. temporary: it lies where anybody may write.
     """
     record = ffi.new("struct kw_image *")
     flags |= _parent(record, parent) | _lineage(record, lineage)
@@ -154,6 +157,10 @@ def image_record(
     if exe is not None:
         record.inode, record.device = inode, device
         flags |= lib.KW_HAS_EXE
+    if unexpected is not None:
+        record.unexpected = unexpected
+        flags |= lib.KW_JUDGED
+    flags |= lib.KW_TEMPORARY if temporary else 0
     block = b""
     if argv is not None:
         block = b"".join(argument + b"\0" for argument in argv)
@@ -333,6 +340,33 @@ def dns_record(
     tail = kept + bytes(-len(kept) % _ALIGNMENT)
     record.header.size += len(tail)
     return _bytes(record) + tail
+
+
+def enforced_record(
+    *,
+    time_ns: int,
+    process: ProcessId,
+    slots: int,
+    reason: int,
+    action: int,
+    watches: int | None = None,
+    roots: int = 0,
+    comm: bytes = b"",
+    lineage: Lineage | None = None,
+    uid: int | None = None,
+    flags: int = 0,
+) -> bytes:
+    """`struct kw_enforced`: KW_ACTION_* was taken for KW_REASON_*, an expectation of each of `slots`.
+
+    watches: slots that the process is kin of, None: those.
+    """
+    record = ffi.new("struct kw_enforced *")
+    flags |= _lineage(record, lineage) | _uid(record, uid)
+    _header(record, lib.KW_ENFORCED, time_ns, slots if watches is None else watches, roots, flags)
+    _id(record.process, process)
+    record.slots, record.reason, record.action = slots, reason, action
+    _comm(record, comm)
+    return _bytes(record)
 
 
 def lost_record(*, time_ns: int, stage: int | str, count: int) -> bytes:

@@ -49,11 +49,13 @@ void kw_join(struct kw_engine *engine, uint32_t slot, const struct kw_process *p
 }
 
 /* The process is no longer kin of slot, because it ended or because it was forgotten. */
-void kw_leave(struct kw_engine *engine, uint32_t slot, const struct kw_process *process, bool ended)
+void kw_leave(struct kw_engine *engine, uint32_t slot, struct kw_process *process, bool ended)
 {
 	struct kw_slot *watch = &engine->slots[slot];
 	bool root = process->roots & slot_bit(slot);
 
+	if (process->breaches != NONE)
+		kw_breaks_no_more(engine, slot, process, (1U << RULES) - 1);
 	if (root) {
 		watch->counters.roots--;
 		watch->counters.root_exits += ended;

@@ -22,6 +22,7 @@ struct kw_engine *kw_engine_new(uint32_t max_processes)
 		free(engine);
 		return NULL;
 	}
+	engine->breaker.most = -1;
 	pthread_mutex_init(&engine->lock, NULL);
 	return engine;
 }
@@ -41,6 +42,8 @@ void kw_engine_free(struct kw_engine *engine)
 {
 	if (!engine)
 		return;
+	for (uint32_t left = (uint32_t)engine->ruled; left; left &= left - 1)
+		kw_rules_end(engine, lowest_slot(left));
 	for (uint32_t slot = 0; slot < KW_SLOTS; slot++)
 		slot_free(&engine->slots[slot]);
 	for (int i = 0; i < 2; i++) {
@@ -51,6 +54,7 @@ void kw_engine_free(struct kw_engine *engine)
 	kw_paths_free(&engine->paths);
 	kw_sockets_free(&engine->sockets);
 	kw_names_free(&engine->names);
+	free(engine->breaches.cells);
 	pthread_mutex_destroy(&engine->lock);
 	free(engine);
 }
@@ -123,6 +127,7 @@ int kw_engine_unwatch(struct kw_engine *engine, uint32_t slot)
 	}
 	kw_limit(engine, slot, -1);
 	kw_expect_nothing(engine, slot);
+	kw_rules_end(engine, slot);
 	kw_sockets_unwatch(engine, slot);
 	for (uint32_t i = 0; i < table->used; i++) {
 		struct kw_process *process = &table->processes[i];

@@ -64,6 +64,31 @@ int kw_engine_expect_destinations(struct kw_engine *engine, uint32_t slot, const
 /* TCP and UDP ports that kin may listen on. count -1: any; 0: none. */
 int kw_engine_expect_ports(struct kw_engine *engine, uint32_t slot, const uint16_t *ports, int32_t count);
 
+/* A file, as image records name it. */
+struct kw_file {
+	uint64_t inode;
+	uint32_t device;
+	uint32_t reserved;
+};
+
+/* Rules about descendants. A count or number of -1: not judged. */
+struct kw_expected_lineage {
+	const char *executables; /* paths that may be executed, each ended by a zero byte */
+	const char *edges;	 /* "BEFORE -> EXECUTED", likewise */
+	const char *root;	 /* path, or name of process, file or script, that a root may execute; NULL: anything */
+	const struct kw_file *files; /* which files the executables are; files_count -1: paths are compared, and the
+					kernel's word (KW_JUDGED) was about others */
+	const uint32_t *uids;
+	int32_t executables_count, edges_count, files_count, uids_count;
+	int64_t depth, forks_per_minute;
+	uint64_t forbidden; /* KW_MEMFD, KW_DELETED, KW_TEMPORARY: images that there must not be */
+};
+/* Put all rules of slot in the place of what they were. Everybody who lives is judged anew, by what is known of them. */
+int kw_engine_expect_lineage(struct kw_engine *engine, uint32_t slot, const struct kw_expected_lineage *expected);
+/* Enforcement has begun, or begun anew: beyond so many kills within a minute it stops (KW_ACTION_SPARED), which raises
+ * an alarm. A standing one is cleared. -1: there is none. */
+int kw_engine_breaker(struct kw_engine *engine, int64_t most);
+
 /* A remote address that kin of a watch had to do with. */
 struct kw_remote {
 	uint8_t address[16]; /* IPv4 as ::ffff:a.b.c.d */

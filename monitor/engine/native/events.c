@@ -83,7 +83,7 @@ static struct kw_process *arrive(struct kw_engine *engine, struct told *told)
 	return process;
 }
 
-static void count_in(struct kw_engine *engine, uint32_t slot, const struct kw_process *process, enum joining how)
+static void count_in(struct kw_engine *engine, uint32_t slot, struct kw_process *process, enum joining how)
 {
 	kw_join(engine, slot, process, how);
 	if (process->flags & PROCESS_DEAD)
@@ -113,19 +113,40 @@ static void on_fork(struct kw_engine *engine, const struct kw_fork *record)
 		return;
 	process = arrive(engine, &told);
 	parent = kw_process_parent(engine, process);
-	if (parent && parent->path != process->path && !process->announced)
-		kw_process_runs(engine, process, parent->path); /* until it executes something else */
+	if (parent && !process->announced) { /* until it executes something else */
+		if (parent->path != process->path)
+			kw_process_runs(engine, process, parent->path);
+		process->device = parent->device;
+		process->inode = parent->inode;
+		process->flags |= parent->flags & PROCESS_IMAGE;
+	}
 	for (uint64_t left = told.slots; left; left &= left - 1) {
 		uint32_t slot = lowest_slot(left);
+		bool first = !(process->announced & slot_bit(slot));
 
 		if (told.gained & slot_bit(slot))
 			count_in(engine, slot, process, JOIN_FORKED);
-		if (!(process->announced & slot_bit(slot)))
+		if (first)
 			kw_line_fork(engine, slot, record, process);
+		if (engine->ruled & slot_bit(slot))
+			kw_rules_forked(engine, slot, process, first);
 		kw_judge(engine, slot, process);
 	}
 	process->announced |= told.slots;
 	judge_all(engine, told.displaced & ~told.slots);
+}
+
+/* What it runs from now on, by its file. */
+static void identify(struct kw_process *process, const struct kw_image *record)
+{
+	uint16_t flags = record->header.flags;
+
+	process->flags &= ~(uint32_t)PROCESS_IMAGE;
+	process->flags |= flags & KW_MEMFD ? PROCESS_MEMFD : 0;
+	process->flags |= record->header.kind == KW_EXEC && (flags & KW_DELETED) ? PROCESS_DELETED : 0;
+	process->flags |= flags & KW_TEMPORARY ? PROCESS_TEMPORARY : 0;
+	process->device = flags & KW_HAS_EXE ? record->device : 0;
+	process->inode = flags & KW_HAS_EXE ? record->inode : 0;
 }
 
 static void image_in_slot(struct kw_engine *engine, uint32_t slot, const struct kw_image *record,
@@ -155,7 +176,7 @@ static void on_image(struct kw_engine *engine, const struct kw_image *record)
 			    .uid = record->uid,
 			    .slots = record->header.watches & engine->defined};
 	const uint8_t *exe = (const uint8_t *)record + record->exe.offset;
-	uint32_t path = NONE;
+	uint32_t path = NONE, before;
 	struct kw_process *process;
 
 	if (!told.slots)
@@ -163,17 +184,23 @@ static void on_image(struct kw_engine *engine, const struct kw_image *record)
 	process = arrive(engine, &told);
 	if ((record->header.flags & KW_HAS_EXE) && record->exe.length)
 		path = kw_path_keep(engine, exe, (uint32_t)strnlen((const char *)exe, record->exe.length));
+	before = process->path;
+	kw_path_use(engine, before);
 	kw_process_runs(engine, process, path);
+	identify(process, record);
 	for (uint64_t left = told.slots; left; left &= left - 1) {
 		uint32_t slot = lowest_slot(left);
 
 		if (told.gained & slot_bit(slot))
 			count_in(engine, slot, process, record->fresh & slot_bit(slot) ? JOIN_ADOPTED : JOIN_IMPLIED);
 		image_in_slot(engine, slot, record, process, path);
+		if (engine->ruled & slot_bit(slot))
+			kw_rules_image(engine, slot, record, process, before);
 		kw_judge(engine, slot, process);
 	}
 	process->announced |= record->fresh & told.slots;
 	kw_path_release(engine, path);
+	kw_path_release(engine, before);
 	judge_all(engine, told.displaced & ~told.slots);
 }
 
@@ -202,6 +229,8 @@ static void on_exit(struct kw_engine *engine, const struct kw_exit *record)
 			count_in(engine, slot, process, JOIN_IMPLIED);
 			kw_judge(engine, slot, process);
 		}
+		if (counted && (process->watches & engine->ruled & bit))
+			kw_rules_user(engine, slot, process);
 		if (counted && (process->watches & bit))
 			kw_leave(engine, slot, process, true);
 		if (first && (told.slots & bit))
@@ -320,6 +349,8 @@ static void sync_end(struct kw_engine *engine)
 		kw_peak(watch);
 	}
 	engine->syncing = false;
+	for (uint64_t left = engine->ruled; left; left &= left - 1)
+		kw_rules_anew(engine, lowest_slot(left));
 	judge_all(engine, engine->defined);
 }
 
@@ -334,6 +365,8 @@ void kw_happen(struct kw_engine *engine, const struct kw_header *header)
 {
 	if (header->time_ns)
 		engine->now_ns = header->time_ns;
+	for (uint64_t left = engine->hurried; left; left &= left - 1)
+		kw_rules_settle(engine, lowest_slot(left), 0);
 	switch (header->kind) {
 	case KW_FORK:
 		on_fork(engine, (const struct kw_fork *)header);
@@ -364,6 +397,9 @@ void kw_happen(struct kw_engine *engine, const struct kw_header *header)
 		break;
 	case KW_DNS:
 		kw_dns_happens(engine, (const struct kw_dns *)header);
+		break;
+	case KW_ENFORCED:
+		kw_enforced_happens(engine, (const struct kw_enforced *)header);
 		break;
 	default:
 		engine->wall_ns = ((const struct kw_clock *)header)->wall_ns;

@@ -154,6 +154,8 @@ void kw_judge(struct kw_engine *engine, uint32_t slot, struct kw_process *offend
 	struct kw_slot *watch = &engine->slots[slot];
 	bool broken = watch->limit >= 0 && watch->counters.alive > (uint64_t)watch->limit;
 
+	if (watch->rules && watch->rules->alarmed)
+		kw_rules_settle(engine, slot, 0);
 	if (broken && !watch->alarmed)
 		alarm_raise(engine, slot, offender ? offender : youngest(engine, slot));
 	else if (!broken && watch->alarmed)

@@ -26,6 +26,8 @@ static bool image_sound(const struct kw_image *record)
 		return false;
 	if (header->kind == KW_EXEC && record->fresh & ~header->roots)
 		return false; /* nobody becomes a descendant by executing */
+	if (record->unexpected & ~header->watches)
+		return false;
 	if (record->fresh & header->roots && (record->cause < KW_CAUSE_EXEC || record->cause > KW_CAUSE_MOVED))
 		return false;
 	return text_fits(record, record->exe, KW_PATH_BYTES) && text_fits(record, record->script, KW_PATH_BYTES) &&
@@ -79,6 +81,14 @@ static bool dns_sound(const struct kw_dns *record)
 	       (text.offset >= sizeof(*record) && (uint64_t)text.offset + text.length <= record->header.size);
 }
 
+static bool enforced_sound(const struct kw_enforced *record)
+{
+	if (!record->process.pid || !record->slots || record->slots & ~record->header.watches)
+		return false;
+	return record->reason >= KW_REASON_CHILDREN && record->reason <= KW_REASON_UNTRACKED &&
+	       record->action >= KW_ACTION_KILL && record->action <= KW_ACTION_DELEGATE;
+}
+
 /* Does the record make sense, as far as it can be told from itself? Its size is sound already. */
 static bool sound(const struct kw_engine *engine, const struct kw_header *header)
 {
@@ -88,9 +98,10 @@ static bool sound(const struct kw_engine *engine, const struct kw_header *header
 	    [KW_FORGET] = sizeof(struct kw_forget), [KW_SYNC] = sizeof(struct kw_sync),
 	    [KW_LOST] = sizeof(struct kw_lost),	    [KW_CLOCK] = sizeof(struct kw_clock),
 	    [KW_SOCKET] = sizeof(struct kw_socket), [KW_DNS] = sizeof(struct kw_dns),
+	    [KW_ENFORCED] = sizeof(struct kw_enforced),
 	};
 
-	if (header->kind < KW_FORK || header->kind > KW_DNS || header->size < least[header->kind])
+	if (header->kind < KW_FORK || header->kind > KW_ENFORCED || header->size < least[header->kind])
 		return false;
 	if (header->roots & ~header->watches)
 		return false;
@@ -112,6 +123,8 @@ static bool sound(const struct kw_engine *engine, const struct kw_header *header
 		return socket_sound((const struct kw_socket *)header);
 	case KW_DNS:
 		return dns_sound((const struct kw_dns *)header);
+	case KW_ENFORCED:
+		return enforced_sound((const struct kw_enforced *)header);
 	default:
 		return true;
 	}

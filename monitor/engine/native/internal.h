@@ -8,6 +8,7 @@
  * lines.c     one function per line               json.c     numbers, strings and times as JSON
  * engine.c    lifetime, watches, batches          tree.c     live kin as JSON
  * evicted.c   what a bounded set had to drop      network.h  the network's files
+ * rules.h     the files of rules on lineage
  */
 #ifndef KINWATCH_INTERNAL_H
 #define KINWATCH_INTERNAL_H
@@ -57,6 +58,11 @@ enum process_flag {
 	PROCESS_UNTRACKED = 8, /* not in the table, which is full */
 	PROCESS_HAS_PARENT = 16,
 	PROCESS_HAS_UID = 32,
+	PROCESS_EXECUTED = 64, /* it, or a descendant it was forked from, executed what it runs */
+	PROCESS_MEMFD = 128,   /* what is known of that image, as flags of a record tell it */
+	PROCESS_DELETED = 256,
+	PROCESS_TEMPORARY = 512,
+	PROCESS_IMAGE = PROCESS_EXECUTED | PROCESS_MEMFD | PROCESS_DELETED | PROCESS_TEMPORARY,
 };
 
 struct kw_process {
@@ -74,6 +80,9 @@ struct kw_process {
 	uint32_t parent_pid;
 	uint32_t uid;
 	uint32_t path; /* what it runs */
+	uint32_t device;
+	uint64_t inode;	   /* of that file; 0: unknown */
+	uint32_t breaches; /* rules that it breaks now */
 	uint32_t next; /* in its hash chain, or in the free list */
 	uint32_t sync; /* the last sync that mentioned it */
 	uint32_t flags;
@@ -133,6 +142,7 @@ struct kw_exes {
 };
 
 #include "network.h"
+#include "rules.h"
 
 struct kw_slot {
 	char name[KW_NAME_BYTES];
@@ -147,6 +157,7 @@ struct kw_slot {
 	struct kw_exes *exes;
 	struct kw_remotes *remotes, *ports;
 	struct kw_net_expect net;
+	struct kw_rules *rules; /* NULL: none */
 };
 
 struct kw_out {
@@ -158,6 +169,10 @@ struct kw_out {
 struct kw_engine {
 	pthread_mutex_t lock;
 	uint64_t defined; /* slots that have a watch */
+	uint64_t ruled;	  /* slots that have rules on lineage */
+	uint64_t hurried; /* slots that fork too often now */
+	struct kw_breaches breaches;
+	struct kw_breaker breaker;
 	struct kw_slot slots[KW_SLOTS];
 	struct kw_table table;
 	struct kw_paths paths;
@@ -216,7 +231,7 @@ enum joining {
 	JOIN_SYNCED,  /* the same, in a sync: it is not sure yet who else is alive, so the peak waits for its end */
 };
 void kw_join(struct kw_engine *engine, uint32_t slot, const struct kw_process *process, enum joining how);
-void kw_leave(struct kw_engine *engine, uint32_t slot, const struct kw_process *process, bool ended);
+void kw_leave(struct kw_engine *engine, uint32_t slot, struct kw_process *process, bool ended);
 void kw_peak(struct kw_slot *slot);
 void kw_lose(struct kw_engine *engine, enum kw_stage stage, uint64_t count);
 
