@@ -467,6 +467,7 @@ class Agent:
         }
         if isinstance(self._capture, CoreCapture):
             status |= {"origin": self._capture.origin, "kernel": self._capture.facts()}
+            status["enforcement"] = self._capture.enforcement_state()
             status["network"] = {name: reason or "live" for name, reason in self._capture.net_hooks().items()}
         if self._publication is not None:
             status["publisher"] = self._publication.delivery.status()

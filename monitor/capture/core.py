@@ -141,9 +141,14 @@ class CoreCapture:
         """Every hook of the network by name: "" where it is live, else the reason why not."""
         return self._network.hooks()
 
-    def is_stopped_by_breaker(self) -> bool:
-        """Whether too many kills in a minute have stopped enforcement, until the next apply()."""
-        return bool(self._state().breaker)
+    def enforcement_state(self) -> str:
+        """Whether breaches are acted on: "off", "dry-run", "on", or "stopped by the breaker" until the next apply()."""
+        modes = {held.watch.enforce for held in self._slots.values()} - {"off"}
+        if not modes:
+            return "off"
+        if self._state().breaker:
+            return "stopped by the breaker"
+        return "on" if "kill" in modes else "dry-run"
 
     def facts(self) -> dict[str, int]:
         """Numbers about the ring, for `status`."""

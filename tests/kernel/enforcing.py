@@ -17,6 +17,7 @@ from tests.kernel.follow import poll
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     from monitor.engine._native import CData
     from monitor.engine.lines import Line
@@ -65,11 +66,14 @@ class Enforcing:
 
 @contextlib.contextmanager
 def opened(
-    watches: Sequence[Watch], settings: Enforcement = MANY, table: CaptureTable = CaptureTable()
+    watches: Sequence[Watch],
+    settings: Enforcement = MANY,
+    table: CaptureTable = CaptureTable(),
+    programs: Path | None = None,
 ) -> Iterator[Enforcing]:
     """The capture, begun; unloaded when the block ends."""
     with Engine() as engine:
-        capture = CoreCapture(engine, watches, table, enforcing=settings)
+        capture = CoreCapture(engine, watches, table, programs=programs, enforcing=settings)
         try:
             capture.start()
             yield Enforcing(capture, engine)
