@@ -53,6 +53,8 @@ FINISH_S: Final = 5.0
 """How long the end waits for the broker. systemd's own limit for a stop is 90 s."""
 LATEST: Final = 8
 """Destinations that `status` shows of a watch."""
+TICK_S: Final = 1.0
+"""From one look at the clock to the next, while an alarm stands that time alone clears."""
 SPACING_S: Final = 1.0
 """Least time between two immediate reports: alarms within it go into one."""
 
@@ -82,6 +84,7 @@ class Agent:
         self._publication: Publication | None = None
         self._exit_code = 0
         self._unreachable = False
+        self._ticking: asyncio.TimerHandle | None = None
         self._since_ns = time.time_ns()
 
     def run(self) -> int:
@@ -123,6 +126,19 @@ class Agent:
                 self._keep_records(batch.records)
         if batch.alarms:
             self._loop.call_soon_threadsafe(self._alarm.set)
+        if batch.hurried:
+            self._loop.call_soon_threadsafe(self._tick_soon)
+
+    def _tick_soon(self) -> None:
+        """Time alone clears an alarm that stands, and the engine has no clock: it is told the time in a second."""
+        if self._ticking is None:
+            self._ticking = self._loop.call_later(TICK_S, self._tick)
+
+    def _tick(self) -> None:
+        self._ticking = None
+        boot_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        self._engine.ingest(records.clock_record(time_ns=boot_ns, wall_ns=time.time_ns() - boot_ns))
+        self._capture.interrupt()
 
     def _report(self) -> None:
         """Snapshot, metrics, document, out; the window ends when all of it is written."""
@@ -448,7 +464,7 @@ class Agent:
             | {
                 field: getattr(watch, field)
                 for field in watch.__struct_fields__
-                if field not in hidden and field not in snapshot.unknown
+                if field not in hidden | snapshot.unknown and getattr(watch, field) is not None
             }
             | ({} if "remotes" in snapshot.unknown else _destinations(watch))
             for watch in snapshot.watches

@@ -258,7 +258,25 @@ def notes(config: Config) -> tuple[str, ...]:
             f"watch {watch.name}: the expected executable {path} does not exist; it is not expected before a reload"
             for path in missing(watch.expect)
         )
+        if watch.enforce != "off":
+            said += _unenforced(watch)
     return tuple(said)
+
+
+def _unenforced(watch: Watch) -> list[str]:
+    """What enforcement of this watch does not reach."""
+    told = {name for name in Expect.__struct_fields__ if not _free(getattr(watch.expect, name))}
+    alarms = [name for name in ("edges", "destinations", "listening_ports") if name in told]
+    said = []
+    if alarms:
+        said.append(f"watch {watch.name}: {', '.join(alarms)} raise alarms only, enforce does nothing about them")
+    if not told - set(alarms):
+        said.append(f"watch {watch.name}: enforce has nothing to act on: no expectation of processes is set")
+    return said
+
+
+def _free(value: object) -> bool:
+    return value is None or value is True
 
 
 def _laid_over(table: T, flag: str, **changes: object) -> T:

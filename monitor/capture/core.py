@@ -333,6 +333,7 @@ class CoreCapture:
         watches = []
         for held in self._slots.values():
             row = cells[held.slot]
+            enforcing = held.watch.enforce != "off"
             exes, missed = self._engine.exes(held.slot, mark)
             watches.append(
                 WatchSnapshot(
@@ -346,8 +347,8 @@ class CoreCapture:
                     exits=row.exits,
                     root_starts=row.root_starts,
                     root_exits=row.root_exits,
-                    enforced=row.enforced,
-                    would_enforce=row.would_enforce,
+                    enforced=row.enforced if enforcing else None,
+                    would_enforce=row.would_enforce if enforcing else None,
                     window_peak=0 if reader is None else max(row.window_peak[reader], row.alive),
                     exes=exes,
                     exes_missed=missed,

@@ -365,7 +365,8 @@ class PollCapture:
     def _watch_snapshot(self, held: SlotWatch, reader: int | None, mark: int) -> WatchSnapshot:
         counters = self._engine.counters(held.slot, reader)
         exes, missed = self._engine.exes(held.slot, mark)
-        return WatchSnapshot(name=held.watch.name, exes=exes, exes_missed=missed, **msgspec.structs.asdict(counters))
+        fields = msgspec.structs.asdict(counters) | {"enforced": None, "would_enforce": None}  # it cannot act
+        return WatchSnapshot(name=held.watch.name, exes=exes, exes_missed=missed, **fields)
 
 
 def _inherit(seen: _Seen, maker: _Seen, slots: int) -> None:

@@ -80,6 +80,7 @@ class ReplayCapture:
         watches = []
         for watch in self.watches:
             counters = self._engine.counters(watch.slot, reader)
+            enforcing = watch.enforce != "off"
             exes, missed = self._engine.exes(watch.slot, mark)
             watches.append(
                 WatchSnapshot(
@@ -93,8 +94,8 @@ class ReplayCapture:
                     exits=counters.exits,
                     root_starts=counters.root_starts,
                     root_exits=counters.root_exits,
-                    enforced=counters.enforced,
-                    would_enforce=counters.would_enforce,
+                    enforced=counters.enforced if enforcing else None,
+                    would_enforce=counters.would_enforce if enforcing else None,
                     window_peak=counters.window_peak,
                     exes=exes,
                     exes_missed=missed,

@@ -31,6 +31,8 @@ FIELDS: Final[dict[str, tuple[str, ...]]] = {
     "child_execs": ("execs",),
     "child_exes": ("exes",),
     "roots": ("roots",),
+    "enforced": ("enforced",),
+    "would_enforce": ("would_enforce",),
     "bytes_in": ("bytes_in",),
     "bytes_out": ("bytes_out",),
     "wire_bytes_in": ("wire_bytes_in",),
@@ -80,7 +82,7 @@ class Metric(msgspec.Struct, frozen=True):
 def window_metrics(baseline: Snapshot | None, now: Snapshot) -> list[Metric]:
     """Metrics of the window from `baseline` (None: since the beginning) to `now`, in the order of the watches.
 
-    What `now` or `baseline` marks unknown is left out; lower bounds are sent, `lower_bound_metrics` names them. A watch
+    What `now` or `baseline` marks unknown is left out, as is what enforcement did where there is none; lower bounds are sent, `lower_bound_metrics` names them. A watch
     that the baseline does not have, or whose counters began anew since, counts from zero. FIELDS says where each number
     comes from.
     """
@@ -94,7 +96,7 @@ def window_metrics(baseline: Snapshot | None, now: Snapshot) -> list[Metric]:
         metrics += [
             metric
             for what, metric in zip(FIELDS, _watch_metrics(earlier, watch, unknown), strict=True)
-            if unknown.isdisjoint(FIELDS[what])
+            if unknown.isdisjoint(FIELDS[what]) and all(getattr(watch, field) is not None for field in FIELDS[what])
         ]
     if now.watches:  # who watches nobody loses nothing
         metrics.append(Metric(EVENTS_LOST, "number", _lost_since(baseline.lost if baseline else {}, now.lost)))
@@ -138,6 +140,7 @@ def lower_bound_metrics(snapshot: Snapshot) -> list[str]:
         for watch in snapshot.watches
         for what, fields in FIELDS.items()
         if snapshot.unknown.isdisjoint(fields)
+        and all(getattr(watch, field) is not None for field in fields)
         and (not snapshot.lower_bounds.isdisjoint(fields) or (what in _MISSED and getattr(watch, _MISSED[what])))
     ]
 
@@ -155,6 +158,10 @@ def _watch_metrics(earlier: WatchSnapshot | None, now: WatchSnapshot, unknown: f
         Metric(f"child_execs_{now.name}", "number", execs),
         Metric(f"child_exes_{now.name}", "string-list", now.exes),
         Metric(f"roots_{now.name}", "number", now.roots),
+        *(
+            Metric(f"{what}_{now.name}", "number", (getattr(now, what) or 0) - (getattr(earlier, what, None) or 0))
+            for what in ("enforced", "would_enforce")
+        ),
         *_network_metrics(earlier, now, unknown),
     )
 

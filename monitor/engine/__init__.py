@@ -51,6 +51,8 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     """Alarm lines among the lines."""
     clears: int
     """Clear lines among the lines."""
+    hurried: bool
+    """An alarm stands that time alone clears: a clock record a second later may do it."""
 
 
 class Counters(msgspec.Struct, frozen=True, kw_only=True):
@@ -148,6 +150,7 @@ class Engine:
                 records=bytes(ffi.buffer(batch.records, batch.records_bytes)),
                 alarms=batch.alarms,
                 clears=batch.clears,
+                hurried=bool(batch.hurried),
             )
 
     def record(self, *, on: bool) -> None:

@@ -88,6 +88,8 @@ class Image(OfProcess, frozen=True, kw_only=True):
     """The image lives in memory only."""
     deleted: bool | UnsetType = UNSET
     """The image's file has no name any more."""
+    temporary: bool | UnsetType = UNSET
+    """The image's file lies where anybody may write."""
 
 
 class Root(Image, frozen=True, tag="root", kw_only=True):

@@ -30,6 +30,10 @@ MAX_INDENT: Final = 8
 """Deeper than this the indentation stops growing, so that the name stays readable."""
 MAX_LINEAGE: Final = 6
 
+RULES: Final = frozenset(
+    {"executables", "edges", "depth", "forks_per_minute", "uids", "memfd", "deleted", "temporary", "root_image"}
+)
+"""Behaviors of rules on lineage, whose alarms say what was executed."""
 UNCUT: Final = frozenset({"alarm", "clear", "enforced", "lost"})
 
 EVENT_STYLES: Final = {
@@ -169,7 +173,7 @@ def what(line: Line) -> str:
 def _image(line: Line) -> str:
     argv = [str(word) for word in line.get("argv", ())]
     exe = str(line.get("exe", ""))
-    marks = [name for name in ("memfd", "deleted", "truncated") if line.get(name)]
+    marks = [name for name in ("memfd", "deleted", "temporary", "truncated") if line.get(name)]
     if "script" in line and line["script"] not in argv:
         marks.insert(0, f"script {safe(str(line['script']))}")
     if exe and argv and argv[0].rpartition("/")[2].lstrip("-") == exe.rpartition("/")[2]:
@@ -219,10 +223,21 @@ def _judgement(line: Line) -> str:
         if begun is not None and ended is not None:
             text += f"; over after {duration((ended - begun).total_seconds() * 1000)}"
         return safe(text)
+    if line.get("behavior") in RULES and (called := _image(line)):
+        text += f": {called}"
     steps = [f"{step.get('comm', '?')} {step.get('pid', '?')}" for step in line.get("lineage", ())]
     if len(steps) > MAX_LINEAGE:
         steps = [steps[0], "…", *steps[2 - MAX_LINEAGE :]]
     return safe(text + (f": {' → '.join(steps)}" if steps else ""))
+
+
+def _enforced(line: Line) -> str:
+    action = {"kill": "killed", "would": "would be killed", "spared": "spared, enforcement has stopped"}.get(
+        str(line.get("action")), str(line.get("action", "?"))
+    )
+    late = " from user space" if line.get("delegated") else ""
+    image = f": {line['exe']}" if "exe" in line else ""
+    return safe(f"{action}{late}, breaks {line.get('reason', '?')}{image}")
 
 
 def _criteria(criteria: object) -> str:
@@ -295,6 +310,7 @@ _WORDS: Final[dict[str, Callable[[Line], str]]] = {
     "dns": _dns,
     "alarm": _judgement,
     "clear": _judgement,
+    "enforced": _enforced,
     "lost": _lost,
 }
 

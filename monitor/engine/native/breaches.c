@@ -378,7 +378,8 @@ void kw_breaks(struct kw_engine *engine, uint32_t slot, struct kw_process *proce
 	known->processes++;
 	if (first)
 		alarm_raise(engine, slot, rule, process, record);
-	kw_breaks_no_more(engine, slot, process, 1U << rule); /* by what it did before: after the alarm, so that nothing clears */
+	kw_breaks_no_more(engine, slot, process,
+			  1U << rule); /* by what it did before: after the alarm, so that nothing clears */
 	known = find(broken, culprit->path, culprit->before, culprit->number);
 	if (!hold(engine, slot, process, rule, culprit, false))
 		culprit_release(engine, broken, known);

@@ -6,10 +6,14 @@
 #include "internal.h"
 
 static const char *const reasons[] = {
-    [KW_REASON_CHILDREN] = "child_processes", [KW_REASON_EXECUTABLE] = "executables",
-    [KW_REASON_DEPTH] = "depth",	      [KW_REASON_RATE] = "forks_per_minute",
-    [KW_REASON_UID] = "uids",		      [KW_REASON_MEMFD] = "memfd",
-    [KW_REASON_DELETED] = "deleted",	      [KW_REASON_TEMPORARY] = "temporary",
+    [KW_REASON_CHILDREN] = "child_processes",
+    [KW_REASON_EXECUTABLE] = "executables",
+    [KW_REASON_DEPTH] = "depth",
+    [KW_REASON_RATE] = "forks_per_minute",
+    [KW_REASON_UID] = "uids",
+    [KW_REASON_MEMFD] = "memfd",
+    [KW_REASON_DELETED] = "deleted",
+    [KW_REASON_TEMPORARY] = "temporary",
     [KW_REASON_UNTRACKED] = "untracked",
 };
 static const char *const actions[] = {
@@ -32,8 +36,7 @@ static void line_enforced(struct kw_engine *engine, uint32_t slot, const struct 
 {
 	const struct kw_path *path = process ? kw_path_at(engine, process->path) : NULL;
 	uint64_t room = LINE_ROOM + (path ? (uint64_t)path->length * STRING_GROWTH : 0);
-	char *at =
-	    kw_line_begin(engine, room, BATCH_BYTES + ALARM_BYTES, kw_wall(engine, record->header.time_ns));
+	char *at = kw_line_begin(engine, room, BATCH_BYTES + ALARM_BYTES, kw_wall(engine, record->header.time_ns));
 
 	if (!at)
 		return;

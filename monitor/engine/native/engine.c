@@ -197,6 +197,7 @@ void kw_engine_take(struct kw_engine *engine, struct kw_batch *batch)
 	    .records_bytes = records->length,
 	    .alarms = lines->alarms,
 	    .clears = lines->clears,
+	    .hurried = engine->hurried,
 	};
 	engine->filling = !engine->filling;
 	out_empty(&engine->lines[engine->filling]);

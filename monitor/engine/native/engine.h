@@ -17,8 +17,9 @@ struct kw_batch {
 	uint64_t lines_count;
 	const uint8_t *records; /* accepted records, raw; only while recording */
 	uint64_t records_bytes;
-	uint64_t alarms; /* alarm lines among them */
-	uint64_t clears; /* clear lines among them */
+	uint64_t alarms;  /* alarm lines among them */
+	uint64_t clears;  /* clear lines among them */
+	uint64_t hurried; /* slots with an alarm that time alone clears: a clock record a second later may do it */
 };
 
 /* An engine for at most max_processes live kin. NULL: out of memory. */
@@ -83,7 +84,8 @@ struct kw_expected_lineage {
 	int64_t depth, forks_per_minute;
 	uint64_t forbidden; /* KW_MEMFD, KW_DELETED, KW_TEMPORARY: images that there must not be */
 };
-/* Put all rules of slot in the place of what they were. Everybody who lives is judged anew, by what is known of them. */
+/* Put all rules of slot in the place of what they were. Everybody who lives is judged anew, by what is known of them.
+ */
 int kw_engine_expect_lineage(struct kw_engine *engine, uint32_t slot, const struct kw_expected_lineage *expected);
 /* Enforcement has begun, or begun anew: beyond so many kills within a minute it stops (KW_ACTION_SPARED), which raises
  * an alarm. A standing one is cleared. -1: there is none. */

@@ -93,11 +93,11 @@ static bool enforced_sound(const struct kw_enforced *record)
 static bool sound(const struct kw_engine *engine, const struct kw_header *header)
 {
 	static const uint32_t least[] = {
-	    [KW_FORK] = sizeof(struct kw_fork),	    [KW_EXEC] = sizeof(struct kw_image),
-	    [KW_EXIT] = sizeof(struct kw_exit),	    [KW_ADOPT] = sizeof(struct kw_image),
-	    [KW_FORGET] = sizeof(struct kw_forget), [KW_SYNC] = sizeof(struct kw_sync),
-	    [KW_LOST] = sizeof(struct kw_lost),	    [KW_CLOCK] = sizeof(struct kw_clock),
-	    [KW_SOCKET] = sizeof(struct kw_socket), [KW_DNS] = sizeof(struct kw_dns),
+	    [KW_FORK] = sizeof(struct kw_fork),		[KW_EXEC] = sizeof(struct kw_image),
+	    [KW_EXIT] = sizeof(struct kw_exit),		[KW_ADOPT] = sizeof(struct kw_image),
+	    [KW_FORGET] = sizeof(struct kw_forget),	[KW_SYNC] = sizeof(struct kw_sync),
+	    [KW_LOST] = sizeof(struct kw_lost),		[KW_CLOCK] = sizeof(struct kw_clock),
+	    [KW_SOCKET] = sizeof(struct kw_socket),	[KW_DNS] = sizeof(struct kw_dns),
 	    [KW_ENFORCED] = sizeof(struct kw_enforced),
 	};
 

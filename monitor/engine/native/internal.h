@@ -83,8 +83,8 @@ struct kw_process {
 	uint32_t device;
 	uint64_t inode;	   /* of that file; 0: unknown */
 	uint32_t breaches; /* rules that it breaks now */
-	uint32_t next; /* in its hash chain, or in the free list */
-	uint32_t sync; /* the last sync that mentioned it */
+	uint32_t next;	   /* in its hash chain, or in the free list */
+	uint32_t sync;	   /* the last sync that mentioned it */
 	uint32_t flags;
 	uint8_t comm[KW_COMM_BYTES];
 };

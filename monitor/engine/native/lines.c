@@ -169,6 +169,8 @@ static char *put_image_facts(char *at, const struct kw_image *record)
 		at = PUT(at, ",\"memfd\":true");
 	if (flags & KW_DELETED)
 		at = PUT(at, ",\"deleted\":true");
+	if (flags & KW_TEMPORARY)
+		at = PUT(at, ",\"temporary\":true");
 	return at;
 }
 

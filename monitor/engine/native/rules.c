@@ -3,12 +3,15 @@
  * What breaks a rule on lineage: looks at a process when it is forked, when it executes and when its user is told, and
  * says by what it breaks which rule. Knows neither who breaks it already nor lines.
  *
- * Rules are about descendants. A fork executes nothing: the child breaks what its parent breaks, and is judged by depth,
- * user and rate alone. Of a root only its image is judged, against what its watch means.
+ * Rules are about descendants. A fork executes nothing: the child breaks what its parent breaks, and is judged by
+ * depth, user and rate alone. Of a root only its image is judged, against what its watch means.
  */
 #include "internal.h"
 
-enum { IMAGE_RULES = 1 << RULE_EXECUTABLES | 1 << RULE_EDGES | 1 << RULE_MEMFD | 1 << RULE_DELETED | 1 << RULE_TEMPORARY };
+enum {
+	IMAGE_RULES =
+	    1 << RULE_EXECUTABLES | 1 << RULE_EDGES | 1 << RULE_MEMFD | 1 << RULE_DELETED | 1 << RULE_TEMPORARY
+};
 
 static bool judged(const struct kw_rules *rules, enum kw_rule rule)
 {
@@ -142,8 +145,7 @@ static bool edge_expected(const struct kw_engine *engine, const struct kw_rules 
 		size_t length = strlen(text);
 
 		if (length == from->length + sizeof(arrow) - 1 + to->length &&
-		    !memcmp(text, from->text, from->length) &&
-		    !memcmp(text + from->length, arrow, sizeof(arrow) - 1) &&
+		    !memcmp(text, from->text, from->length) && !memcmp(text + from->length, arrow, sizeof(arrow) - 1) &&
 		    !memcmp(text + length - to->length, to->text, to->length))
 			return true;
 		text += length + 1;

@@ -74,9 +74,9 @@ static int fill(struct kw_rules *rules, const struct kw_expected_lineage *expect
 	rules->judged |= (uint32_t)(expected->depth >= 0) << RULE_DEPTH;
 	rules->judged |= (uint32_t)(expected->forks_per_minute >= 0) << RULE_RATE;
 	rules->judged |= (uint32_t)(expected->uids_count >= 0) << RULE_UIDS;
-	rules->judged |= (uint32_t)!!(expected->forbidden & KW_MEMFD) << RULE_MEMFD;
-	rules->judged |= (uint32_t)!!(expected->forbidden & KW_DELETED) << RULE_DELETED;
-	rules->judged |= (uint32_t)!!(expected->forbidden & KW_TEMPORARY) << RULE_TEMPORARY;
+	rules->judged |= (uint32_t) !!(expected->forbidden & KW_MEMFD) << RULE_MEMFD;
+	rules->judged |= (uint32_t) !!(expected->forbidden & KW_DELETED) << RULE_DELETED;
+	rules->judged |= (uint32_t) !!(expected->forbidden & KW_TEMPORARY) << RULE_TEMPORARY;
 	return error;
 }
 
