@@ -12,6 +12,7 @@
 
 #include "image.h"
 #include "kin.h"
+#include "match.h"
 
 enum {
 	MINUTE_BITS = 32, /* of a cell that counts within a minute, the minute from this bit on */
@@ -21,35 +22,41 @@ enum {
 static const uint64_t MINUTE_NS = 60000000000;
 static const uint64_t SPARED_SPACING_NS = 100000000; /* between two records about processes that the breaker spared */
 
-/* What is broken, by which watches' rules. */
-struct breach {
-	uint64_t kill;	/* slots that kill for it */
-	uint64_t would; /* slots that only say so */
-	uint32_t kill_reason;
-	uint32_t would_reason;
+/*
+ * A breach: what is broken, by which watches' rules, in one number, so that functions can be global (verified once, not
+ * once per caller and state): from the lowest bit on, slots that kill for it, slots that only say so, and the first
+ * reason of each. 0: nothing is broken.
+ */
+enum {
+	BREACH_WOULD = 24,
+	BREACH_KILL_REASON = 48,
+	BREACH_WOULD_REASON = 52,
+	BREACH_SLOTS = (1 << KW_WATCHES) - 1,
+	BREACH_REASON = 15,
 };
 
-static __always_inline void breach_add(struct breach *breach, uint64_t slots, uint32_t reason)
+static __always_inline uint64_t breach_add(uint64_t breach, uint64_t slots, uint32_t reason)
 {
 	uint64_t kill, would;
 
 	slots &= control.enforced[reason];
-	kill = slots & control.killing;
-	would = slots & ~kill;
-	if (kill && !breach->kill)
-		breach->kill_reason = reason;
-	if (would && !breach->would)
-		breach->would_reason = reason;
-	breach->kill |= kill;
-	breach->would |= would;
+	kill = slots & control.killing & BREACH_SLOTS;
+	would = slots & ~kill & BREACH_SLOTS;
+	if (kill && !(breach & BREACH_SLOTS))
+		breach |= (uint64_t)reason << BREACH_KILL_REASON;
+	if (would && !(breach >> BREACH_WOULD & BREACH_SLOTS))
+		breach |= (uint64_t)reason << BREACH_WOULD_REASON;
+	return breach | kill | would << BREACH_WOULD;
 }
 
 /*
  * One more in the present minute of the boot clock; returns how many that makes. Minutes are fixed, so that one word
  * holds all: within any 60 s there may be twice as many as in one minute.
  */
-static __noinline uint32_t window_add(uint64_t *cell, uint32_t minute)
+__noinline uint32_t window_add(uint64_t *cell, uint32_t minute)
 {
+	if (!cell) /* what the verifier wants to see */
+		return 0;
 	for (int i = 0; i < WINDOW_RACES; i++) {
 		uint64_t seen = *(volatile uint64_t *)cell;
 		uint64_t next = seen + 1;
@@ -73,9 +80,9 @@ static __always_inline bool breaker_closed(uint64_t now_ns)
 	return false;
 }
 
-static __noinline int enforced_emit(const struct task_struct *task, const struct kw_kin *row, const struct breach *breach,
-				    uint16_t action)
+__noinline int enforced_emit(const struct kw_kin *row, uint64_t task_address, uint64_t breach, uint32_t action)
 {
+	const struct task_struct *task = (const struct task_struct *)task_address;
 	struct kw_enforced *record = bpf_ringbuf_reserve(&events, sizeof(*record), 0);
 	uint64_t now_ns = bpf_ktime_get_boot_ns();
 
@@ -83,13 +90,22 @@ static __noinline int enforced_emit(const struct task_struct *task, const struct
 		lose(KW_RING_FULL);
 		return 0;
 	}
+	if (!row) { /* what the verifier wants to see */
+		bpf_ringbuf_discard(record, 0);
+		return 0;
+	}
 	header_fill(&record->header, sizeof(*record), KW_ENFORCED, KW_HAS_ROOT | KW_HAS_CREDENTIALS, now_ns, row);
 	id_fill(&record->process, BPF_CORE_READ(task, tgid), row->start_ns);
 	id_fill(&record->root, row->root_pid, row->root_start_ns);
-	record->slots = action == KW_ACTION_WOULD ? breach->would : breach->kill;
+	if (action == KW_ACTION_WOULD) {
+		record->slots = breach >> BREACH_WOULD & BREACH_SLOTS;
+		record->reason = breach >> BREACH_WOULD_REASON & BREACH_REASON;
+	} else {
+		record->slots = breach & BREACH_SLOTS;
+		record->reason = breach >> BREACH_KILL_REASON & BREACH_REASON;
+	}
 	record->depth = row->depth;
 	record->uid = BPF_CORE_READ(task, cred, uid.val);
-	record->reason = action == KW_ACTION_WOULD ? breach->would_reason : breach->kill_reason;
 	record->action = action;
 	record->reserved = 0;
 	comm_fill(record->comm, task);
@@ -97,23 +113,24 @@ static __noinline int enforced_emit(const struct task_struct *task, const struct
 	return 0;
 }
 
-/* What comes of a breach: an action to take, and counts. 0: nobody is to be told. */
-static __noinline uint32_t breach_decide(const struct breach *breach)
+/* What comes of a breach: an action to take, and counts. 0: nothing, and nobody is to be told. */
+__noinline uint32_t breach_decide(uint64_t breach)
 {
+	uint64_t kill = breach & BREACH_SLOTS, would = breach >> BREACH_WOULD & BREACH_SLOTS;
 	uint64_t now_ns;
 
 	if (control.stopped & KW_STOP_ORPHANED)
 		return 0;
-	if (breach->would)
-		count(breach->would, CELL_WOULD_ENFORCE, 1);
-	if (!breach->kill)
-		return breach->would ? KW_ACTION_WOULD : 0;
+	if (would)
+		count(would, CELL_WOULD_ENFORCE, 1);
+	if (!kill)
+		return would ? KW_ACTION_WOULD : 0;
 	now_ns = bpf_ktime_get_boot_ns();
 	if (breaker_closed(now_ns)) {
-		count(breach->kill, CELL_ENFORCED, 1);
+		count(kill, CELL_ENFORCED, 1);
 		return KW_ACTION_KILL;
 	}
-	count(breach->kill, CELL_WOULD_ENFORCE, 1);
+	count(kill, CELL_WOULD_ENFORCE, 1);
 	if (now_ns - control.spared_told_ns < SPARED_SPACING_NS)
 		return 0;
 	control.spared_told_ns = now_ns;
@@ -126,38 +143,39 @@ static __always_inline bool child_kill(struct task_struct *child)
 	return bpf_send_signal_task && !bpf_send_signal_task(child, SIGKILL, KERNEL_PIDTYPE_TGID, 0);
 }
 
-/* A descendant's row changes: it is killed, or will be. */
-static __always_inline void row_doom(const struct kw_kin *row, uint32_t pid, bool killed)
+/* A descendant's row changes: it was killed before it ran, or it will be when it can be. */
+__noinline int row_doom(uint32_t pid, uint64_t start_ns, uint64_t watches, uint32_t killed)
 {
-	struct kw_kin *known = kin_of(pid, row->start_ns);
+	struct kw_kin *known = kin_of(pid, start_ns);
 
 	if (!known)
-		return;
+		return 0;
 	if (!killed) {
 		__sync_fetch_and_or(&known->fate, KW_FATE_DOOMED);
-		return;
+		return 0;
 	}
-	/* It makes no room that another could miss: from here on it is alive for nobody's limit. */
-	__sync_fetch_and_or(&known->ended, (uint32_t)row->watches);
-	count(row->watches, CELL_CHILDREN, -1);
+	/* It takes no room that another is killed for: from here on it is alive for nobody's limit. */
+	__sync_fetch_and_or(&known->ended, (uint32_t)watches);
+	count(watches, CELL_CHILDREN, -1);
+	return 0;
 }
 
-static __always_inline void fork_act(struct task_struct *child, const struct kw_kin *row, const struct breach *breach,
-				     bool tracked)
+/* Of these slots, those whose users are not both of them; real in the lower half, effective in the upper. */
+__noinline uint64_t wrong_users(uint64_t slots, uint64_t users)
 {
-	uint32_t action = breach_decide(breach);
+	uint32_t real = users, effective = users >> 32;
+	uint64_t right = mask_of(&uids, &real);
 
-	if (!action)
-		return;
-	if (action == KW_ACTION_KILL) {
-		bool killed = child_kill(child);
+	if (effective != real)
+		right &= mask_of(&uids, &effective);
+	return slots & ~right;
+}
 
-		if (tracked)
-			row_doom(row, child->tgid, killed);
-		if (!killed)
-			action = KW_ACTION_DELEGATE;
-	}
-	enforced_emit(child, row, breach, action);
+static __always_inline uint64_t users_of(const struct task_struct *task)
+{
+	const struct cred *cred = task->cred;
+
+	return (uint64_t)cred->euid.val << 32 | cred->uid.val;
 }
 
 /* Slots whose limit of depth a fork breaks, and from bit 32 on those whose limit of forks in a minute. */
@@ -167,95 +185,112 @@ __noinline uint64_t over_numbers(uint64_t slots, uint32_t depth, uint64_t start_
 	uint64_t counted = control.enforced[KW_REASON_RATE] & slots;
 	uint64_t over = control.nothing;
 
-	for (uint32_t slot = 0; slot < KW_WATCHES; slot++) {
+	slots = deep | counted;
+	for (uint32_t slot = 0; slot < KW_WATCHES && slots; slot++, slots >>= 1) {
 		uint64_t bit = 1ULL << slot;
 		uint32_t key = slot;
 		struct kw_counters_row *cells;
 
-		if ((deep & bit) && depth > control.depths[slot])
+		if (!(slots & 1))
+			continue;
+		if ((deep & bit) && depth > control.depths[slot & (KW_SLOTS - 1)])
 			over |= bit;
 		if (!(counted & bit))
 			continue;
 		cells = bpf_map_lookup_elem(&counters, &key);
-		if (cells && window_add(&cells->rate, start_ns / MINUTE_NS) > control.rates[slot])
+		if (cells && window_add(&cells->rate, start_ns / MINUTE_NS) > control.rates[slot & (KW_SLOTS - 1)])
 			over |= bit << 32;
 	}
 	return over;
 }
 
-/* Of these slots, those whose users it runs as none of, really or effectively. */
-static __always_inline uint64_t wrong_user(const struct task_struct *task, uint64_t slots)
+/* `over`: slots that have more children than their limit. */
+__noinline uint64_t fork_breach(uint64_t slots, uint64_t over, uint64_t users, uint32_t depth, uint64_t start_ns)
 {
-	uint32_t uid = BPF_CORE_READ(task, cred, uid.val), euid = BPF_CORE_READ(task, cred, euid.val);
-	const uint64_t *really = bpf_map_lookup_elem(&uids, &uid);
-	const uint64_t *effectively = bpf_map_lookup_elem(&uids, &euid);
+	uint64_t breach = breach_add(0, slots & over, KW_REASON_CHILDREN);
 
-	return really && effectively ? slots & ~(*really & *effectively) : slots;
-}
-
-/* A child of a watch that enforces, before it has run. `over`: slots that have more children than their limit. */
-static __noinline int fork_enforce(struct task_struct *child, const struct kw_kin *row, uint64_t over)
-{
-	uint64_t slots = control.enforcing & row->watches;
-	struct breach breach = {};
-
-	breach_add(&breach, slots & over, KW_REASON_CHILDREN);
 	if (slots & (control.enforced[KW_REASON_DEPTH] | control.enforced[KW_REASON_RATE])) {
-		uint64_t numbers = over_numbers(slots, row->depth, row->start_ns);
+		uint64_t numbers = over_numbers(slots, depth, start_ns);
 
-		breach_add(&breach, (uint32_t)numbers, KW_REASON_DEPTH);
-		breach_add(&breach, numbers >> 32, KW_REASON_RATE);
+		breach = breach_add(breach, numbers & BREACH_SLOTS, KW_REASON_DEPTH);
+		breach = breach_add(breach, numbers >> 32, KW_REASON_RATE);
 	}
 	if (slots & control.enforced[KW_REASON_UID])
-		breach_add(&breach, wrong_user(child, slots), KW_REASON_UID);
-	if (breach.kill | breach.would)
-		fork_act(child, row, &breach, true);
+		breach = breach_add(breach, wrong_users(slots, users), KW_REASON_UID);
+	return breach;
+}
+
+__noinline uint64_t exec_breach(uint64_t slots, uint64_t judgement, uint64_t users)
+{
+	uint64_t breach = breach_add(0, slots & (uint32_t)judgement, KW_REASON_EXECUTABLE);
+	uint32_t flags = judgement >> JUDGEMENT_FLAGS;
+
+	if (flags & KW_MEMFD)
+		breach = breach_add(breach, slots, KW_REASON_MEMFD);
+	if (flags & KW_DELETED)
+		breach = breach_add(breach, slots, KW_REASON_DELETED);
+	if (flags & KW_TEMPORARY)
+		breach = breach_add(breach, slots, KW_REASON_TEMPORARY);
+	if (slots & control.enforced[KW_REASON_UID])
+		breach = breach_add(breach, wrong_users(slots, users), KW_REASON_UID);
+	return breach;
+}
+
+/* Act on what a child's fork breaks, before the child has run. */
+static __noinline int fork_act(struct task_struct *child, const struct kw_kin *row, uint64_t breach)
+{
+	uint32_t action = breach_decide(breach);
+
+	if (action == KW_ACTION_KILL) {
+		bool killed = child_kill(child);
+
+		row_doom(child->tgid, row->start_ns, row->watches, killed);
+		if (!killed)
+			action = KW_ACTION_DELEGATE;
+	}
+	if (action) /* as a number: the child itself */
+		enforced_emit(row, (uint64_t)BPF_CORE_READ(child, group_leader), breach, action);
 	return 0;
+}
+
+/* A child of a watch that enforces. */
+static __always_inline void fork_enforce(struct task_struct *child, const struct kw_kin *row, uint64_t over)
+{
+	uint64_t breach = fork_breach(control.enforcing & row->watches, over, users_of(child), row->depth, row->start_ns);
+
+	if (breach)
+		fork_act(child, row, breach);
 }
 
 /* There was no room for the row of a child. */
-static __noinline int untracked_enforce(struct task_struct *child, const struct kw_kin *row)
+static __always_inline void untracked_enforce(struct task_struct *child, const struct kw_kin *row)
 {
-	struct breach breach = {};
+	uint64_t breach = breach_add(0, control.enforcing & row->watches, KW_REASON_UNTRACKED);
 
-	if (kin_of(child->tgid, row->start_ns))
-		return 0; /* the task walk was quicker */
-	breach_add(&breach, control.enforcing & row->watches, KW_REASON_UNTRACKED);
-	if (breach.kill | breach.would)
-		fork_act(child, row, &breach, false);
-	return 0;
+	if (breach && !kin_of(child->tgid, row->start_ns)) /* or the task walk was quicker */
+		fork_act(child, row, breach);
 }
 
 /* The current task has executed an image and not begun it. */
-static __noinline int exec_enforce(struct task_struct *task, const struct kw_kin *row, uint64_t judgement)
+static __always_inline void exec_enforce(struct task_struct *task, const struct kw_kin *row, uint64_t judgement)
 {
-	uint64_t slots = control.enforcing & row->watches & ~row->roots;
-	uint32_t flags = judgement >> JUDGEMENT_FLAGS, action;
-	struct breach breach = {};
+	uint64_t slots = control.enforcing & row->watches & ~row->roots, breach;
+	uint32_t action;
 
 	if (row->fate & KW_FATE_DOOMED && slots & control.killing && !control.stopped) {
 		bpf_send_signal(SIGKILL); /* told and counted when it was forked */
-		return 0;
+		return;
 	}
-	breach_add(&breach, slots & (uint32_t)judgement, KW_REASON_EXECUTABLE);
-	if (flags & KW_MEMFD)
-		breach_add(&breach, slots, KW_REASON_MEMFD);
-	if (flags & KW_DELETED)
-		breach_add(&breach, slots, KW_REASON_DELETED);
-	if (flags & KW_TEMPORARY)
-		breach_add(&breach, slots, KW_REASON_TEMPORARY);
-	if (slots & control.enforced[KW_REASON_UID])
-		breach_add(&breach, wrong_user(task, slots), KW_REASON_UID);
-	if (!(breach.kill | breach.would))
-		return 0;
-	action = breach_decide(&breach);
+	breach = exec_breach(slots, judgement, users_of(task));
+	if (!breach)
+		return;
+	action = breach_decide(breach);
 	if (action == KW_ACTION_KILL && bpf_send_signal(SIGKILL)) {
-		row_doom(row, task->tgid, false);
+		row_doom(task->tgid, row->start_ns, row->watches, false);
 		action = KW_ACTION_DELEGATE;
 	}
 	if (action)
-		enforced_emit(task, row, &breach, action);
-	return 0;
+		enforced_emit(row, bpf_get_current_task(), breach, action);
 }
 
 /* The daemon, perhaps: who enforces for it stops. */

@@ -295,7 +295,7 @@ int BPF_PROG(on_exec, struct task_struct *task, int old_pid, struct linux_binprm
 		goto undecided;
 	count(row.watches & ~row.roots, CELL_EXECS, 1);
 	if (control.minded & row.watches)
-		judgement = judge_file((uint64_t)BPF_CORE_READ(task, mm, exe_file), row.watches);
+		judgement = judge_image(task, row.watches);
 	exec_emit(task, &row, fresh, script, judgement);
 	if (control.enforcing & row.watches)
 		exec_enforce(task, &row, judgement);

@@ -66,14 +66,14 @@ static __always_inline uint64_t ctime_of(const struct inode *inode)
 	uint64_t seconds, ns;
 
 	if (bpf_core_field_exists(split->i_ctime_sec)) {
-		seconds = BPF_CORE_READ(split, i_ctime_sec);
-		ns = BPF_CORE_READ(split, i_ctime_nsec) & ~(1U << 31);
+		seconds = split->i_ctime_sec;
+		ns = split->i_ctime_nsec & ~(1U << 31);
 	} else if (bpf_core_field_exists(renamed->__i_ctime)) {
-		seconds = BPF_CORE_READ(renamed, __i_ctime.tv_sec);
-		ns = BPF_CORE_READ(renamed, __i_ctime.tv_nsec);
+		seconds = renamed->__i_ctime.tv_sec;
+		ns = renamed->__i_ctime.tv_nsec;
 	} else {
-		seconds = BPF_CORE_READ(old, i_ctime.tv_sec);
-		ns = BPF_CORE_READ(old, i_ctime.tv_nsec);
+		seconds = old->i_ctime.tv_sec;
+		ns = old->i_ctime.tv_nsec;
 	}
 	return seconds * 1000000000 + ns;
 }

@@ -179,10 +179,16 @@ class CoreCapture:
         if stale:
             self._check(lib.kw_loader_forget(self._handle, stale))
         self._judge = Judge(self._expressions())
+        self._watch_breaker(self._wanted)
         mentioned = self._check(lib.kw_loader_resume(self._handle, self._engine.handle))
         self._spoken_for = mentioned & ~sum(1 << held.slot for held in self._slots.values())
         self.drain()
         self._check(lib.kw_loader_sync(self._handle, self._engine.handle))
+
+    def _watch_breaker(self, watches: Sequence[Watch]) -> None:
+        """Let the engine raise an alarm when the breaker trips; one that it raised is cleared."""
+        acts = any(watch.enforce != "off" for watch in watches)
+        self._engine.breaker(self._enforcing.max_kills_per_minute if acts else None)
 
     def enforce(self, settings: Enforcement) -> None:
         """What the next apply() puts in force for all watches."""
@@ -205,6 +211,8 @@ class CoreCapture:
                 if gone >> slot & 1:
                     self._engine.unwatch(slot)
         self._check(enforcement.begin(self._handle, self._enforcing))
+        self.drain()  # what was spared before is told before the alarm about it is cleared
+        self._watch_breaker(watches)
         fresh = 0
         for watch in watches:
             known = self._slots.get(watch.name)
