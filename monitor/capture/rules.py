@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
 
-from monitor.engine import Lineage
+from monitor.engine import LineageRules
 from monitor.engine._native import lib
 from monitor.errors import ConfigInvalid
 
@@ -159,7 +159,7 @@ def define(engine: Engine, slot: int, watch: Defined, files: Iterable[FileIdenti
     engine.expect_ports(slot, expect.listening_ports)
     forbidden = {lib.KW_MEMFD: expect.memfd, lib.KW_DELETED: expect.deleted, lib.KW_TEMPORARY: expect.temporary}
     named = watch.kind in {"process", "exe"} and (expect.executables is not None or watch.enforce != "off")
-    lineage = Lineage(
+    lineage = LineageRules(
         executables=expect.executables,
         files=None
         if files is None

@@ -82,9 +82,9 @@ class Metric(msgspec.Struct, frozen=True):
 def window_metrics(baseline: Snapshot | None, now: Snapshot) -> list[Metric]:
     """Metrics of the window from `baseline` (None: since the beginning) to `now`, in the order of the watches.
 
-    What `now` or `baseline` marks unknown is left out, as is what enforcement did where there is none; lower bounds are sent, `lower_bound_metrics` names them. A watch
-    that the baseline does not have, or whose counters began anew since, counts from zero. FIELDS says where each number
-    comes from.
+    What `now` or `baseline` marks unknown is left out, as is what enforcement did where there is none; lower bounds are
+    sent, `lower_bound_metrics` names them. A watch that the baseline does not have, or whose counters began anew since,
+    counts from zero. FIELDS says where each number comes from.
     """
     before = {watch.name: watch for watch in baseline.watches} if baseline else {}
     unknown = now.unknown | (baseline.unknown if baseline else frozenset())

@@ -75,7 +75,7 @@ class Counters(msgspec.Struct, frozen=True, kw_only=True):
     """Most descendants alive at once since the asking reader began its window; 0 when no reader asked."""
 
 
-class Lineage(msgspec.Struct, frozen=True, kw_only=True):
+class LineageRules(msgspec.Struct, frozen=True, kw_only=True):
     """Rules about the descendants of a watch; None: not judged. Meaning of each: monitor.expect.Expect."""
 
     executables: Sequence[str] | None = None
@@ -223,7 +223,7 @@ class Engine:
         result = lib.kw_engine_expect_ports(self.handle, slot, ffi.new("uint16_t[]", list(ports or ())), count)
         _check(result, f"expected ports of slot {slot}")
 
-    def expect_lineage(self, slot: int, rules: Lineage) -> None:
+    def expect_lineage(self, slot: int, rules: LineageRules) -> None:
         """Put these rules in the place of what they were; who lives is judged at once, by what is known of it."""
         cells = {
             "executables": ffi.from_buffer("char[]", _texts(rules.executables)),

@@ -80,6 +80,22 @@ class _Lib:
     KW_SOCKET_PEER: int
     KW_SOCKET_FAMILY: int
     KW_SOCKET_LIVE: int
+    KW_ENFORCED: int
+    KW_TEMPORARY: int
+    KW_JUDGED: int
+    KW_REASON_CHILDREN: int
+    KW_REASON_EXECUTABLE: int
+    KW_REASON_DEPTH: int
+    KW_REASON_RATE: int
+    KW_REASON_UID: int
+    KW_REASON_MEMFD: int
+    KW_REASON_DELETED: int
+    KW_REASON_TEMPORARY: int
+    KW_REASON_UNTRACKED: int
+    KW_ACTION_KILL: int
+    KW_ACTION_WOULD: int
+    KW_ACTION_SPARED: int
+    KW_ACTION_DELEGATE: int
     # enum kw_stage
     KW_RING_FULL: int
     KW_TABLE_FULL: int
@@ -104,6 +120,8 @@ class _Lib:
     def kw_engine_tree(self, engine: CData, out: CData, capacity: int) -> int: ...
     def kw_engine_expect_destinations(self, engine: CData, slot: int, prefixes: CData, count: int) -> int: ...
     def kw_engine_expect_ports(self, engine: CData, slot: int, ports: CData, count: int) -> int: ...
+    def kw_engine_expect_lineage(self, engine: CData, slot: int, expected: CData) -> int: ...
+    def kw_engine_breaker(self, engine: CData, most: int) -> int: ...
     def kw_engine_remotes(
         self, engine: CData, slot: int, mark: int, out: CData, capacity: int, missed: CData
     ) -> int: ...

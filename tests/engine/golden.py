@@ -11,7 +11,7 @@ from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from monitor.engine import Engine
+from monitor.engine import Engine, LineageRules
 from monitor.engine._native import lib
 from monitor.engine.records import (
     Credentials,
@@ -20,6 +20,7 @@ from monitor.engine.records import (
     ProcessId,
     clock_record,
     dns_record,
+    enforced_record,
     exit_record,
     fork_record,
     image_record,
@@ -33,7 +34,18 @@ if TYPE_CHECKING:
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 EXPECTED: tuple[tuple[int, list[str]], tuple[int, list[int]]] = ((0, ["192.0.2.0/24", "fd00::/8"]), (0, [80]))
-WATCHES = (("myapp", 0), ("shell", None), ("third", 1))
+WATCHES = (("myapp", 0), ("shell", None), ("third", 1), ("ruled", None))
+RULES = LineageRules(
+    executables=["/usr/bin/cat"],
+    files=[(8 << 20 | 1, 22)],
+    edges=["/usr/bin/myapp -> /usr/bin/cat", "/usr/bin/cat -> /usr/bin/sh"],
+    depth=1,
+    forks_per_minute=2,
+    uids=[1000],
+    forbidden=lib.KW_MEMFD | lib.KW_DELETED | lib.KW_TEMPORARY,
+    root="myapp",
+)
+"""Of the last watch."""
 
 WALL_NS = 1_795_575_840_000_000_123  # 2026-11-25 minus what follows
 SECOND = 10**9
@@ -270,6 +282,47 @@ def network() -> bytes:
     )
 
 
+def ruled() -> bytes:
+    """Each rule on lineage is broken and holds again, and what enforcement did about some of it."""
+    slot = 1 << 3
+    third = ProcessId(1203, 103 * SECOND)
+    cat, other = {"device": 8 << 20 | 1, "inode": 22}, {"device": 8 << 20 | 1, "inode": 23}
+    of_child = {"watches": slot}
+    memory = lib.KW_MEMFD | lib.KW_DELETED
+    done = {"slots": slot, "comm": b"cat", "lineage": Lineage(ROOT, 1), "uid": 1000}
+    return b"".join(
+        (
+            _clock() + _root(slot) + _fork(CHILD, ROOT, 1, slot),
+            _exec(CHILD, 10_000, **of_child, **cat),
+            _exec(CHILD, 20_000, **of_child, exe=b"/usr/bin/sh", argv=[b"sh", b"-c", b"id"], **other),
+            enforced_record(
+                time_ns=CHILD.start_ns + 20_500,
+                process=CHILD,
+                reason=lib.KW_REASON_EXECUTABLE,
+                action=lib.KW_ACTION_WOULD,
+                **done,  # type: ignore[arg-type]
+            ),
+            _exec(CHILD, 30_000, **of_child, exe=b"/opt/open\xff", temporary=True, unexpected=slot),
+            _fork(GRANDCHILD, CHILD, 2, slot),
+            _exec(GRANDCHILD, 40_000, **of_child, exe=b"/memfd:x", flags=memory, credentials=Credentials(0, 0), **cat),
+            _fork(third, ROOT, 1, slot),
+            enforced_record(
+                time_ns=third.start_ns + 3_000,
+                process=third,
+                reason=lib.KW_REASON_RATE,
+                action=lib.KW_ACTION_DELEGATE,
+                **done,  # type: ignore[arg-type]
+            ),
+            _exit(third, 4_000, 1, slot, 9),
+            _exit(GRANDCHILD, 2 * SECOND, 2, slot),
+            _exec(CHILD, 3 * SECOND, **of_child, **cat),
+            _exec(ROOT, 5 * SECOND, **of_child, roots=slot, parent=None, comm=b"sh", exe=b"/usr/bin/sh"),
+            _exit(CHILD, 6 * SECOND, 1, slot),
+            _exit(ROOT, 70 * SECOND, 0, slot),
+        )
+    )
+
+
 SCENARIOS: tuple[Callable[[], bytes], ...] = (
     short_child,
     exits,
@@ -279,6 +332,7 @@ SCENARIOS: tuple[Callable[[], bytes], ...] = (
     pid_reuse,
     after_loss,
     network,
+    ruled,
 )
 
 
@@ -289,6 +343,7 @@ def lines_of(stream: bytes) -> bytes:
             engine.watch(slot, name, limit)
         engine.expect_destinations(*EXPECTED[0])
         engine.expect_ports(*EXPECTED[1])
+        engine.expect_lineage(len(WATCHES) - 1, RULES)
         engine.ingest(stream)
         return engine.take().lines
 

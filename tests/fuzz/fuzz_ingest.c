@@ -160,6 +160,7 @@ union record {
 	struct kw_clock clock;
 	struct kw_socket socket;
 	struct kw_dns dns;
+	struct kw_enforced enforced;
 	uint8_t bytes[sizeof(struct kw_image) + TAIL];
 };
 
@@ -175,6 +176,9 @@ static void image_make(struct kw_image *image, struct script *script)
 	image->root = some_id(script);
 	image->depth = next(script);
 	image->cause = 1 + next(script) % 3;
+	image->uid = next(script) % 4;
+	image->inode = next(script) % 4;
+	image->unexpected = (uint32_t)image->header.watches & next(script);
 	image->exe = (struct kw_text){tail, 1 + next(script) % half};
 	image->argv = (struct kw_text){tail + half, next(script) % half};
 	image->cwd = (struct kw_text){tail, next(script) % half};
@@ -217,16 +221,26 @@ static void dns_make(struct kw_dns *dns, struct script *script)
 		tail[i] = i < sizeof(start) && next(script) % 16 ? start[i] : next(script);
 }
 
+static void enforced_make(struct kw_enforced *enforced, struct script *script)
+{
+	enforced->process = some_id(script);
+	enforced->header.watches |= 1;
+	enforced->slots = (enforced->header.watches & next(script)) | 1;
+	enforced->reason = 1 + next(script) % KW_REASON_UNTRACKED;
+	enforced->action = 1 + next(script) % KW_ACTION_DELEGATE;
+}
+
 static bool record_make(union record *record, struct script *script)
 {
 	static const uint32_t sizes[] = {
-	    [KW_FORK] = sizeof(struct kw_fork),	    [KW_EXEC] = sizeof(struct kw_image),
-	    [KW_EXIT] = sizeof(struct kw_exit),	    [KW_ADOPT] = sizeof(struct kw_image),
-	    [KW_FORGET] = sizeof(struct kw_forget), [KW_SYNC] = sizeof(struct kw_sync),
-	    [KW_LOST] = sizeof(struct kw_lost),	    [KW_CLOCK] = sizeof(struct kw_clock),
-	    [KW_SOCKET] = sizeof(struct kw_socket), [KW_DNS] = sizeof(struct kw_dns),
+	    [KW_FORK] = sizeof(struct kw_fork),		[KW_EXEC] = sizeof(struct kw_image),
+	    [KW_EXIT] = sizeof(struct kw_exit),		[KW_ADOPT] = sizeof(struct kw_image),
+	    [KW_FORGET] = sizeof(struct kw_forget),	[KW_SYNC] = sizeof(struct kw_sync),
+	    [KW_LOST] = sizeof(struct kw_lost),		[KW_CLOCK] = sizeof(struct kw_clock),
+	    [KW_SOCKET] = sizeof(struct kw_socket),	[KW_DNS] = sizeof(struct kw_dns),
+	    [KW_ENFORCED] = sizeof(struct kw_enforced),
 	};
-	uint16_t kind = 1 + next(script) % KW_DNS;
+	uint16_t kind = 1 + next(script) % KW_ENFORCED;
 
 	memset(record, 0, sizeof(*record));
 	record->header = (struct kw_header){.size = sizes[kind],
@@ -263,6 +277,8 @@ static bool record_make(union record *record, struct script *script)
 		socket_make(&record->socket, script);
 	} else if (kind == KW_DNS) {
 		dns_make(&record->dns, script);
+	} else if (kind == KW_ENFORCED) {
+		enforced_make(&record->enforced, script);
 	} else {
 		for (int i = 0; i < 8; i++)
 			record->clock.wall_ns = (int64_t)((uint64_t)record->clock.wall_ns << 8 | next(script));
@@ -270,6 +286,38 @@ static bool record_make(union record *record, struct script *script)
 	if (next(script) == 0x55)
 		record->bytes[next(script) % sizeof(*record)] = next(script);
 	return kind == KW_FORGET || kind == KW_SYNC; /* a row of a sync may forget, too */
+}
+
+/* Rules on lineage of two slots: all of them, and those that bit by bit are asked for. */
+static void expect_lineage(struct kw_engine *engine, uint8_t asked)
+{
+	static const struct kw_file files[] = {{.inode = 1}, {.inode = 2}};
+	static const uint32_t uids[] = {0, 1};
+	struct kw_expected_lineage all = {.executables = "a\0/b",
+					  .edges = "a -> /b",
+					  .root = "a",
+					  .files = files,
+					  .uids = uids,
+					  .executables_count = 2,
+					  .edges_count = 1,
+					  .files_count = 2,
+					  .uids_count = 2,
+					  .depth = 2,
+					  .forks_per_minute = 3,
+					  .forbidden = KW_MEMFD | KW_DELETED | KW_TEMPORARY};
+	struct kw_expected_lineage some = all;
+
+	require(!kw_engine_expect_lineage(engine, 0, &all), "rules");
+	some.executables_count = asked & 1 ? 1 : -1;
+	some.edges_count = asked & 2 ? 0 : -1;
+	some.uids_count = asked & 4 ? 1 : -1;
+	some.files_count = asked & 8 ? 1 : -1;
+	some.depth = asked & 16 ? 0 : -1;
+	some.forks_per_minute = asked & 32 ? 0 : -1;
+	some.forbidden = asked & 64 ? KW_MEMFD : 0;
+	some.root = asked & 128 ? "/b" : NULL;
+	require(!kw_engine_expect_lineage(engine, 2, &some), "rules");
+	require(!kw_engine_breaker(engine, asked), "a breaker");
 }
 
 /* 0 to 3: more or fewer networks and ports, or none in particular. */
@@ -291,6 +339,7 @@ static struct kw_engine *engine_make(void)
 	for (uint32_t slot = 0; slot < SLOTS; slot++)
 		require(!kw_engine_watch(engine, slot, names[slot], (int64_t)slot - 1), "a watch");
 	expect(engine, 0);
+	expect_lineage(engine, 0xff);
 	return engine;
 }
 
@@ -316,6 +365,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		check_counters(engine, forgets);
 		if (next(&script) == 0x66)
 			expect(engine, next(&script) % 4);
+		if (next(&script) == 0x44)
+			expect_lineage(engine, next(&script));
 		if (next(&script) == 0x77) {
 			require(!kw_engine_unwatch(engine, 1), "unwatch");
 			require(!kw_engine_watch(engine, 1, "again", 1), "watch");

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from monitor.config import Config, notes, parse, with_command_line
 from monitor.errors import ConfigInvalid
-from monitor.expect import ImpossibleValue, networks, ports
+from monitor.expect import ImpossibleValue, edges, executables, images_of, networks, ports
 from monitor.watch import WatchKind, canonical, derived_name, is_name, legal_name
 
 if TYPE_CHECKING:
@@ -175,6 +175,43 @@ def test_an_executable_may_come_later_when_its_directory_is_there(tmp_path: Path
     assert len(notes(config)) == 1
     path.touch()
     assert notes(config) == ()
+
+
+def test_an_expected_executable_may_come_later_and_is_said_to_be_missing(tmp_path: Path) -> None:
+    path = tmp_path / "later"
+    text = f'[[watch]]\nprocess = "a"\nexpect = {{ executables = ["/bin/sh", "{path}"] }}'
+    config = parse(text, "kin.toml")
+    assert notes(config) == (
+        f"watch a: the expected executable {path} does not exist; it is not expected before a reload",
+    )
+    shutil.copy("/bin/true", path)
+    assert notes(config) == ()
+
+
+def test_an_expected_executable_is_the_file_at_the_end_of_its_links(tmp_path: Path) -> None:
+    program = shutil.copy("/bin/true", tmp_path / "program")
+    (tmp_path / "link").symlink_to("other")
+    (tmp_path / "other").symlink_to(program)
+    assert executables([str(tmp_path / "link"), str(program)]) == (str(program),)
+    assert edges([f"{tmp_path}/link -> {tmp_path}/other"]) == (f"{program} -> {program}",)
+    assert images_of(f"{program} -> {program}") == (str(program), str(program))
+
+
+@pytest.mark.parametrize(
+    ("expect", "said"),
+    [
+        ("edges = [], destinations = [], depth = 1", ["edges, destinations raise alarms only"]),
+        ("listening_ports = [1]", ["listening_ports raise alarms only", "enforce has nothing to act on"]),
+        ("memfd = true", ["enforce has nothing to act on"]),
+        ("memfd = false", []),
+        ("child_processes = 0", []),
+    ],
+)
+def test_what_enforcement_does_not_reach_is_said(expect: str, said: list[str]) -> None:
+    enforced = parse(f'[[watch]]\nprocess = "a"\nenforce = "kill"\nexpect = {{ {expect} }}', "kin.toml")
+    told = notes(enforced)
+    assert len(told) == len(said)
+    assert all(words in note for words, note in zip(said, told, strict=True))
 
 
 def test_a_link_in_a_circle_is_no_executable(tmp_path: Path) -> None:

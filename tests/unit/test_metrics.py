@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monitor.detect.behaviors import aws_form, expected, violated
+from monitor.detect.behaviors import aws_form, expected, rules, violated
 from monitor.detect.metrics import FIELDS, Metric, lower_bound_metrics, merged, window_metrics
 from monitor.detect.snapshot import NETWORK, Snapshot, WatchSnapshot
 from monitor.expect import Expect
@@ -20,6 +20,7 @@ from monitor.expect import Expect
 NOTHING: dict[str, Any] = dict.fromkeys(
     ("roots", "alive", "peak", "spawned", "adopted", "execs", "exits", "root_starts", "root_exits", "window_peak"), 0
 )
+ENFORCEMENT = frozenset({"enforced", "would_enforce"})
 
 
 def watch(name: str = "myapp", **counters: Any) -> WatchSnapshot:  # noqa: ANN401 - any field
@@ -250,7 +251,9 @@ def test_watches_keep_apart() -> None:
 def test_what_is_unknown_is_left_out_not_zero(unknown: frozenset[str], in_baseline: bool) -> None:  # noqa: FBT001
     before = snapshot(watch(), unknown=unknown if in_baseline else frozenset())
     now = snapshot(watch(), unknown=frozenset() if in_baseline else unknown)
-    present = {f"{what}_myapp" for what, fields in FIELDS.items() if (unknown | NETWORK).isdisjoint(fields)}
+    present = {
+        f"{what}_myapp" for what, fields in FIELDS.items() if (unknown | NETWORK | ENFORCEMENT).isdisjoint(fields)
+    }
     assert values(window_metrics(before, now)).keys() == present | {"events_lost"}
 
 
@@ -275,7 +278,7 @@ def test_more_executables_than_were_kept_make_the_list_a_lower_bound() -> None:
 
 def test_every_counter_of_a_snapshot_has_its_test_here() -> None:
     fields = {field.name for field in msgspec.structs.fields(WatchSnapshot)}
-    assert fields == {*NOTHING, "name", "exes", "exes_missed", *NETWORK}
+    assert fields == {*NOTHING, *ENFORCEMENT, "name", "exes", "exes_missed", *NETWORK}
 
 
 @pytest.mark.parametrize("name", ["", "a b", "a" * 129, "aws:x", "a\n", "ä"])
@@ -301,6 +304,36 @@ def test_more_children_than_expected_break_the_expectation(limit: int, count: in
 def test_no_expectation_and_an_absent_metric_are_not_judged() -> None:
     assert expected("myapp", Expect()) == ()
     assert violated(expected("myapp", Expect(child_processes=0)), []) == []
+
+
+def test_what_enforcement_did_is_a_metric_of_watches_that_are_enforced() -> None:
+    before, now = watch(enforced=2, would_enforce=None), watch(enforced=5, would_enforce=7)
+    found = values(window_metrics(snapshot(before), snapshot(now, watch("other"))))
+    assert (found["enforced_myapp"], found["would_enforce_myapp"]) == (3, 7)
+    assert not {"enforced_other", "would_enforce_other"} & set(found)
+    joined = merged(window_metrics(None, snapshot(now)), window_metrics(None, snapshot(now)))
+    assert values(joined)["enforced_myapp"] == 10
+
+
+def test_executables_are_judged_at_the_end_of_a_window_too() -> None:
+    (behavior,) = expected("myapp", Expect(executables=("/bin/cat",)))
+    assert aws_form(behavior)["criteria"]["comparisonOperator"] == "in-set"
+    for exes, broken in ((("/bin/cat",), False), (("/bin/cat", "/bin/sh"), True), ((), False)):
+        assert bool(violated([behavior], window_metrics(None, snapshot(watch(exes=exes))))) == broken
+
+
+def test_rules_that_no_behavior_can_express_are_shown_as_they_are() -> None:
+    expect = Expect(
+        child_processes=1, edges=("/a -> /b",), depth=2, forks_per_minute=3, uids=(0,), memfd=False, deleted=True
+    )
+    assert {rule["rule"]: rule["value"] for rule in rules("myapp", expect)} == {
+        "edges": ("/a -> /b",),
+        "depth": 2,
+        "forks_per_minute": 3,
+        "uids": (0,),
+        "memfd": False,
+    }
+    assert rules("myapp", Expect(child_processes=1, executables=())) == ()
 
 
 def test_an_expectation_is_written_as_aws_writes_behaviors() -> None:

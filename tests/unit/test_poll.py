@@ -19,6 +19,7 @@ from monitor.capture.procfs import read_cgroup, read_credentials, read_image, re
 from monitor.capture.rules import cgroup2_mount
 from monitor.detect.snapshot import NETWORK
 from monitor.engine import Engine, lines
+from monitor.errors import ConfigInvalid
 from monitor.expect import Expect
 from monitor.watch import Watch
 
@@ -253,6 +254,43 @@ def test_changed_limit_is_judged_at_once(start: Callable[..., subprocess.Popen[b
     assert engine.take().alarms == 1
     for child in parent.children():
         child.kill()
+
+
+def test_rules_are_judged_as_far_as_looks_tell(
+    start: Callable[..., subprocess.Popen[bytes]], engine: Engine, tmp_path: Path
+) -> None:
+    """A shell is the root; its child executes what is not expected, is too deep, and runs as somebody."""
+    shell = Path(shutil.copy("/bin/sh", tmp_path / "kwshell"))
+    cat = os.path.realpath("/bin/cat")
+    expect = Expect(executables=(), depth=0, uids=(os.getuid() + 1,), memfd=False)
+    capture = PollCapture(engine, [Watch(name="one", kind="exe", value=str(shell), expect=expect)])
+    capture.start()
+    process = start(shell, "-c", "cat; :")
+    for _ in range(1000):
+        if any(child.exe() == cat for child in psutil.Process(process.pid).children()):
+            break
+        time.sleep(0.01)
+    (child,) = psutil.Process(process.pid).children()
+    capture.look()
+    alarms = {line.behavior: line for line in _lines(engine) if isinstance(line, lines.Alarm)}
+    assert set(alarms) == {"executables", "depth", "uids"}
+    assert (alarms["executables"].value, alarms["executables"].exe) == ((cat,), cat)
+    child.kill()
+    process.wait()
+    capture.look()
+    assert {line.behavior for line in _lines(engine) if isinstance(line, lines.Clear)} == set(alarms)
+
+
+def test_what_cannot_act_refuses_to_enforce(engine: Engine) -> None:
+    watch = Watch(name="one", kind="process", value="nobody", enforce="kill")
+    with pytest.raises(
+        ConfigInvalid, match="watch one: enforce: capture poll cannot act on processes, and found 'kill'"
+    ):
+        PollCapture(engine, [watch])
+    capture = PollCapture(engine, [])
+    with pytest.raises(ConfigInvalid):
+        capture.apply([watch])
+    assert capture.watches == ()
 
 
 def test_snapshot_says_what_it_cannot_know(engine: Engine) -> None:

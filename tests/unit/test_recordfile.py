@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from monitor.capture.recordfile import MAX_RECORD_BYTES, RecordedWatch, RecordReader, RecordWriter
 from monitor.capture.replay import ReplayCapture
+from monitor.capture.rules import FileIdentity
 from monitor.engine import Engine, lines
 from monitor.engine._native import ffi, lib
 from monitor.engine.records import (
@@ -259,6 +260,42 @@ def test_replay_judges_by_other_limits_when_told(tmp_path: Path) -> None:
         capture.poll()
         assert engine.take().alarms == 0
         capture.close(keep=False)
+
+
+def test_replay_judges_by_the_files_of_the_run_and_by_paths_when_told_otherwise(tmp_path: Path) -> None:
+    """Of two images with the expected path, the recorded run knew one as the file; a new configuration knows none."""
+    file = FileIdentity(path="/bin/cat", device=1, stat_device=2, inode=3, ctime_ns=4, size=5)
+    expect = Expect(executables=("/bin/cat",), edges=("/opt/myapp -> /bin/cat",), depth=1, uids=(0,), memfd=False)
+    watch = msgspec.structs.replace(WATCH, expect=expect, files=(file,), enforce="dry-run")
+    images = [
+        image_record(
+            kind=lib.KW_EXEC,
+            time_ns=6_000_000_000 + inode,
+            process=CHILD,
+            watches=BIT,
+            comm=b"cat",
+            exe=b"/bin/cat",
+            device=device,
+            inode=inode,
+        )
+        for device, inode in ((1, 3), (2, 3), (1, 4))
+    ]
+    path = tmp_path / "run.rec"
+    with RecordWriter(path, [watch], WALL_NS) as writer:
+        writer.append(b"".join([*LIFE[:2], *images, *LIFE[2:]]))
+    with RecordReader(path) as reader:
+        assert reader.watches == (watch,)
+    told = {}
+    for name, expects in (("recorded", {}), ("told", {"myapp": Expect(executables=("/bin/cat",))})):
+        with Engine(64) as engine:
+            capture = ReplayCapture(engine, path, expects)
+            capture.start()
+            assert capture.poll()
+            decoded = [lines.decode(line) for line in engine.take().lines.splitlines()]
+            told[name] = [line.behavior for line in decoded if isinstance(line, lines.Alarm)]
+            assert capture.snapshot(None, 0).watches[0].enforced == 0
+            capture.close(keep=False)
+    assert told == {"recorded": ["edges", "executables"], "told": []}
 
 
 def test_what_was_expected_of_the_network_is_recorded_with_the_watch(tmp_path: Path) -> None:

@@ -449,6 +449,39 @@ def test_an_alarm_about_the_network_names_what_is_not_expected(
     )
 
 
+@pytest.mark.parametrize(
+    ("behavior", "value", "wanted", "cause", "words"),
+    [
+        ("executables", ["/bin/sh"], {"strings": ["/bin/cat"]}, {"exe": "/bin/sh", "argv": ["sh", "-c", "id"]},
+         "child_exes_w is /bin/sh, only /bin/cat expected: /bin/sh -c id: myapp 1 → sh 2"),
+        ("memfd", ["/memfd:x"], {"strings": []}, {"exe": "/memfd:x"},
+         "memfd_w is /memfd:x, none expected: /memfd:x: myapp 1 → sh 2"),
+        ("uids", [0], {"numbers": [33]}, {}, "uids_w is 0, only 33 expected: myapp 1 → sh 2"),
+    ],
+)  # fmt: skip
+def test_an_alarm_about_a_rule_names_what_was_executed(
+    behavior: str, value: list[Any], wanted: dict[str, Any], cause: dict[str, Any], words: str
+) -> None:
+    metric = "child_exes_w" if behavior == "executables" else f"{behavior}_w"
+    criteria = {"comparisonOperator": "in-set", "value": wanted}
+    lineage = [{"pid": 1, "comm": "myapp"}, {"pid": 2, "comm": "sh"}]
+    line = {"event": "alarm", "behavior": behavior, "metric": metric, "value": value, "criteria": criteria, **cause}
+    assert what({**line, "lineage": lineage}) == words
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ({"action": "kill", "reason": "executables", "exe": "/bin/sh"}, "killed, breaks executables: /bin/sh"),
+        ({"action": "kill", "reason": "depth", "delegated": True}, "killed from user space, breaks depth"),
+        ({"action": "would", "reason": "uids", "dry_run": True}, "would be killed, breaks uids"),
+        ({"action": "spared", "reason": "depth"}, "spared, enforcement has stopped, breaks depth"),
+    ],
+)
+def test_what_was_done_is_said(told: dict[str, Any], words: str) -> None:
+    assert what({"event": "enforced", "watch": "w", "pid": 1, "comm": "sh", **told}) == words
+
+
 def test_what_failed_on_the_network_stands_out() -> None:
     assert event_style({"event": "connect", "result": "ETIMEDOUT"}) == "yellow"
     assert event_style({"event": "dns", "rcode": "NXDOMAIN"}) == "yellow"

@@ -357,14 +357,16 @@ void kw_breaks(struct kw_engine *engine, uint32_t slot, struct kw_process *proce
 	struct kw_rules *rules = engine->slots[slot].rules;
 	struct kw_broken *broken = &rules->broken[rule];
 	struct kw_breach *standing = kw_breach_of(engine, process, slot, rule);
-	struct kw_culprit *known = find(broken, culprit->path, culprit->before, culprit->number);
-	bool first = !known && (rule != RULE_DEPTH || !broken->count);
+	struct kw_culprit *known;
+	bool first;
 
-	if (standing && !standing->beyond && known && standing->path == culprit->path &&
-	    standing->before == culprit->before && standing->number == culprit->number)
+	if (standing && !standing->beyond && standing->path == culprit->path && standing->before == culprit->before &&
+	    standing->number == culprit->number)
 		return;
+	kw_breaks_no_more(engine, slot, process, 1U << rule); /* by what it did before; nothing clears in between */
+	known = find(broken, culprit->path, culprit->before, culprit->number);
+	first = !known && (rule != RULE_DEPTH || !broken->count);
 	if (!known && broken->count == OFFENDERS_KEPT) {
-		kw_breaks_no_more(engine, slot, process, 1U << rule);
 		if (hold(engine, slot, process, rule, culprit, true))
 			broken->beyond++;
 		return;
@@ -378,9 +380,6 @@ void kw_breaks(struct kw_engine *engine, uint32_t slot, struct kw_process *proce
 	known->processes++;
 	if (first)
 		alarm_raise(engine, slot, rule, process, record);
-	kw_breaks_no_more(engine, slot, process,
-			  1U << rule); /* by what it did before: after the alarm, so that nothing clears */
-	known = find(broken, culprit->path, culprit->before, culprit->number);
 	if (!hold(engine, slot, process, rule, culprit, false))
 		culprit_release(engine, broken, known);
 }
