@@ -15,11 +15,11 @@
 #include "match.h"
 
 enum {
-	MINUTE_BITS = 32, /* of a cell that counts within a minute, the minute from this bit on */
-	WINDOW_RACES = 8, /* lost races for such a cell that are made up for */
+	MINUTE_UNIT_BITS = 20, /* ns in the unit of time of a cell that counts within a minute, as a power of two */
+	MINUTE_UNITS = 57221,  /* in a minute, to a millisecond */
+	WINDOW_RACES = 8,      /* lost races for such a cell that are made up for */
 };
 
-static const uint64_t MINUTE_NS = 60000000000;
 static const uint64_t SPARED_SPACING_NS = 100000000; /* between two records about processes that the breaker spared */
 
 /*
@@ -50,23 +50,26 @@ static __always_inline uint64_t breach_add(uint64_t breach, uint64_t slots, uint
 }
 
 /*
- * One more in the present minute of the boot clock; returns how many that makes. Minutes are fixed, so that one word
- * holds all: within any 60 s there may be twice as many as in one minute.
+ * One more within a minute; returns how many that makes. A minute begins with the first after the last one's end, so that
+ * one word holds all: more than so many in any 60 s may pass, but nobody is counted out who is not one too many in the
+ * 60 s before him.
  */
-__noinline uint32_t window_add(uint64_t *cell, uint32_t minute)
+__noinline uint32_t window_add(uint64_t *cell, uint64_t now_ns)
 {
+	uint64_t now = now_ns >> MINUTE_UNIT_BITS;
+
 	if (!cell) /* what the verifier wants to see */
 		return 0;
 	for (int i = 0; i < WINDOW_RACES; i++) {
 		uint64_t seen = *(volatile uint64_t *)cell;
 		uint64_t next = seen + 1;
 
-		if (seen >> MINUTE_BITS < minute) /* a later one: another CPU's clock was read later */
-			next = (uint64_t)minute << MINUTE_BITS | 1;
+		if (!seen || now >= (seen >> KW_PACKED_BITS) + MINUTE_UNITS)
+			next = now << KW_PACKED_BITS | 1;
 		if (__sync_val_compare_and_swap(cell, seen, next) == seen)
-			return next;
+			return next & KW_PACKED_MASK;
 	}
-	return __sync_fetch_and_add(cell, 1) + 1;
+	return (__sync_fetch_and_add(cell, 1) + 1) & KW_PACKED_MASK;
 }
 
 /* May somebody be killed now? Counts him, and trips the breaker. */
@@ -74,7 +77,7 @@ static __always_inline bool breaker_closed(uint64_t now_ns)
 {
 	if (control.stopped & KW_STOP_BREAKER)
 		return false;
-	if (window_add(&control.kills, now_ns / MINUTE_NS) <= control.max_kills)
+	if (window_add(&control.kills, now_ns) <= control.max_kills)
 		return true;
 	__sync_fetch_and_or(&control.stopped, KW_STOP_BREAKER);
 	return false;
@@ -198,7 +201,7 @@ __noinline uint64_t over_numbers(uint64_t slots, uint32_t depth, uint64_t start_
 		if (!(counted & bit))
 			continue;
 		cells = bpf_map_lookup_elem(&counters, &key);
-		if (cells && window_add(&cells->rate, start_ns / MINUTE_NS) > control.rates[slot & (KW_SLOTS - 1)])
+		if (cells && window_add(&cells->rate, start_ns) > control.rates[slot & (KW_SLOTS - 1)])
 			over |= bit << 32;
 	}
 	return over;

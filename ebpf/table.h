@@ -65,7 +65,7 @@ struct kw_control {
 	uint64_t woken;		 /* wake-ups asked for */
 	uint64_t last_wake_ns;
 	uint64_t adopted;	 /* processes the current task walk took in */
-	uint64_t kills;		 /* minute since boot << 32 | kills in it */
+	uint64_t kills;		 /* when the minute began, in 2^20 ns << 24 | kills in it */
 	uint64_t lost[8];	 /* by enum kw_stage */
 	uint64_t spared_told_ns; /* when a record last told that the breaker spared somebody */
 };
@@ -88,7 +88,7 @@ struct kw_counters_row {
 	uint64_t window_peak[4]; /* KW_READERS */
 	uint64_t enforced;
 	uint64_t would_enforce;
-	uint64_t rate;	      /* minute since boot << 32 | forks in it; of watches with a rate only */
+	uint64_t rate;	      /* when the minute began, in 2^20 ns << 24 | forks in it; of watches with a rate */
 	uint64_t reserved[4]; /* a row on its own two cache lines */
 };
 

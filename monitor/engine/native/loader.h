@@ -85,7 +85,7 @@ struct kw_rules {
 	uint32_t mode;		   /* enum kw_mode */
 	uint32_t reasons;	   /* mask of 1 << enum kw_reason: whose breach is acted on */
 	uint32_t depth;		   /* KW_REASON_DEPTH: deepest below the root */
-	uint32_t forks_per_minute; /* KW_REASON_RATE: most in one minute of the boot clock */
+	uint32_t forks_per_minute; /* KW_REASON_RATE: most in a minute that begins with a fork */
 };
 
 int kw_loader_enforce(struct kw_loader *loader, uint32_t slot, const struct kw_rules *rules);
@@ -97,7 +97,7 @@ void kw_loader_locate(struct kw_loader *loader, uint32_t slot, int wanted);
 /* KW_REASON_UID: the users that slot may run as, really and effectively. */
 int kw_loader_expect_uids(struct kw_loader *loader, uint32_t slot, const uint32_t *uids, uint32_t count);
 /*
- * For all watches: most kills in one minute of the boot clock; beyond, nobody is killed until this is called again.
+ * For all watches: most kills in a minute that begins with one; beyond, nobody is killed until this is called again.
  * fail_open: once this process has ended nobody is killed either, until this is called again; and a child for whose row
  * there is no room is let go. Otherwise enforcement goes on without it, and such a child is killed.
  */
