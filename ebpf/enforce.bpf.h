@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
- * What is done about a fork or exec that breaks an expectation: nothing, a record (dry run), or SIGKILL before the first
- * instruction. Decided here, from maps and control cells. Owns limits, the breaker and the kill. Refuses to know files
- * (judge.h) and who is kin.
+ * What is done about a fork or exec that breaks an expectation: nothing, a record (dry run), or SIGKILL before the
+ * first instruction. Decided here, from maps and control cells. Owns limits, the breaker and the kill. Refuses to know
+ * files (judge.h) and who is kin.
  *
  * Only descendants are killed, on behalf of the watches they descend from: whoever is a root of a watch is never killed
  * for it. A process that a command line still decides about is in none of these masks.
@@ -50,9 +50,9 @@ static __always_inline uint64_t breach_add(uint64_t breach, uint64_t slots, uint
 }
 
 /*
- * One more within a minute; returns how many that makes. A minute begins with the first after the last one's end, so that
- * one word holds all: more than so many in any 60 s may pass, but nobody is counted out who is not one too many in the
- * 60 s before him.
+ * One more within a minute; returns how many that makes. A minute begins with the first after the last one's end, so
+ * that one word holds all: more than so many in any 60 s may pass, but nobody is counted out who is not one too many in
+ * the 60 s before him.
  */
 __noinline uint32_t window_add(uint64_t *cell, uint64_t now_ns)
 {
@@ -259,7 +259,8 @@ static __noinline int fork_act(struct task_struct *child, const struct kw_kin *r
 /* A child of a watch that enforces. */
 static __always_inline void fork_enforce(struct task_struct *child, const struct kw_kin *row, uint64_t over)
 {
-	uint64_t breach = fork_breach(control.enforcing & row->watches, over, users_of(child), row->depth, row->start_ns);
+	uint64_t breach =
+	    fork_breach(control.enforcing & row->watches, over, users_of(child), row->depth, row->start_ns);
 
 	if (breach)
 		fork_act(child, row, breach);

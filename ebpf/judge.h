@@ -11,7 +11,8 @@
 #include <bpf/bpf_core_read.h>
 
 enum {
-	JUDGEMENT_FLAGS = 32,  /* of a judgement: slots that do not expect the file, then from this bit on enum kw_flag */
+	JUDGEMENT_FLAGS =
+	    32, /* of a judgement: slots that do not expect the file, then from this bit on enum kw_flag */
 	DIRECTORIES_ABOVE = 16 /* of a file, that are looked at */
 };
 
@@ -42,8 +43,8 @@ static __always_inline uint16_t file_state(const struct file *file)
 }
 
 /*
- * KW_TEMPORARY: does it lie where anybody may write: in a file system in memory, or below a directory of its file system that is open
- * to all? Not only the directory it is in: who may write to /tmp may make one there that is closed.
+ * KW_TEMPORARY: does it lie where anybody may write: in a file system in memory, or below a directory of its file
+ * system that is open to all? Not only the directory it is in: who may write to /tmp may make one there that is closed.
  */
 static __noinline uint32_t is_temporary(const struct file *file)
 {

@@ -94,8 +94,8 @@ enum {
 	SIGNAL_GROUP_EXIT = 0x00000004, /* include/linux/sched/signal.h */
 	KERNEL_PIDTYPE_SID = 3,		/* enum pid_type, include/linux/pid_types.h */
 	SIGKILL = 9,
-	S_IWOTH = 2,		      /* include/uapi/linux/stat.h */
-	TMPFS_MAGIC = 0x01021994,     /* include/uapi/linux/magic.h */
+	S_IWOTH = 2,		       /* include/uapi/linux/stat.h */
+	TMPFS_MAGIC = 0x01021994,      /* include/uapi/linux/magic.h */
 	RAMFS_MAGIC = (int)0x858458f6, /* the same */
 };
 

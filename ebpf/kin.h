@@ -94,7 +94,7 @@ __noinline uint64_t count_children(uint64_t watches, uint32_t what)
 		if (lower >> 63) /* one of them is: rare, and one branch for all five */
 			raise_peaks(slot, alive);
 		if (spare >> 63)
-			over |= (1 | (uint64_t)!~spare << JUST_OVER) << slot;
+			over |= (1 | (uint64_t) !~spare << JUST_OVER) << slot;
 	}
 	return over;
 }

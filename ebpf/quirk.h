@@ -36,9 +36,9 @@ static __always_inline uint32_t group_status(const struct task_struct *task)
 }
 
 /*
- * When an inode was last changed, ns since the epoch. "fs: rename i_ctime field to __i_ctime" (13bc24457850, in 6.6), "fs:
- * switch timespec64 fields in inode to discrete integers" (3aa63a569c64, in 6.11), and bit 31 of the nanoseconds is a mark
- * of multigrain timestamps since 4e40eff0b573 (in 6.13).
+ * When an inode was last changed, ns since the epoch. "fs: rename i_ctime field to __i_ctime" (13bc24457850, in 6.6),
+ * "fs: switch timespec64 fields in inode to discrete integers" (3aa63a569c64, in 6.11), and bit 31 of the nanoseconds
+ * is a mark of multigrain timestamps since 4e40eff0b573 (in 6.13).
  */
 struct timespec64 {
 	long long tv_sec;
@@ -79,13 +79,13 @@ static __always_inline uint64_t ctime_of(const struct inode *inode)
 }
 
 /*
- * A signal for another task than the current one: "bpf: implement bpf_send_signal_task() kfunc" (6280cf718db0, in 6.13). Before
- * it a child can be killed by user space, or by itself at its first exec.
+ * A signal for another task than the current one: "bpf: implement bpf_send_signal_task() kfunc" (6280cf718db0,
+ * in 6.13). Before it a child can be killed by user space, or by itself at its first exec.
  */
 enum kernel_pid_type { KERNEL_PIDTYPE_TGID = 1 };
 
-extern int bpf_send_signal_task(struct task_struct *task, int signal, enum kernel_pid_type type, uint64_t value) __ksym
-    __weak;
+extern int bpf_send_signal_task(struct task_struct *task, int signal, enum kernel_pid_type type,
+				uint64_t value) __ksym __weak;
 
 /*
  * bpf_loop() (e6f2dd0f8067, in 5.17) has its body verified once; 32 turns of a loop take the verifier 13 ms in each

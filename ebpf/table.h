@@ -12,7 +12,8 @@ enum kw_reader_state {
 
 /* What is to become of kin. */
 enum kw_fate {
-	KW_FATE_DOOMED = 1 /* the kernel could not signal it at its fork: its next exec is its last, user space kills it */
+	KW_FATE_DOOMED =
+	    1 /* the kernel could not signal it at its fork: its next exec is its last, user space kills it */
 };
 
 /* Why nobody is killed at present. */
@@ -60,9 +61,9 @@ struct kw_control {
 	uint32_t daemon_pid;	  /* whose end stops enforcement, 0: nobody's; beside what every exit reads */
 	uint32_t stopped;	  /* mask of enum kw_stop */
 	uint64_t daemon_start_ns; /* of that daemon */
-	uint64_t activity;	 /* records submitted << 24 | kin alive: one atomic add moves both */
-	uint64_t overflowed;	 /* kin whose row was taken by another */
-	uint64_t woken;		 /* wake-ups asked for */
+	uint64_t activity;	  /* records submitted << 24 | kin alive: one atomic add moves both */
+	uint64_t overflowed;	  /* kin whose row was taken by another */
+	uint64_t woken;		  /* wake-ups asked for */
 	uint64_t last_wake_ns;
 	uint64_t adopted;	 /* processes the current task walk took in */
 	uint64_t kills;		 /* when the minute began, in 2^20 ns << 24 | kills in it */

@@ -146,10 +146,12 @@ class Spool(Table, frozen=True, kw_only=True):
 class Enforcement(Table, frozen=True, kw_only=True):
     """[enforcement]."""
 
-    max_kills_per_minute: Annotated[int, Meta(ge=1, description="beyond: enforcement stops, an alarm says so")] = 600
+    max_kills_per_minute: Annotated[
+        int, Meta(ge=1, description="beyond: nobody is killed until a reload, and an alarm says so")
+    ] = 600
     fail: Annotated[
         Literal["closed", "open"],
-        Meta(description="closed | open: whether it goes on without the daemon, and kills whom there is no room to follow"),
+        Meta(description="closed | open: open kills nobody without a daemon, nor for want of room"),
     ] = "closed"
 
 

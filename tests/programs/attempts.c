@@ -248,11 +248,21 @@ static const struct {
 	const char *name;
 	pid_t (*start)(void);
 } ways[] = {
-    {"fork", by_fork},		     {"vfork", by_vfork},	    {"clone_vm", by_clone_vm},
-    {"clone3", by_clone3},	     {"namespace", by_namespace},   {"thread", by_thread},
-    {"exec_fork", exec_fork},	     {"exec_vfork", exec_vfork},    {"exec_spawn", exec_spawn},
-    {"exec_thread", exec_thread},    {"exec_memory", exec_memory},  {"exec_deleted", exec_deleted},
-    {"exec_shell", exec_shell},	     {"exec_traced", exec_traced},  {"exec_orphan", exec_orphan},
+    {"fork", by_fork},
+    {"vfork", by_vfork},
+    {"clone_vm", by_clone_vm},
+    {"clone3", by_clone3},
+    {"namespace", by_namespace},
+    {"thread", by_thread},
+    {"exec_fork", exec_fork},
+    {"exec_vfork", exec_vfork},
+    {"exec_spawn", exec_spawn},
+    {"exec_thread", exec_thread},
+    {"exec_memory", exec_memory},
+    {"exec_deleted", exec_deleted},
+    {"exec_shell", exec_shell},
+    {"exec_traced", exec_traced},
+    {"exec_orphan", exec_orphan},
 };
 
 static pid_t (*way_of(const char *name))(void)

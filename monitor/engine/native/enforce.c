@@ -215,8 +215,7 @@ int kw_loader_expect_uids(struct kw_loader *loader, uint32_t slot, const uint32_
 	while (!error && bpf_map_get_next_key(fd, previous, &next) == 0) {
 		key = next;
 		previous = &key;
-		if (bpf_map_lookup_elem(fd, &key, &mask) || !(mask & slot_bit(slot)) ||
-		    uid_is_wanted(uids, count, key))
+		if (bpf_map_lookup_elem(fd, &key, &mask) || !(mask & slot_bit(slot)) || uid_is_wanted(uids, count, key))
 			continue;
 		mask &= ~slot_bit(slot);
 		if (mask) {

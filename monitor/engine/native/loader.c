@@ -376,8 +376,8 @@ static int set_load(struct kw_loader *loader, const struct kw_loader_config *con
 static int set_attach(struct kw_loader *loader)
 {
 	/* Hooks before iterators; exit before fork, so that no row can be made that no hook would remove. */
-	static const int order[LINKS] = {LINK_EXIT,	    LINK_EXEC,		LINK_FORK,    LINK_CGROUP_RMDIR,
-					 LINK_CGROUP_MKDIR, LINK_CGROUP_ATTACH, LINK_WALK,    LINK_FORGET,
+	static const int order[LINKS] = {LINK_EXIT,	    LINK_EXEC,		LINK_FORK,     LINK_CGROUP_RMDIR,
+					 LINK_CGROUP_MKDIR, LINK_CGROUP_ATTACH, LINK_WALK,     LINK_FORGET,
 					 LINK_SETTLE,	    LINK_DUMP,		LINK_SNAPSHOT, LINK_IDENTIFY};
 
 	for (int n = 0; n < LINKS; n++) {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What the loader's files share: loader.c (open, pins, free), tables.c (rules), enforce.c (what is done about a breach), ring.c (the walk along a
- * ring), drain.c (ring to door), resume.c (what was before), swap.c (from one version's programs to the next), netload.c and
- * netrun.c (the network side). */
+/* What the loader's files share: loader.c (open, pins, free), tables.c (rules), enforce.c (what is done about a
+ * breach), ring.c (the walk along a ring), drain.c (ring to door), resume.c (what was before), swap.c (from one
+ * version's programs to the next), netload.c and netrun.c (the network side). */
 #ifndef KINWATCH_LOADER_PARTS_H
 #define KINWATCH_LOADER_PARTS_H
 
