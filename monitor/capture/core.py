@@ -47,6 +47,9 @@ NET_PROGRAMS: Final = Path(__file__).with_name("net.bpf.o")
 VERDICTS_A_POLL: Final = 256
 """Command lines that are read before lines go out: what a provisional process did is counted when it is told."""
 
+ENFORCEMENT: Final = Enforcement()
+"""What holds for all watches when nothing is said."""
+
 ORIGINS: Final = {0: "new", 1: "taken over", 2: "swapped"}
 
 
@@ -67,7 +70,7 @@ class CoreCapture:
         pins: str = "",
         fresh: bool = False,
         programs: Path | None = None,
-        enforcing: Enforcement = Enforcement(),
+        enforcing: Enforcement = ENFORCEMENT,
     ) -> None:
         """Load, or take over.
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 MANY = Enforcement(max_kills_per_minute=1_000_000)
 """A breaker that does not trip."""
+DEFAULTS = CaptureTable()
 
 
 def killing(name: str, expect: Expect) -> Watch:
@@ -42,9 +43,10 @@ class Enforcing:
     def row(self, name: str) -> CData:
         """The kernel's counters of a watch."""
         cells = ffi.new("struct kw_counters[]", lib.KW_SLOTS)
-        assert lib.kw_loader_snapshot(self.capture._handle, -1, cells) == 0  # noqa: SLF001 - the cells themselves
+        assert lib.kw_loader_snapshot(self.capture._handle, -1, cells) == 0
         slot = next(held.slot for held in self.capture.watches if held.watch.name == name)
-        return cells[slot]
+        row: CData = cells[slot]
+        return row
 
     def lines(self) -> list[Line]:
         """All lines so far. Not while the thread polls."""
@@ -68,7 +70,7 @@ class Enforcing:
 def opened(
     watches: Sequence[Watch],
     settings: Enforcement = MANY,
-    table: CaptureTable = CaptureTable(),
+    table: CaptureTable = DEFAULTS,
     programs: Path | None = None,
 ) -> Iterator[Enforcing]:
     """The capture, begun; unloaded when the block ends."""

@@ -272,7 +272,7 @@ def test_who_cannot_be_followed(programs: Programs, name: str, fail: str, childr
 
 
 def test_python_and_its_ways_to_start_programs(programs: Programs, name: str) -> None:
-    """subprocess (vfork or posix_spawn), os.system and multiprocessing's fork, from a copy of the interpreter."""
+    """By subprocess, os.system and posix_spawn, from a copy of the interpreter."""
     code = """
 import os, subprocess, sys
 reading, writing = os.pipe()

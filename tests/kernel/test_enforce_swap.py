@@ -23,6 +23,7 @@ from tests.kernel.follow import poll
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from monitor.detect.snapshot import WatchSnapshot
     from tests.contract.conftest import Programs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,7 +43,7 @@ def pins() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def without_signal_task(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The programs as a kernel without bpf_send_signal_task() loads them: they look for a function that is not there."""
+    """The programs as a kernel without bpf_send_signal_task() loads them: they look for what is not there."""
     made = tmp_path_factory.mktemp("without") / "kinwatch.bpf.o"
     flags = runpy.run_path(str(ROOT / "build" / "ebpf.py"))["flags"]()
     flags.append("-Dbpf_send_signal_task=bpf_send_signal_nobody")
@@ -61,6 +62,8 @@ def test_the_next_version_goes_on_killing_and_counts_nothing_twice(pins: str, pr
     watches = [killing(name, Expect(child_processes=0))]
     table = CaptureTable(ring_bytes=1 << 24, network=False)
     lines: list[bytes] = []
+    told: dict[str, object] = {}
+    snapshots: list[WatchSnapshot] = []
     with Engine() as engine:
         capture = CoreCapture(engine, watches, table, pins=pins, enforcing=MANY)
         capture.start()
@@ -85,10 +88,11 @@ def test_the_next_version_goes_on_killing_and_counts_nothing_twice(pins: str, pr
                 capture.drain()
                 lines += engine.take().lines.splitlines()
                 capture.commit()
-                row = capture.snapshot(None, 0).watches[0]
+                snapshots.append(capture.snapshot(None, 0).watches[0])
             finally:
                 capture.close(keep=True)
     assert told == {"fact": "attempts", "bytes": 0, "killed": COUNT, "failed": 0}
+    row = snapshots[-1]
     assert (row.enforced, row.spawned, row.exits, row.alive) == (COUNT, COUNT, COUNT, 0)
     killed = [line.process_id for line in map(decode, lines) if isinstance(line, Enforced)]
     assert len(set(killed)) == len(killed) == COUNT
@@ -114,16 +118,19 @@ def test_a_child_that_the_kernel_cannot_signal_is_killed_by_user_space(
     programs: Programs, without_signal_task: Path, name: str
 ) -> None:
     """Children that stay and execute nothing are gone soon; a stranger's stay."""
-    with opened([killing(name, Expect(child_processes=2))], programs=without_signal_task) as enforcing:
-        with enforcing.polled():
-            stranger = programs.start("family", f"not{name}", "5")
-            stranger.fact("child", 5)
-            app = programs.start("family", name, "5")
-            eventually(lambda: enforcing.row(name).exits == 3, "three of five to be killed")
-            row = enforcing.row(name)
-            assert (row.enforced, row.alive, row.spawned) == (3, 2, 5)
-            app.release()
-            stranger.release()
+    watch = killing(name, Expect(child_processes=2))
+    with opened([watch], programs=without_signal_task) as enforcing, enforcing.polled():
+        stranger = programs.start("family", f"not{name}", "5")
+        stranger.fact("child", 5)
+        app = programs.start("family", name, "5")
+        eventually(lambda: enforcing.row(name).exits == 3, "three of five to be killed")
+        row = enforcing.row(name)
+        assert (row.enforced, row.alive, row.spawned) == (3, 2, 5)
+        assert all(Path(f"/proc/{fact['pid']}/exe").exists() for fact in stranger.facts("child")), (
+            "none of them is hurt"
+        )
+        app.release()
+        stranger.release()
 
 
 def test_nobody_is_killed_for_a_watch_that_is_gone(programs: Programs, without_signal_task: Path, name: str) -> None:
@@ -141,10 +148,10 @@ def test_nobody_is_killed_for_a_watch_that_is_gone(programs: Programs, without_s
 
 
 def test_the_breaker_spares_those_left_to_user_space(programs: Programs, without_signal_task: Path, name: str) -> None:
-    settings = Enforcement(max_kills_per_minute=1)
-    with opened([killing(name, Expect(child_processes=0))], settings, programs=without_signal_task) as enforcing:
-        with enforcing.polled():
-            app = programs.start("family", name, "6")
-            app.fact("child", 5)
-            assert enforcing.row(name).enforced == 1
-            app.release()
+    watch = killing(name, Expect(child_processes=0))
+    once = Enforcement(max_kills_per_minute=1)
+    with opened([watch], once, programs=without_signal_task) as enforcing, enforcing.polled():
+        app = programs.start("family", name, "6")
+        app.fact("child", 5)
+        assert enforcing.row(name).enforced == 1
+        app.release()
