@@ -12,7 +12,7 @@ EBPF := $(wildcard ebpf/*.[ch])
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build native ebpf dev run demo demo-defender test test-long sanitise fuzz bench lint format wheel clean
+.PHONY: help build native ebpf dev run demo demo-defender test test-long vm sanitise fuzz bench lint format wheel clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf 'make %-13s %s\n' "$$name" "$$text"; done
@@ -40,6 +40,10 @@ test: dev sanitise ## the suite (as root): sanitizers, 20 s of fuzzing, then eve
 test-long: dev sanitise ## the suite with full numbers
 	$(MAKE) fuzz FUZZ_SECONDS=120
 	KINWATCH_LONG=1 $(PYTHON) -m pytest tests
+
+vm: dev ## the suite on other kernels, in virtual machines; writes docs/kernels.md
+	@build/packages.sh vm
+	$(PYTHON) -m tests.vm.run
 
 sanitise: dev ## the engine's tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	$(PYTHON) build/sanitise.py engine

@@ -32,7 +32,7 @@ NATIVE = ROOT / "monitor" / "engine" / "native"
 OUTPUT = ROOT / "monitor" / "engine" / "_native.abi3.so"
 
 # Read by cffi in this order, and included in this order by the file it generates.
-HEADERS = (ROOT / "ebpf" / "event.h", NATIVE / "engine.h", NATIVE / "loader.h")
+HEADERS = (ROOT / "ebpf" / "event.h", NATIVE / "engine.h", NATIVE / "loader.h", NATIVE / "device.h")
 
 INCLUDES = ("-Iebpf", "-Imonitor/engine/native")
 # C11 with typeof, and Linux beyond POSIX. Defined as nothing, so that a file may define it the same way again.

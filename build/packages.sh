@@ -4,6 +4,7 @@
 #   build/packages.sh build     to build and run
 #   build/packages.sh dev       also to test, lint, fuzz and measure
 #   build/packages.sh demo      also to play the demonstration with a broker
+#   build/packages.sh vm        also to test on other kernels
 #
 # Owns the lists. Refuses to know anything else. Needs root only when something is missing.
 set -eu
@@ -16,13 +17,16 @@ DEV="bpftool clang-format clang-tidy cppcheck libclang-rt-dev binutils util-linu
 	mosquitto openssl softhsm2 faketime"
 # The broker of the demonstration of publishing.
 DEMO="mosquitto openssl"
+# Virtual machines with other kernels.
+VM="qemu-system-x86 mmdebstrap kmod busybox-static e2fsprogs debian-archive-keyring"
 
 case "${1:-}" in
 build) wanted=$BUILD ;;
 dev) wanted="$BUILD $DEV" ;;
 demo) wanted="$BUILD $DEMO" ;;
+vm) wanted="$BUILD $DEV $VM" ;;
 *)
-	echo "usage: build/packages.sh build|dev|demo" >&2
+	echo "usage: build/packages.sh build|dev|demo|vm" >&2
 	exit 2
 	;;
 esac

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Run the engine under AddressSanitizer and UndefinedBehaviorSanitizer: its tests, or a fuzzer at its door.
+"""Run the engine under AddressSanitizer and UndefinedBehaviorSanitizer: its tests, or fuzzers at its doors.
 
 Owns: the sanitized builds under .cache/sanitise. Refuses to know: what the tests and the fuzz target check.
 
 sanitise.py engine             tests/engine against a module built by gcc with both sanitizers
-sanitise.py fuzz --seconds N   tests/fuzz/fuzz_ingest.c (libFuzzer, clang), starting from tests/data/*.rec
+sanitise.py fuzz --seconds N   each of tests/fuzz/fuzz_*.c (libFuzzer, clang); fuzz_ingest starts from tests/data/*.rec
 """
 
 from __future__ import annotations
@@ -73,16 +73,21 @@ def engine() -> int:
 
 
 def fuzz(seconds: int) -> int:
-    """Fuzz the door for seconds; not 0 when it broke, and the input that did it is named by libFuzzer."""
-    HOME.mkdir(parents=True, exist_ok=True)
-    target = HOME / "fuzz_ingest"
-    inputs = [ROOT / "tests" / "fuzz" / "fuzz_ingest.c", *engine_sources()]
+    """Fuzz every door, for seconds together; not 0 when one broke, and the input that did it is named by libFuzzer."""
+    doors = sorted((ROOT / "tests" / "fuzz").glob("fuzz_*.c"))
+    return max(_fuzz(door, max(1, seconds // len(doors))) for door in doors)
+
+
+def _fuzz(door: Path, seconds: int) -> int:
+    corpus = HOME / f"corpus-{door.stem}"
+    corpus.mkdir(parents=True, exist_ok=True)  # grows from run to run
+    target = HOME / door.stem
     clang = shlex.split(os.environ.get("CLANG", "clang"))
+    inputs = [door, *engine_sources()]
     run([*clang, *native.LANGUAGE, *native.WARNINGS, *FUZZ_FLAGS, *native.INCLUDES, *inputs, "-o", target])
-    corpus = HOME / "corpus"
-    corpus.mkdir(exist_ok=True)  # grows from run to run
-    for record_file in (ROOT / "tests" / "data").glob("*.rec"):
-        shutil.copy2(record_file, corpus)
+    if door.stem == "fuzz_ingest":
+        for record_file in (ROOT / "tests" / "data").glob("*.rec"):
+            shutil.copy2(record_file, corpus)
     command = [
         *(str(target), f"-max_total_time={seconds}", f"-max_len={LONGEST_INPUT_BYTES}", "-print_final_stats=1"),
         *("-verbosity=1", "-timeout=10", f"-artifact_prefix={HOME}/found-", str(corpus)),

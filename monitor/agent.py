@@ -23,7 +23,7 @@ from monitor import __version__
 from monitor.capture import device
 from monitor.capture.core import CoreCapture
 from monitor.capture.recordfile import RecordedWatch, RecordWriter
-from monitor.config import require_watches
+from monitor.config import expectation_notes, require_watches
 from monitor.control import ControlServer
 from monitor.defender.link import Unreachable
 from monitor.detect.metrics import lower_bound_metrics
@@ -299,6 +299,8 @@ class Agent:
                 self._change_publication(config)
                 self._config = config
                 self._device.change(cpu=config.report.cpu_usage, namespaces=config.report.namespaces)
+                for note in expectation_notes(config):
+                    say(note)
                 self._reloading = config
                 self._capture.interrupt()
         except ConfigInvalid as error:
@@ -449,6 +451,8 @@ class Agent:
         if judged and not {"remotes", "listening_ports"}.isdisjoint(snapshot.unknown):
             extent = "are not judged" if snapshot.unknown >= NETWORK else "are judged in part"
             say(f"expected destinations and ports {extent}: 'kinwatch doctor' says why")
+        for note in expectation_notes(self._config):
+            say(note)
         for watch in snapshot.watches:
             if not watch.roots and self._command is None:
                 say(f"watch {watch.name} matches nothing yet")

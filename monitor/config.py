@@ -80,6 +80,7 @@ __all__ = [
     "Spool",
     "Watch",
     "WatchKind",
+    "expectation_notes",
     "keys",
     "load",
     "notes",
@@ -254,10 +255,17 @@ def notes(config: Config) -> tuple[str, ...]:
             said.append(f"watch {watch.name}: {watch.value} does not exist yet; it is watched as soon as it does")
         if watch.kind == "pid" and watch.value != COMMAND_PID and not Path("/proc", watch.value).exists():
             said.append(f"watch {watch.name}: there is no process {watch.value}")
-        said += (
+    return (*said, *expectation_notes(config))
+
+
+def expectation_notes(config: Config) -> tuple[str, ...]:
+    """Say which expected executables are not there, and what enforcement does not reach: also at a start and reload."""
+    said = []
+    for watch in config.watches:
+        said += [
             f"watch {watch.name}: the expected executable {path} does not exist; it is not expected before a reload"
             for path in missing(watch.expect)
-        )
+        ]
         if watch.enforce != "off":
             said += _unenforced(watch)
     return tuple(said)

@@ -1,20 +1,15 @@
 """The device-wide blocks of a report, as plain data, and how two readings become one.
 
-Owns totals, order and deltas. Refuses to know where readings come from and how a document is written.
+Owns totals, limits and deltas. Refuses to know where readings come from, how rows are compared
+(`monitor.engine.device` does) and how a document is written.
 """
 
 from __future__ import annotations
 
-import heapq
-from collections import Counter, defaultdict
-from typing import TYPE_CHECKING, TypeVar
-
 import msgspec
 
 from monitor.detect.metrics import CPU_USAGE, Metric
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+from monitor.engine.device import CONNECTION_BYTES, PORT_BYTES, cut_connections, cut_ports
 
 LIST_LIMIT = 250
 """Entries kept of each list; totals stay true. Three lists of it stay well under the 128 KB of a report."""
@@ -61,18 +56,33 @@ class CpuTime(msgspec.Struct, frozen=True, kw_only=True):
 class DeviceReading(msgspec.Struct, frozen=True, kw_only=True):
     """The network side of this device at one moment: of the reader's network namespace and of those configured."""
 
-    tcp_ports: frozenset[Port]
-    udp_ports: frozenset[Port]
-    connections: tuple[Connection, ...]
     interfaces: dict[str, NetworkStats]
     """By interface name, loopback included; of another namespace by its path, a colon and the name."""
+    tcp: bytes = b""
+    """Ports that take connections, each once, as rows (`monitor.engine.device.Found`): thousands of them are kept for
+    the next window, and only those that a report shows are worth objects. As `udp`."""
+    udp: bytes = b""
+    connected: bytes = b""
+    """Established connections of TCP, as rows."""
     namespaces: dict[str, int] = {}
     """Of the namespaces configured those of which something is known, by path: the inode, 0 where none was there."""
     cpu: CpuTime | None = None
     """None: nobody asked."""
 
+    @property
+    def tcp_ports(self) -> tuple[Port, ...]:
+        """Every port that takes connections, in order."""
+        return _kept_ports(b"", self.tcp, len(self.tcp))
 
-Entry = TypeVar("Entry", Port, Connection)
+    @property
+    def udp_ports(self) -> tuple[Port, ...]:
+        """Every port that takes datagrams, in order."""
+        return _kept_ports(b"", self.udp, len(self.udp))
+
+    @property
+    def connections(self) -> tuple[Connection, ...]:
+        """Every established connection, in order."""
+        return _kept_connections(b"", self.connected, len(self.connected))
 
 
 class DeviceBlocks(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,12 +108,12 @@ def blocks(previous: DeviceReading | None, current: DeviceReading, limit: int = 
     """
     before = previous or _NOTHING
     return DeviceBlocks(
-        tcp_ports=_kept(before.tcp_ports, current.tcp_ports, _ports, limit),
-        tcp_ports_total=len(current.tcp_ports),
-        udp_ports=_kept(before.udp_ports, current.udp_ports, _ports, limit),
-        udp_ports_total=len(current.udp_ports),
-        connections=_kept(before.connections, current.connections, _remotes, limit),
-        connections_total=len(current.connections),
+        tcp_ports=_kept_ports(before.tcp, current.tcp, limit),
+        tcp_ports_total=len(current.tcp) // PORT_BYTES,
+        udp_ports=_kept_ports(before.udp, current.udp, limit),
+        udp_ports_total=len(current.udp) // PORT_BYTES,
+        connections=_kept_connections(before.connected, current.connected, limit),
+        connections_total=len(current.connected) // CONNECTION_BYTES,
         network_stats=_growth(previous, current) if previous else None,
     )
 
@@ -122,49 +132,15 @@ def device_metrics(previous: DeviceReading | None, current: DeviceReading) -> li
     return [Metric(CPU_USAGE, "number", round(percent, 1))]
 
 
-_NOTHING = DeviceReading(tcp_ports=frozenset(), udp_ports=frozenset(), connections=(), interfaces={})
+_NOTHING = DeviceReading(interfaces={})
 
 
-def _ports(entries: Collection[Port]) -> list[object]:
-    return [entry.port for entry in entries]
+def _kept_ports(before: bytes, now: bytes, limit: int) -> tuple[Port, ...]:
+    return tuple([Port(*one) for one in cut_ports(before, now, limit)])
 
 
-def _remotes(entries: Collection[Connection]) -> list[object]:
-    return [entry.remote_addr.rpartition(":")[0] for entry in entries]
-
-
-def _kept(
-    earlier: Collection[Entry], now: Collection[Entry], traits: Callable[[Collection[Entry]], list[object]], limit: int
-) -> tuple[Entry, ...]:
-    """At most `limit` entries, sorted: the newest, then those whose trait is rarest."""
-    if len(now) <= limit:
-        return tuple(sorted(now))
-    known = set(earlier)
-    new = [entry for entry in now if entry not in known]
-    of_each = traits(now)
-    common = Counter(of_each)
-    kept = _rarest(new, traits(new), common, limit)
-    if len(kept) < limit and new:
-        old = [entry for entry in now if entry in known]
-        kept += _rarest(old, traits(old), common, limit - len(kept))
-    elif not new:
-        kept = _rarest(now, of_each, common, limit)
-    return tuple(sorted(kept))
-
-
-def _rarest(entries: Collection[Entry], of_each: Sequence[object], common: Counter[object], limit: int) -> list[Entry]:
-    """At most `limit` of the entries: those whose trait is least common, then the first in order."""
-    ranks: dict[int, set[object]] = defaultdict(set)
-    for trait in set(of_each):
-        ranks[common[trait]].add(trait)
-    kept: list[Entry] = []
-    for rank in sorted(ranks):
-        if len(kept) == limit:
-            break
-        of_rank = [entry for entry, trait in zip(entries, of_each, strict=True) if trait in ranks[rank]]
-        # no more than needed is put in order: thousands of entries may share a rank
-        kept += heapq.nsmallest(limit - len(kept), of_rank)
-    return kept
+def _kept_connections(before: bytes, now: bytes, limit: int) -> tuple[Connection, ...]:
+    return tuple([Connection(*one) for one in cut_connections(before, now, limit)])
 
 
 def _growth(previous: DeviceReading, current: DeviceReading) -> NetworkStats:

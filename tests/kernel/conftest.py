@@ -19,10 +19,10 @@ import pytest
 from monitor.capture.core import PINS
 from monitor.capture.rules import cgroup2_mount
 from monitor.launch import LOCK
+from tests.compiling import compiled as build
 from tests.contract.conftest import (
     DEADLINE_S,
     KINWATCH,
-    PROGRAMS,
     Programs,
     Watcher,
     compiled,
@@ -192,8 +192,7 @@ def daemons(tmp_path: Path) -> Iterator[Daemons]:
 def kernel_programs(compiled: Path) -> Path:
     """The directory of compiled programs, with those of this directory added."""
     for source in sorted(HERE.glob("*.c")):
-        flags = ["-O1", "-Wall", "-Wextra", "-Werror", "-static", f"-I{PROGRAMS}"]
-        subprocess.run(["gcc", *flags, "-o", compiled / source.stem, source], check=True)
+        build(source, compiled / source.stem, "-static")
     return compiled
 
 

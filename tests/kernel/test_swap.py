@@ -17,6 +17,7 @@ from monitor.errors import CaptureUnavailable
 from monitor.expect import Expect
 from monitor.schema import Capture as CaptureTable
 from monitor.watch import Watch
+from tests.compiling import compiled
 from tests.kernel.follow import poll
 
 if TYPE_CHECKING:
@@ -27,64 +28,12 @@ if TYPE_CHECKING:
 PINS = "/sys/fs/bpf/kinwatch_swap_test"
 OBJECT = Path(__file__).parents[2] / "monitor" / "capture" / "kinwatch.bpf.o"
 NAME = "kwswapped"
-PROGRAM = """
-#include <stdio.h>
-#include <sys/select.h>
-#include <sys/wait.h>
-#include <unistd.h>
-/* A child that stays, a daemon that nobody's ppid leads to, then short children until a line comes on stdin. */
-int main(void)
-{
-	unsigned long children = 3;
-	char byte;
-	int gate[2];
-
-	if (pipe(gate))
-		return 1;
-	if (fork() == 0) {
-		close(gate[1]);
-		return read(gate[0], &byte, 1) != 0;
-	}
-	if (fork() == 0) {
-		setsid();
-		if (fork() == 0) {
-			close(gate[1]);
-			return read(gate[0], &byte, 1) != 0;
-		}
-		return 0;
-	}
-	wait(NULL);
-	puts("ready");
-	fflush(stdout);
-	for (;;) {
-		struct timeval now = {0, 0};
-		fd_set set;
-
-		FD_ZERO(&set);
-		FD_SET(0, &set);
-		if (select(1, &set, NULL, NULL, &now) > 0)
-			break;
-		if (fork() == 0)
-			_exit(0);
-		wait(NULL);
-		children++;
-	}
-	close(gate[1]);
-	while (wait(NULL) > 0)
-		;
-	printf("%lu\\n", children);
-	return 0;
-}
-"""
 
 
 @contextlib.contextmanager
 def _running(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """The forking application, past its first three children."""
-    source = tmp_path / "program.c"
-    source.write_text(PROGRAM)
-    program = tmp_path / NAME
-    subprocess.run(["gcc", "-O1", "-Wall", "-Werror", "-o", program, source], check=True)
+    program = compiled(Path(__file__).with_name("forks_until_told.c"), tmp_path / NAME)
     with subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None

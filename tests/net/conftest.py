@@ -5,12 +5,12 @@ Owns how long each of them lives. Refuses to know what they do: that is rig.py.
 
 from __future__ import annotations
 
-import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.net.rig import HERE, PROGRAMS, Net, Peer, Wire
+from tests.compiling import compiled
+from tests.net.rig import PROGRAMS, Net, Peer, Wire
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,8 +22,7 @@ def net_programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Directory of the compiled programs; every warning is an error."""
     directory = tmp_path_factory.mktemp("net")
     for source in sorted(PROGRAMS.glob("*.c")):
-        flags = ["-O1", "-Wall", "-Wextra", "-Werror", f"-I{HERE.parent / 'programs'}"]
-        subprocess.run(["gcc", *flags, "-o", directory / source.stem, source], check=True)
+        compiled(source, directory / source.stem)
     return directory
 
 

@@ -25,7 +25,7 @@ import pytest
 
 from monitor.capture import device
 from monitor.capture.device import DeviceReader
-from monitor.capture.diag import Unavailable, View, view_of
+from monitor.capture.diag import Unavailable, view_of
 from monitor.detect.device import LIST_LIMIT, DeviceReading, blocks
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def scene(name: str) -> dict[str, Any]:
     with sockets.stack:
         {"every kind": every_kind, "crowd": crowd}[name](sockets)
         reading = device.read()
-        with mock.patch.object(device, "View", side_effect=Unavailable(2, "a kernel without inet_diag")):
+        with mock.patch.object(device, "read_own", side_effect=Unavailable(2, "a kernel without inet_diag")):
             walked = device.read()
         made = blocks(None, reading)
         return {
@@ -398,12 +398,6 @@ def test_what_is_no_network_namespace_is_said(path: str) -> None:
     assert "not a network namespace" in text
     with pytest.raises(OSError, match="not a network namespace"):
         view_of(path)
-
-
-def test_the_error_of_a_dump_comes_with_its_end_and_is_found() -> None:
-    nobody = 254  # IANA: for experiments
-    with View() as view, pytest.raises(FileNotFoundError):
-        view._of_families(nobody, 1)
 
 
 @pytest.mark.parametrize(("name", "taken"), [("ab", True), ("a:b", False)])

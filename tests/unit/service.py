@@ -286,7 +286,7 @@ class Counters:
         return Snapshot(wall_ns=0, boot_ns=0, watches=(watch,), lost={})
 
 
-NO_NETWORK: Final = DeviceReading(tcp_ports=frozenset(), udp_ports=frozenset(), connections=(), interfaces={})
+NO_NETWORK: Final = DeviceReading(interfaces={})
 
 
 class _State:

@@ -21,13 +21,7 @@ if TYPE_CHECKING:
 
 
 def reading(busy_s: float, all_s: float) -> DeviceReading:
-    return DeviceReading(
-        tcp_ports=frozenset(),
-        udp_ports=frozenset(),
-        connections=(),
-        interfaces={},
-        cpu=CpuTime(busy_s=busy_s, all_s=all_s),
-    )
+    return DeviceReading(interfaces={}, cpu=CpuTime(busy_s=busy_s, all_s=all_s))
 
 
 def percent(metrics: Sequence[Metric]) -> float:

@@ -97,7 +97,8 @@ def test_every_c_file_names_its_licence_first() -> None:
 
 
 def test_the_wire_has_no_preprocessor_line() -> None:
-    for name in ("ebpf/event.h", "monitor/engine/native/engine.h", "monitor/engine/native/loader.h"):
+    native = [f"monitor/engine/native/{name}.h" for name in ("engine", "loader", "device")]
+    for name in ("ebpf/event.h", *native):
         lines = _text(ROOT / name).splitlines()
         assert not [line for line in lines if line.startswith("#")], f"{name}: cffi's parser refuses it"
 

