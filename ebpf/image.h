@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
  * The image record: what a process runs. Put together in a scratch room, then copied to the ring with its true size.
- * While it grows, image.unexpected holds the bytes of tail used so far.
  */
 #ifndef KINWATCH_IMAGE_H
 #define KINWATCH_IMAGE_H
 
 #include "emit.h"
+#include "judge.h"
 #include <bpf/bpf_core_read.h>
 
 enum {
@@ -154,7 +154,7 @@ static __always_inline void path_keep(struct kw_scratch *room, struct kw_text *t
 {
 	uint32_t start = put & (KW_PATH_BYTES - 1);
 	uint32_t length = KW_PATH_BYTES - start;
-	uint32_t used = room->image.unexpected;
+	uint32_t used = room->filled;
 
 	if (!(put & PATH_WHOLE))
 		room->image.header.flags |= KW_TRUNCATED;
@@ -166,29 +166,20 @@ static __always_inline void path_keep(struct kw_scratch *room, struct kw_text *t
 	bpf_probe_read_kernel(room->tail + used, length, room->path + start);
 	text->offset = sizeof(room->image) + used;
 	text->length = length;
-	room->image.unexpected = used + length;
+	room->filled = used + length;
 }
 
 static __always_inline void exe_keep(struct kw_scratch *room, const struct file *exe, uint32_t index)
 {
-	char begin[6] = {};
-
 	path_keep(room, &room->image.exe, path_put((uint64_t)__builtin_preserve_access_index(&exe->f_path), index));
 	room->image.inode = BPF_CORE_READ(exe, f_inode, i_ino);
 	room->image.device = BPF_CORE_READ(exe, f_inode, i_sb, s_dev);
-	room->image.header.flags |= KW_HAS_EXE;
-	if (BPF_CORE_READ(exe, f_inode, __i_nlink) != 0)
-		return;
-	room->image.header.flags |= KW_DELETED;
-	bpf_probe_read_kernel(begin, sizeof(begin), BPF_CORE_READ(exe, f_path.dentry, d_name.name));
-	if (begin[0] == 'm' && begin[1] == 'e' && begin[2] == 'm' && begin[3] == 'f' && begin[4] == 'd' &&
-	    begin[5] == ':')
-		room->image.header.flags |= KW_MEMFD;
+	room->image.header.flags |= KW_HAS_EXE | file_state(exe);
 }
 
 static __always_inline void script_keep(struct kw_scratch *room, const char *script)
 {
-	uint32_t used = room->image.unexpected;
+	uint32_t used = room->filled;
 	long bytes;
 
 	if (used > sizeof(room->tail) - KW_PATH_BYTES)
@@ -200,7 +191,7 @@ static __always_inline void script_keep(struct kw_scratch *room, const char *scr
 		room->image.header.flags |= KW_TRUNCATED;
 	room->image.script.offset = sizeof(room->image) + used;
 	room->image.script.length = bytes - 1;
-	room->image.unexpected = used + bytes - 1;
+	room->filled = used + bytes - 1;
 }
 
 static __always_inline void argv_keep(struct kw_scratch *room, const struct mm_struct *mm)
@@ -208,7 +199,7 @@ static __always_inline void argv_keep(struct kw_scratch *room, const struct mm_s
 	uint64_t from = BPF_CORE_READ(mm, arg_start);
 	uint64_t length = BPF_CORE_READ(mm, arg_end) - from;
 	uint64_t bytes = length < KW_ARGV_BYTES ? length : KW_ARGV_BYTES;
-	uint32_t used = room->image.unexpected;
+	uint32_t used = room->filled;
 
 	room->image.argv_bytes = length;
 	if (length > KW_ARGV_BYTES)
@@ -221,12 +212,12 @@ static __always_inline void argv_keep(struct kw_scratch *room, const struct mm_s
 	room->image.argv.offset = sizeof(room->image) + used;
 	room->image.argv.length = bytes;
 	room->image.header.flags |= KW_HAS_ARGV;
-	room->image.unexpected = used + bytes;
+	room->filled = used + bytes;
 }
 
-/* The image that the current task begins to run. */
+/* The image that the current task begins to run, and the judgement on it. */
 static __always_inline void exec_emit(const struct task_struct *task, const struct kw_kin *row, uint64_t fresh,
-				      const char *script)
+				      const char *script, uint64_t judgement)
 {
 	struct mm_struct *mm = BPF_CORE_READ(task, mm);
 	struct fs_struct *fs = BPF_CORE_READ(task, fs);
@@ -240,6 +231,9 @@ static __always_inline void exec_emit(const struct task_struct *task, const stru
 		return;
 	}
 	image_fill(&room->image, 0, KW_EXEC, KW_CAUSE_EXEC, task, row, fresh);
+	room->image.unexpected = judgement;
+	room->image.header.flags |= judgement >> JUDGEMENT_FLAGS;
+	room->filled = 0;
 	exe = BPF_CORE_READ(mm, exe_file);
 	if (exe)
 		exe_keep(room, exe, index);
@@ -248,9 +242,8 @@ static __always_inline void exec_emit(const struct task_struct *task, const stru
 	path_keep(room, &room->image.cwd, path_put((uint64_t)__builtin_preserve_access_index(&fs->pwd), index));
 	argv_keep(room, mm);
 
-	size = (sizeof(room->image) + room->image.unexpected + 7) & ~7U;
+	size = (sizeof(room->image) + room->filled + 7) & ~7U;
 	room->image.header.size = size;
-	room->image.unexpected = 0;
 	if (size <= sizeof(room->image) + sizeof(room->tail))
 		output(&room->image, size, room->image.header.time_ns);
 	room->busy = 0;

@@ -93,6 +93,10 @@ enum {
 	PF_KTHREAD = 0x00200000,	/* include/linux/sched.h */
 	SIGNAL_GROUP_EXIT = 0x00000004, /* include/linux/sched/signal.h */
 	KERNEL_PIDTYPE_SID = 3,		/* enum pid_type, include/linux/pid_types.h */
+	SIGKILL = 9,
+	S_IWOTH = 2,		       /* include/uapi/linux/stat.h */
+	TMPFS_MAGIC = 0x01021994,      /* include/uapi/linux/magic.h */
+	RAMFS_MAGIC = (int)0x858458f6, /* the same */
 };
 
 struct bpf_spin_lock {
@@ -169,11 +173,14 @@ struct qstr {
 
 struct super_block {
 	__u32 s_dev;
+	unsigned long s_magic;
 };
 
 struct inode {
 	unsigned long i_ino;
 	struct super_block *i_sb;
+	unsigned short i_mode;
+	long long i_size;
 	unsigned int __i_nlink; /* half of a union with i_nlink, same place */
 };
 
@@ -224,6 +231,7 @@ typedef struct {
 struct cred {
 	kuid_t uid;
 	kgid_t gid;
+	kuid_t euid;
 };
 
 struct upid {

@@ -36,11 +36,6 @@ static __always_inline struct kw_kin *kin_of(uint32_t pid, uint64_t start_ns)
 	return row && row->start_ns == start_ns ? row : NULL;
 }
 
-static __always_inline uint64_t is_zero(uint64_t below_2_63)
-{
-	return ((below_2_63 - 1) & ~below_2_63) >> 63;
-}
-
 /* Lift a peak. The loop ends because every lost race means that somebody else lifted it. */
 static __always_inline void raise(uint64_t *peak, uint64_t value)
 {
@@ -73,13 +68,18 @@ enum {
 	CHILD_FORKED = (1 << KW_PACKED_BITS) + 1,
 };
 
-/* One more descendant alive, in each watch of the mask. */
-__noinline int count_children(uint64_t watches, uint32_t what)
+enum { JUST_OVER = 32 }; /* of what count_children() returns, from this bit on */
+
+/* One more descendant alive, in each watch of the mask. Returns the slots that are over their limit of children, and
+ * those that are over it by one: of these the reader should hear at once. */
+__noinline uint64_t count_children(uint64_t watches, uint32_t what)
 {
+	uint64_t over = control.nothing;
+
 	for (uint32_t slot = 0; slot < KW_SLOTS && watches; slot++, watches >>= 1) {
 		uint32_t key = slot;
 		struct kw_counters_row *row;
-		uint64_t alive, lower;
+		uint64_t alive, lower, spare;
 
 		if (!(watches & 1))
 			continue;
@@ -87,32 +87,16 @@ __noinline int count_children(uint64_t watches, uint32_t what)
 		if (!row)
 			return 0;
 		alive = (__sync_fetch_and_add(&row->children, (uint64_t)what) + 1) & KW_PACKED_MASK;
+		spare = control.limits[slot & (KW_SLOTS - 1)] - alive;
 		lower = row->peak - alive;
 		for (int reader = 0; reader < KW_READERS; reader++)
 			lower |= row->window_peak[reader] - alive;
 		if (lower >> 63) /* one of them is: rare, and one branch for all five */
 			raise_peaks(slot, alive);
+		if (spare >> 63)
+			over |= (1 | (uint64_t) !~spare << JUST_OVER) << slot;
 	}
-	return 0;
-}
-
-/* Is a watch of the mask just over its limit of children? The reader should hear of it at once. */
-__noinline uint32_t breaks_limit(uint64_t watches)
-{
-	uint64_t breach = control.nothing;
-
-	for (uint32_t slot = 0; slot < KW_SLOTS && watches; slot++, watches >>= 1) {
-		uint32_t key = slot;
-		const struct kw_counters_row *row;
-
-		if (!(watches & 1))
-			continue;
-		row = bpf_map_lookup_elem(&counters, &key);
-		if (!row)
-			return 0;
-		breach |= is_zero((row->children & KW_PACKED_MASK) ^ (control.limits[slot & (KW_SLOTS - 1)] + 1));
-	}
-	return breach;
+	return over;
 }
 
 /* The cell of a counters row, as the index of its word, and by how much it moves. */
@@ -121,6 +105,8 @@ enum kw_cell {
 	CELL_ROOTS = __builtin_offsetof(struct kw_counters_row, roots) / 8,
 	CELL_ADOPTED = __builtin_offsetof(struct kw_counters_row, adopted) / 8,
 	CELL_EXECS = __builtin_offsetof(struct kw_counters_row, execs) / 8,
+	CELL_ENFORCED = __builtin_offsetof(struct kw_counters_row, enforced) / 8,
+	CELL_WOULD_ENFORCE = __builtin_offsetof(struct kw_counters_row, would_enforce) / 8,
 	CELLS = sizeof(struct kw_counters_row) / 8, /* a power of two */
 };
 
@@ -143,7 +129,7 @@ __noinline int count(uint64_t watches, uint32_t cell, int64_t by)
 /* The row's process is gone: out of the counts with it. */
 static __always_inline void count_out(const struct kw_kin *row)
 {
-	uint64_t children = row->watches & ~row->roots;
+	uint64_t children = row->watches & ~(row->roots | row->ended);
 
 	if (children)
 		count(children, CELL_CHILDREN, -1);

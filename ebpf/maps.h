@@ -115,6 +115,22 @@ struct {
 	__type(value, uint64_t);
 } cgroup_paths SEC(".maps");
 
+/* Executables that watches expect, and users they may run as. User space writes, hooks read; a row of a file that is
+ * named anew replaces the old one in one step. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 2048);
+	__type(key, struct kw_file_key);
+	__type(value, struct kw_expected);
+} expected SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1024);
+	__type(key, uint32_t);
+	__type(value, uint64_t);
+} uids SEC(".maps");
+
 /*
  * Where an exec's record is put together before it is copied to the ring with its true size (a reservation would need a
  * constant one). Two per CPU, taken with an atomic flag: tracing programs may be preempted since PREEMPT_LAZY (in
@@ -122,7 +138,9 @@ struct {
  */
 struct kw_scratch {
 	uint32_t busy;
-	uint32_t used; /* bytes of tail */
+	uint32_t used;	 /* where in `path` the next name ends */
+	uint32_t filled; /* bytes of tail */
+	uint32_t reserved;
 	char path[KW_PATH_BYTES + 256];
 	struct kw_image image;
 	char tail[3 * KW_PATH_BYTES + KW_ARGV_BYTES];

@@ -6,6 +6,7 @@
 #ifndef KINWATCH_PROC_BPF_H
 #define KINWATCH_PROC_BPF_H
 
+#include "enforce.bpf.h"
 #include "image.h"
 #include "kin.h"
 #include "match.h"
@@ -133,9 +134,8 @@ static __always_inline int fork_follow(struct task_struct *parent, struct task_s
 	const struct kw_kin *above;
 	struct kw_fork *record;
 	struct kw_kin row;
-	uint64_t parent_start_ns;
+	uint64_t parent_start_ns, over;
 	uint32_t pid, parent_pid;
-	bool breach;
 
 	if (!kin_alive() && !control.bootstrapping)
 		return 0;
@@ -162,14 +162,20 @@ static __always_inline int fork_follow(struct task_struct *parent, struct task_s
 	row.root_pid = above->root_pid;
 	row.depth = above->depth + 1;
 	row.flags = KW_HAS_PARENT;
+	row.ended = row.fate = 0;
 	row.undecided_start_ns = 0;
 	row.undecided_pid = 0;
 	row.undecided_depth = 0;
 	if (above->undecided_pid)
 		fork_undecided(above, &row);
 	/* Neither: a command line did not match, or its watch is being removed this moment. */
-	if ((!row.watches && !row.undecided_pid) || !kin_add(pid, &row))
+	if (!row.watches && !row.undecided_pid)
 		return 0;
+	if (!kin_add(pid, &row)) {
+		if (control.enforcing & row.watches)
+			untracked_enforce(child, &row);
+		return 0;
+	}
 	if (row.undecided_pid)
 		fork_tell_undecided(child, &row);
 	if (!row.watches) {
@@ -178,12 +184,11 @@ static __always_inline int fork_follow(struct task_struct *parent, struct task_s
 	}
 
 	record = bpf_ringbuf_reserve(&events, sizeof(*record), 0);
-	count_children(row.watches, CHILD_FORKED);
-	breach = (control.limited & row.watches) && breaks_limit(control.limited & row.watches);
+	over = count_children(row.watches, CHILD_FORKED);
 	if (!record) {
 		__sync_fetch_and_add(&control.activity, 1);
 		lose(KW_RING_FULL);
-		return 0;
+		goto enforce;
 	}
 	/* The time is the child's own start, taken in copy_process() a moment ago: a clock read less. */
 	header_fill(&record->header, sizeof(*record), KW_FORK, KW_HAS_PARENT | KW_HAS_ROOT | KW_HAS_CREDENTIALS,
@@ -194,7 +199,10 @@ static __always_inline int fork_follow(struct task_struct *parent, struct task_s
 	record->depth = row.depth;
 	record->uid = child->cred->uid.val;
 	comm_copy(record->comm, child);
-	submit(record, row.start_ns, breach, 1);
+	submit(record, row.start_ns, over >> JUST_OVER, 1);
+enforce:
+	if (control.enforcing & row.watches)
+		fork_enforce(child, &row, over);
 	return 0;
 }
 
@@ -248,7 +256,7 @@ static __noinline int exec_undecided(struct task_struct *task, const char *scrip
 	}
 	row.flags |= KW_UNDECIDED;
 	row.watches = row.roots = 0;
-	exec_emit(task, &row, pending, script);
+	exec_emit(task, &row, pending, script, 0);
 	return 0;
 }
 
@@ -261,7 +269,7 @@ int BPF_PROG(on_exec, struct task_struct *task, int old_pid, struct linux_binprm
 {
 	const char *filename, *script;
 	struct kw_kin *known, row;
-	uint64_t fresh = 0;
+	uint64_t fresh = 0, judgement = 0;
 
 	if (!kin_alive() && !control.rules && !control.cmdline)
 		return 0;
@@ -286,7 +294,11 @@ int BPF_PROG(on_exec, struct task_struct *task, int old_pid, struct linux_binprm
 	if (!row.watches)
 		goto undecided;
 	count(row.watches & ~row.roots, CELL_EXECS, 1);
-	exec_emit(task, &row, fresh, script);
+	if (control.minded & row.watches)
+		judgement = judge_image(task, row.watches);
+	exec_emit(task, &row, fresh, script, judgement);
+	if (control.enforcing & row.watches)
+		exec_enforce(task, &row, judgement);
 undecided:
 	if (control.cmdline)
 		exec_undecided(task, script);
@@ -354,9 +366,11 @@ int BPF_PROG(on_exit, struct task_struct *task)
 	struct kw_kin *known, row;
 	uint32_t pid;
 
+	pid = task->tgid;
+	if (pid == control.daemon_pid)
+		daemon_exit(task);
 	if (!kin_alive() && !control.bootstrapping)
 		return 0;
-	pid = task->tgid;
 	known = row_of(pid);
 	if (!known && !control.bootstrapping)
 		return 0;

@@ -7,6 +7,7 @@
 #define KINWATCH_QUIRK_H
 
 #include "kernel.h"
+#include <bpf/bpf_helpers.h>
 #include <bpf/bpf_core_read.h>
 
 /*
@@ -33,6 +34,58 @@ static __always_inline uint32_t group_status(const struct task_struct *task)
 		return task->signal->group_exit_code;
 	return task->group_leader->exit_code;
 }
+
+/*
+ * When an inode was last changed, ns since the epoch. "fs: rename i_ctime field to __i_ctime" (13bc24457850, in 6.6),
+ * "fs: switch timespec64 fields in inode to discrete integers" (3aa63a569c64, in 6.11), and bit 31 of the nanoseconds
+ * is a mark of multigrain timestamps since 4e40eff0b573 (in 6.13).
+ */
+struct timespec64 {
+	long long tv_sec;
+	long tv_nsec;
+} __attribute__((preserve_access_index));
+
+struct inode___before_6_6 {
+	struct timespec64 i_ctime;
+} __attribute__((preserve_access_index));
+
+struct inode___6_6 {
+	struct timespec64 __i_ctime;
+} __attribute__((preserve_access_index));
+
+struct inode___6_11 {
+	long long i_ctime_sec;
+	uint32_t i_ctime_nsec;
+} __attribute__((preserve_access_index));
+
+static __always_inline uint64_t ctime_of(const struct inode *inode)
+{
+	const struct inode___before_6_6 *old = (const void *)inode;
+	const struct inode___6_6 *renamed = (const void *)inode;
+	const struct inode___6_11 *split = (const void *)inode;
+	uint64_t seconds, ns;
+
+	if (bpf_core_field_exists(split->i_ctime_sec)) {
+		seconds = split->i_ctime_sec;
+		ns = split->i_ctime_nsec & ~(1U << 31);
+	} else if (bpf_core_field_exists(renamed->__i_ctime)) {
+		seconds = renamed->__i_ctime.tv_sec;
+		ns = renamed->__i_ctime.tv_nsec;
+	} else {
+		seconds = old->i_ctime.tv_sec;
+		ns = old->i_ctime.tv_nsec;
+	}
+	return seconds * 1000000000 + ns;
+}
+
+/*
+ * A signal for another task than the current one: "bpf: implement bpf_send_signal_task() kfunc" (6280cf718db0,
+ * in 6.13). Before it a child can be killed by user space, or by itself at its first exec.
+ */
+enum kernel_pid_type { KERNEL_PIDTYPE_TGID = 1 };
+
+extern int bpf_send_signal_task(struct task_struct *task, int signal, enum kernel_pid_type type,
+				uint64_t value) __ksym __weak;
 
 /*
  * bpf_loop() (e6f2dd0f8067, in 5.17) has its body verified once; 32 turns of a loop take the verifier 13 ms in each

@@ -10,6 +10,18 @@ enum kw_reader_state {
 	KW_READER_SLEEPING = 2, /* sleeps without end: the next record wakes it */
 };
 
+/* What is to become of kin. */
+enum kw_fate {
+	KW_FATE_DOOMED =
+	    1 /* the kernel could not signal it at its fork: its next exec is its last, user space kills it */
+};
+
+/* Why nobody is killed at present. */
+enum kw_stop {
+	KW_STOP_BREAKER = 1, /* more than max_kills within a minute; until a reload */
+	KW_STOP_ORPHANED = 2 /* the daemon is gone, and enforcement fails open */
+};
+
 /* One row, in the object's .bss, mapped by the loader. User space writes the first group, the hooks the second. */
 struct kw_control {
 	uint32_t layout;	 /* KW_LAYOUT; first, whatever the layout */
@@ -24,7 +36,7 @@ struct kw_control {
 	uint64_t cmdline;	 /* watches that a command line decides about */
 	uint64_t adopt_watches;	 /* watches whose running processes the task walk takes in */
 	uint64_t limited;	 /* watches with a limit of children, whose breach is urgent */
-	uint64_t limits[32];	 /* that limit, by slot (KW_SLOTS) */
+	uint64_t limits[32];	 /* that limit, by slot (KW_SLOTS); KW_NO_LIMIT */
 	uint64_t forget_watches; /* watches whose memberships the forget walk takes away */
 	uint64_t generation;	 /* random, made when the maps were; names the life of these counters */
 	uint64_t since_ns;	 /* CLOCK_BOOTTIME when the maps were made */
@@ -34,16 +46,33 @@ struct kw_control {
 	uint32_t row_mask;	 /* rows of the lineage table less one: a power of two less one */
 	uint32_t max_kin;	 /* most kin at once */
 
-	uint64_t pad_to_line[5]; /* keep what hooks write off the lines above */
-	uint64_t activity;	 /* records submitted << 24 | kin alive: one atomic add moves both */
-	uint64_t overflowed;	 /* kin whose row was taken by another */
-	uint64_t woken;		 /* wake-ups asked for */
+	/* What is judged and enforced here, in masks of slots. A watch without rules costs one test of `minded`. */
+	uint64_t minded;	  /* all whose execs or forks are looked at */
+	uint64_t enforcing;	  /* dry-run or kill */
+	uint64_t killing;	  /* of those, kill */
+	uint64_t judged;	  /* those with expected executables */
+	uint64_t located;	  /* those that have to know whether an image is temporary */
+	uint64_t enforced[10];	  /* by enum kw_reason: whose breach is acted on */
+	uint32_t depths[32];	  /* deepest that is expected, by slot */
+	uint32_t rates[32];	  /* most forks in a minute, by slot */
+	uint32_t max_kills;	  /* in a minute, of all watches */
+	uint32_t hiring;	  /* the next run of `identify` makes its reader the daemon */
+	uint64_t pad_to_line[2];  /* keep what hooks write off the lines above */
+	uint32_t daemon_pid;	  /* whose end stops enforcement, 0: nobody's; beside what every exit reads */
+	uint32_t stopped;	  /* mask of enum kw_stop */
+	uint64_t daemon_start_ns; /* of that daemon */
+	uint64_t activity;	  /* records submitted << 24 | kin alive: one atomic add moves both */
+	uint64_t overflowed;	  /* kin whose row was taken by another */
+	uint64_t woken;		  /* wake-ups asked for */
 	uint64_t last_wake_ns;
-	uint64_t adopted; /* processes the current task walk took in */
-	uint64_t lost[8]; /* by enum kw_stage */
+	uint64_t adopted;	 /* processes the current task walk took in */
+	uint64_t kills;		 /* when the minute began, in 2^20 ns << 24 | kills in it */
+	uint64_t lost[8];	 /* by enum kw_stage */
+	uint64_t spared_told_ns; /* when a record last told that the breaker spared somebody */
 };
 
 enum {
+	KW_NO_LIMIT = 1073741824, /* more than can be alive */
 	KW_PACKED_BITS =
 	    24, /* of the lower number in a packed cell; more processes than PID_MAX_LIMIT cannot be alive */
 	KW_PACKED_MASK = 16777215,
@@ -60,13 +89,30 @@ struct kw_counters_row {
 	uint64_t window_peak[4]; /* KW_READERS */
 	uint64_t enforced;
 	uint64_t would_enforce;
-	uint64_t reserved[5]; /* a row on its own two cache lines */
+	uint64_t rate;	      /* when the minute began, in 2^20 ns << 24 | forks in it; of watches with a rate */
+	uint64_t reserved[4]; /* a row on its own two cache lines */
 };
 
 /* key of `files`: the executed file itself */
 struct kw_file_key {
 	uint64_t inode;
 	uint32_t device; /* kernel dev_t */
+	uint32_t reserved;
+};
+
+/* row of `expected`, by kw_file_key: the file as it was when it was named; one that changed since is another */
+struct kw_expected {
+	uint64_t ctime_ns;
+	uint64_t size;
+	uint64_t watches; /* slots that expect it */
+};
+
+/* what `identify` writes of every file its reader has open */
+struct kw_identity {
+	struct kw_file_key file;
+	uint64_t ctime_ns;
+	uint64_t size;
+	uint32_t fd;
 	uint32_t reserved;
 };
 

@@ -106,7 +106,7 @@ static __noinline bool seed_add(struct task_struct *task, uint32_t pid, uint64_t
 		__sync_fetch_and_add(&control.activity, -1);
 		return false;
 	}
-	count(row->watches & ~row->roots, CELL_CHILDREN, 1);
+	count(row->watches & ~(row->roots | row->ended), CELL_CHILDREN, 1);
 	count(row->roots, CELL_ROOTS, 1);
 	return true;
 }
@@ -232,6 +232,28 @@ int forget(struct bpf_iter__task *context)
 	return 0;
 }
 
+/* What the kernel knows its reader's open files by: how user space names a file as execs see it, whatever stat(2) makes
+ * of device numbers (overlayfs, btrfs). */
+SEC("iter/task_file")
+int identify(struct bpf_iter__task_file *context)
+{
+	struct task_struct *task = context->task;
+	struct file *file = context->file;
+	struct kw_identity identity = {};
+
+	if (!task || !file || (uint32_t)task->tgid != bpf_get_current_pid_tgid() >> 32)
+		return 0;
+	if (control.hiring) {
+		control.daemon_pid = task->tgid;
+		control.daemon_start_ns = task->group_leader->start_boottime;
+		control.hiring = 0;
+	}
+	identity_fill(&identity, file);
+	identity.fd = context->fd;
+	bpf_seq_write(context->meta->seq, &identity, sizeof(identity));
+	return 0;
+}
+
 /* Every row of the lineage map as a kw_sync record, with what only the task knows. */
 SEC("iter/task")
 int dump(struct bpf_iter__task *context)
@@ -291,6 +313,8 @@ int snapshot(struct bpf_iter__bpf_map *context)
 		cells.root_exits = cells.root_starts - cells.roots;
 		cells.execs = row->execs;
 		cells.peak = row->peak;
+		cells.enforced = row->enforced;
+		cells.would_enforce = row->would_enforce;
 		for (int i = 0; i < KW_READERS; i++)
 			cells.window_peak[i] = row->window_peak[i];
 		if (reader < KW_READERS) {

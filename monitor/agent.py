@@ -44,9 +44,7 @@ from monitor.watch import COMMAND_PID
 from monitor.window import FileStore, Store, Window
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from monitor.config import Config, Watch
+    from monitor.config import Config
     from monitor.detect.snapshot import WatchSnapshot
     from monitor.judging.plan import Plan
     from monitor.launch import Parts
@@ -89,7 +87,7 @@ class Agent:
         self._stdout = StreamSink.stdout()
         self._recorder: RecordWriter | None = None
         self._pumping = threading.Lock()
-        self._reloading: Sequence[Watch] | None = None
+        self._reloading: Config | None = None
         self._failure: BaseException | None = None
         self._publication: Publication | None = None
         self._exit_code = 0
@@ -189,18 +187,20 @@ class Agent:
                 self._pump()
                 self._capture.commit()  # not earlier: what a kill leaves uncommitted the next start reads again
                 if self._reloading is not None:
-                    watches, self._reloading = self._reloading, None
-                    self._change_watches(watches)
+                    config, self._reloading = self._reloading, None
+                    self._change_watches(config)
                 if self._command is not None:
                     self._loop.call_soon_threadsafe(self._look_at_command)
         except BaseException as error:  # noqa: BLE001 - it ends the program, in the main thread
             self._failure = error
             self._loop.call_soon_threadsafe(self._stop.set)
 
-    def _change_watches(self, watches: Sequence[Watch]) -> None:
+    def _change_watches(self, config: Config) -> None:
         """A reload. A watch that the kernel refuses is said, and ends nothing."""
         try:
-            self._capture.apply(watches)
+            if isinstance(self._capture, CoreCapture):
+                self._capture.enforce(config.enforcement)
+            self._capture.apply(config.watches)
         except KinwatchError as error:
             say(f"reload: {error}")
         self._pump()
@@ -347,7 +347,7 @@ class Agent:
                 self._device.change(cpu=config.report.cpu_usage, namespaces=config.report.namespaces)
                 for note in expectation_notes(config):
                     say(note)
-                self._reloading = config.watches
+                self._reloading = config
                 self._capture.interrupt()
         except ConfigInvalid as error:
             say(f"{error} (nothing was changed)")
@@ -567,6 +567,7 @@ class Agent:
         }
         if isinstance(self._capture, CoreCapture):
             status |= {"origin": self._capture.origin, "kernel": self._capture.facts()}
+            status["enforcement"] = self._capture.enforcement_state()
             status["network"] = {name: reason or "live" for name, reason in self._capture.net_hooks().items()}
         if self._plan.judged:
             status["detect"] = self._detection.status(snapshot.unknown)

@@ -64,6 +64,7 @@ def findings(config: Config | None, *, connect: bool = True, send_report: bool =
         found |= {"capture": None, "reason": str(error), "hooks": []}
     found["network"] = _network(settings, found["capture"])
     found["left_out"] = _left_out(found["network"])
+    found["enforcement"] = _enforcement(facts.signal_task, found["capture"])
     if settings.report.interval_s < SERVICE_SPACING_S:
         found["notes"].append(
             f"report.interval_s is {settings.report.interval_s}: the service takes one report per {SERVICE_SPACING_S} s"
@@ -104,6 +105,16 @@ def _network(settings: Config, capture: str | None) -> dict[str, str]:
     return found if settings.capture.packets else found | {"packets": found["packets"] or "capture.packets is false"}
 
 
+def _enforcement(signal_task: bool, capture: str | None) -> dict[str, str]:  # noqa: FBT001 - a fact
+    """What becomes of who breaks an expectation of a watch with enforce = "kill"."""
+    if capture != "core":
+        return dict.fromkeys(("exec", "fork"), "nothing: only the core capture can enforce")
+    fork = "killed before its first instruction"
+    if not signal_task:
+        fork = "runs until its next exec or until the daemon kills it: the kernel has no bpf_send_signal_task (6.13)"
+    return {"exec": "killed before its first instruction", "fork": fork}
+
+
 def _left_out(hooks: dict[str, str]) -> list[str]:
     """Metrics that are left out for want of hooks; <w> is any watch."""
     unknown = netfacts.unknown(name for name, reason in hooks.items() if reason)
@@ -140,6 +151,8 @@ def _lines(found: dict[str, Any]) -> list[str]:
         lines += [f"  {'':14} {reason}"] if reason else []
     if found["left_out"]:
         lines.append(f"  left out: {', '.join(found['left_out'])}")
+    lines += ["", 'enforce = "kill": what becomes of who breaks an expectation']
+    lines += [f"  {name:10} {what}" for name, what in found["enforcement"].items()]
     if found.get("lower_bounds"):
         lines += ["", "metrics that are lower bounds with this capture"]
         lines += [f"  {name}" for name in found["lower_bounds"]]

@@ -52,7 +52,7 @@ class Expect(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     deleted: bool | None = None
     """False: no image may be a file without a name."""
     temporary: bool | None = None
-    """False: no image may lie where anybody may write: on tmpfs, or in a directory that is open to all."""
+    """False: no image may lie where anybody may write: on tmpfs or ramfs, or below a directory that is open to all."""
     destinations: tuple[str, ...] | None = None
     """Networks that kin may connect and send to, as `networks` writes them; (): none."""
     listening_ports: tuple[int, ...] | None = None

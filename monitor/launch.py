@@ -138,7 +138,7 @@ def open_capture(choice: Choice, engine: Engine, config: Config, *, pins: str, f
     if choice.kind == "none":
         return IdleCapture()
     if choice.kind == "core":
-        return CoreCapture(engine, config.watches, config.capture, pins=pins, fresh=fresh)
+        return CoreCapture(engine, config.watches, config.capture, pins=pins, fresh=fresh, enforcing=config.enforcement)
     from monitor.capture.poll import PollCapture  # noqa: PLC0415 - psutil, which core can do without
 
     return PollCapture(engine, config.watches)

@@ -11,6 +11,8 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from monitor.capture import device
 from monitor.capture.choose import choose, probe
 from monitor.capture.core import PINS, unpin
@@ -36,6 +38,12 @@ READER: Final = 1
 """The reader of the capture's windows; there is no other."""
 
 
+def unenforced(config: Config) -> Config:
+    """The same watches, of which nobody dies: whoever asks for a report asks for no more."""
+    watches = tuple(msgspec.structs.replace(watch, enforce="off") for watch in config.watches)
+    return msgspec.structs.replace(config, watches=watches)
+
+
 def report(config: Config, options: ReportOptions) -> int:
     """Watch for a while, print one report. Returns 1 when it breaks an expectation."""
     choice = choose(probe(config.capture.btf), config.capture.kind)
@@ -43,7 +51,7 @@ def report(config: Config, options: ReportOptions) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
     with Engine(config.capture.max_processes) as engine:
-        capture = open_capture(choice, engine, config, pins="", fresh=False)
+        capture = open_capture(choice, engine, unenforced(config), pins="", fresh=False)
         try:
             capture.start()
             asked = config.report

@@ -173,7 +173,13 @@ class Spool(Table, frozen=True, kw_only=True):
 class Enforcement(Table, frozen=True, kw_only=True):
     """[enforcement]."""
 
-    max_kills_per_minute: Annotated[int, Meta(ge=1, description="beyond: enforcement stops, an alarm says so")] = 600
+    max_kills_per_minute: Annotated[
+        int, Meta(ge=1, description="beyond: nobody is killed until a reload, and an alarm says so")
+    ] = 600
+    fail: Annotated[
+        Literal["closed", "open"],
+        Meta(description="closed | open: open kills nobody without a daemon, nor for want of room"),
+    ] = "closed"
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):

@@ -44,6 +44,10 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """A bpffs is mounted at /sys/fs/bpf."""
     lockdown_confidentiality: bool
     """Kernel lockdown forbids programs that read kernel memory."""
+    signal_task: bool
+    """A program can signal another task (bpf_send_signal_task): a forked child is killed before it runs."""
+    lsm: bool
+    """The BPF LSM is active. Nothing uses it in this version."""
 
 
 class Choice(msgspec.Struct, frozen=True, kw_only=True):

@@ -16,14 +16,15 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Final
 
-from monitor.capture import SlotWatch
+from monitor.capture import SlotWatch, enforcement
 from monitor.capture.cmdline import Judge
 from monitor.capture.network import NetworkSide
-from monitor.capture.rules import define, directories, identities, refuse_enforcement, rules
+from monitor.capture.rules import define, directories, identities, rules
 from monitor.detect.snapshot import Snapshot, WatchSnapshot
 from monitor.engine import STAGES
 from monitor.engine._native import ffi, lib
 from monitor.errors import CaptureUnavailable, EngineRefused
+from monitor.schema import Enforcement
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,6 +47,9 @@ NET_PROGRAMS: Final = Path(__file__).with_name("net.bpf.o")
 VERDICTS_A_POLL: Final = 256
 """Command lines that are read before lines go out: what a provisional process did is counted when it is told."""
 
+ENFORCEMENT: Final = Enforcement()
+"""What holds for all watches when nothing is said."""
+
 ORIGINS: Final = {0: "new", 1: "taken over", 2: "swapped"}
 
 
@@ -66,15 +70,16 @@ class CoreCapture:
         pins: str = "",
         fresh: bool = False,
         programs: Path | None = None,
+        enforcing: Enforcement = ENFORCEMENT,
     ) -> None:
         """Load, or take over.
 
         `pins`: directory to pin into and to take over from, "" for neither. `fresh`: nothing is taken over. `programs`:
-        an object file in place of the package's own.
+        an object file in place of the package's own. `enforcing`: as in `enforce`.
         """
-        refuse_enforcement(watches, self.kind)
         self._engine = engine
         self._wanted = tuple(watches)
+        self._enforcing = enforcing
         self._slots: dict[str, SlotWatch] = {}
         self._spoken_for = 0
         """Slots without a watch that records in the ring still mean: no other watch gets one before they are gone."""
@@ -139,6 +144,15 @@ class CoreCapture:
         """Every hook of the network by name: "" where it is live, else the reason why not."""
         return self._network.hooks()
 
+    def enforcement_state(self) -> str:
+        """Whether breaches are acted on: "off", "dry-run", "on", or "stopped by the breaker" until the next apply()."""
+        modes = {held.watch.enforce for held in self._slots.values()} - {"off"}
+        if not modes:
+            return "off"
+        if self._state().breaker:
+            return "stopped by the breaker"
+        return "on" if "kill" in modes else "dry-run"
+
     def facts(self) -> dict[str, int]:
         """Numbers about the ring, for `status`."""
         state = self._state()
@@ -168,14 +182,23 @@ class CoreCapture:
         if stale:
             self._check(lib.kw_loader_forget(self._handle, stale))
         self._judge = Judge(self._expressions())
+        self._watch_breaker(self._wanted)
         mentioned = self._check(lib.kw_loader_resume(self._handle, self._engine.handle))
         self._spoken_for = mentioned & ~sum(1 << held.slot for held in self._slots.values())
         self.drain()
         self._check(lib.kw_loader_sync(self._handle, self._engine.handle))
 
+    def _watch_breaker(self, watches: Sequence[Watch]) -> None:
+        """Let the engine raise an alarm when the breaker trips; one that it raised is cleared."""
+        acts = any(watch.enforce != "off" for watch in watches)
+        self._engine.breaker(self._enforcing.max_kills_per_minute if acts else None)
+
+    def enforce(self, settings: Enforcement) -> None:
+        """What the next apply() puts in force for all watches."""
+        self._enforcing = settings
+
     def apply(self, watches: Sequence[Watch]) -> None:
         """Make these the watches: who stays keeps slot, kin and counters, who goes is forgotten, who comes adopts."""
-        refuse_enforcement(watches, self.kind)
         wanted = {watch.name: watch for watch in watches}
         gone = 0
         for name, held in list(self._slots.items()):
@@ -190,6 +213,9 @@ class CoreCapture:
             for slot in range(lib.KW_WATCHES):
                 if gone >> slot & 1:
                     self._engine.unwatch(slot)
+        self._check(enforcement.begin(self._handle, self._enforcing))
+        self.drain()  # what was spared before is told before the alarm about it is cleared
+        self._watch_breaker(watches)
         fresh = 0
         for watch in watches:
             known = self._slots.get(watch.name)
@@ -197,6 +223,7 @@ class CoreCapture:
             self._place(slot, watch)
             limit = -1 if watch.child_limit is None else watch.child_limit
             self._check(lib.kw_loader_limit(self._handle, slot, limit))
+            enforcement.put(self._handle, slot, watch, self._enforcing, self._check)
             if known is None:
                 self._check(lib.kw_loader_set_watch(self._handle, slot, watch.name.encode(), _identity(watch)))
                 fresh |= 1 << slot
@@ -255,6 +282,7 @@ class CoreCapture:
         return fresh
 
     def _withdraw(self, slot: int) -> None:
+        enforcement.withdraw(self._handle, slot, self._check)
         self._check(lib.kw_loader_unmatch(self._handle, slot))
         self._check(lib.kw_loader_limit(self._handle, slot, -1))
         self._check(lib.kw_loader_set_watch(self._handle, slot, b"", 0))

@@ -1,6 +1,7 @@
 """`kinwatch learn` on a real service: nginx with a CGI program. KINWATCH_LONG=1 learns for a minute.
 
-What was learned is quiet about the time that follows, and not about a shell that somebody makes the program start.
+What was learned is quiet about the time that follows, and not about a shell that somebody makes the program start; when
+the watch is enforced that shell never runs.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import pytest
 
 from monitor import config
 from monitor.detect import profile
-from monitor.engine.lines import Alarm, Exec
+from monitor.engine.lines import Alarm, Enforced, Exec, Exit
 from tests.contract.conftest import DEADLINE_S, KINWATCH, eventually
 from tests.kernel.conftest import kinwatch
 
@@ -35,6 +36,9 @@ PERIOD_S = 60.0 if os.environ.get("KINWATCH_LONG") == "1" else 3.0
 PACE_S = 0.25
 """From one request to the next: the load of both periods is the same, however fast the machine is."""
 BASH = os.path.realpath("/bin/bash")
+
+INJECTION = "you;echo${IFS}echo${IFS}injected|" + BASH
+"""What makes the CGI program pipe a command into another shell, in one word."""
 
 SERVICE = """\
 #!/bin/sh
@@ -192,12 +196,27 @@ def test_what_was_learned_of_a_service_is_quiet_until_a_shell_is_injected(
     eventually(lambda: len(life.of(Exec, exe=date)) >= len(visitor.answers), "the last visit's lines")
     assert life.of(Alarm) == []
 
-    service.ask(f"you;{BASH}")
+    assert "injected" in service.ask(INJECTION)
     alarm = life.wait_for(Alarm, behavior="executables")
     assert (alarm.exe, alarm.value) == (BASH, (BASH,))
     assert isinstance(alarm.lineage, tuple)
     assert [one.exe for one in alarm.lineage][-2:] == [dash, BASH]
     assert life.wait_for(Alarm, behavior="edges").value == (f"{dash} -> {BASH}",)
+
+    life.send(signal.SIGTERM)
+    assert life.wait() == 0
+    daemons.configure(written.read_text().replace("\n[watch.expect]", 'enforce = "kill"\n\n[watch.expect]', 1))
+    life = daemons.start()
+    with Visitor(service) as visitor:
+        answer = service.ask(INJECTION)
+        time.sleep(PERIOD_S)
+    assert "hello you" in answer
+    assert "injected" not in answer, "the shell ran"
+    killed = life.wait_for(Enforced, action="kill", exe=BASH)
+    assert killed.reason == "executables"
+    assert life.wait_for(Exit, process_id=killed.process_id).signal == signal.SIGKILL
+    assert len(life.of(Enforced)) == 1, "nobody else is hurt"
+    assert all("hello you" in one for one in visitor.answers)
 
 
 def test_a_later_run_that_differs_writes_nothing_until_it_is_told_to_widen(service: Service, tmp_path: Path) -> None:

@@ -112,6 +112,7 @@ max_age_s = 1209600
 
 [enforcement]
 max_kills_per_minute = 600
+fail = "closed"
 """
 
 

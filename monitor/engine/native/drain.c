@@ -213,6 +213,8 @@ static int on_record(struct kw_loader *loader, const struct kw_header *header, u
 		net_note_portless(loader);
 		return 0;
 	}
+	if (size >= sizeof(struct kw_enforced) && header->kind == KW_ENFORCED)
+		enforce_delegated(loader, (const struct kw_enforced *)header);
 	if (size >= sizeof(struct kw_image) && header->kind == KW_ADOPT)
 		stage_adopted(loader, (const struct kw_image *)header);
 	else

@@ -27,6 +27,9 @@ static const char *const tracepoints[] = {
 };
 static const char *const iterators[] = {"bpf_iter_task", "bpf_iter_bpf_map"};
 
+/* What ebpf/enforce.bpf.h does without where it is missing. */
+static const char *const signal_task = "bpf_send_signal_task";
+
 static int knows_all(const struct btf *btf, const char *const *names, size_t count, uint32_t kind)
 {
 	for (size_t i = 0; i < count; i++)
@@ -64,6 +67,23 @@ static int locked_down(void)
 	return strstr(line, "[confidentiality]") != NULL;
 }
 
+static int lsm_is_active(void)
+{
+	FILE *file = fopen("/sys/kernel/security/lsm", "re");
+	char line[256] = "";
+	char *name, *rest = line;
+	int found = 0;
+
+	if (!file)
+		return 0;
+	if (!fgets(line, sizeof(line), file))
+		line[0] = 0;
+	fclose(file);
+	while ((name = strsep(&rest, ",\n")))
+		found |= strcmp(name, "bpf") == 0;
+	return found;
+}
+
 static int quiet(enum libbpf_print_level level, const char *format, va_list arguments)
 {
 	(void)level;
@@ -85,10 +105,12 @@ void kw_facts_probe(const char *path, struct kw_facts *facts)
 		facts->tracing =
 		    knows_all(btf, tracepoints, sizeof(tracepoints) / sizeof(tracepoints[0]), BTF_KIND_TYPEDEF) &&
 		    knows_all(btf, iterators, sizeof(iterators) / sizeof(iterators[0]), BTF_KIND_FUNC);
+		facts->signal_task = knows_all(btf, &signal_task, 1, BTF_KIND_FUNC);
 		btf__free(btf);
 	}
 	facts->ring_buffer = libbpf_probe_bpf_map_type(BPF_MAP_TYPE_RINGBUF, NULL) == 1;
 	facts->capable = capable();
 	facts->bpffs = statfs("/sys/fs/bpf", &mounted) == 0 && mounted.f_type == BPF_FS_MAGIC;
 	facts->lockdown_confidentiality = locked_down();
+	facts->lsm = lsm_is_active();
 }

@@ -31,7 +31,7 @@ static const char *const map_names[MAPS] = {
     [MAP_NAMES] = "names",	 [MAP_FILES] = "files",	      [MAP_PLACES] = "places",
     [MAP_PIDS] = "pids",	 [MAP_CGROUPS] = "cgroups",   [MAP_CGROUP_PATHS] = "cgroup_paths",
     [MAP_EDGES] = "edges",	 [MAP_SEED] = "seed",	      [MAP_DECIDED] = "decided",
-    [MAP_CONTROL] = ".bss",
+    [MAP_EXPECTED] = "expected", [MAP_UIDS] = "uids",	      [MAP_CONTROL] = ".bss",
 };
 
 /* "kinwatch.bss" is libbpf's name for it. */
@@ -52,6 +52,7 @@ static const char *const program_names[LINKS] = {
     [LINK_SETTLE] = "settle",
     [LINK_DUMP] = "dump",
     [LINK_SNAPSHOT] = "snapshot",
+    [LINK_IDENTIFY] = "identify",
 };
 
 int loader_fail(struct kw_loader *loader, int error, const char *format, ...)
@@ -359,6 +360,7 @@ static int set_load(struct kw_loader *loader, const struct kw_loader_config *con
 	if (error)
 		return loader_fail(loader, error, "cannot map the control cells: %s", strerror(-error));
 	set->control->layout = KW_LAYOUT;
+	enforce_init(set->control);
 	set->control->snapshot_reader = -1;
 	set->control->urgent_ns = 1000000;
 	set->control->wake_bytes = config->ring_bytes / 2;
@@ -374,9 +376,9 @@ static int set_load(struct kw_loader *loader, const struct kw_loader_config *con
 static int set_attach(struct kw_loader *loader)
 {
 	/* Hooks before iterators; exit before fork, so that no row can be made that no hook would remove. */
-	static const int order[LINKS] = {LINK_EXIT,	    LINK_EXEC,		LINK_FORK,    LINK_CGROUP_RMDIR,
-					 LINK_CGROUP_MKDIR, LINK_CGROUP_ATTACH, LINK_WALK,    LINK_FORGET,
-					 LINK_SETTLE,	    LINK_DUMP,		LINK_SNAPSHOT};
+	static const int order[LINKS] = {LINK_EXIT,	    LINK_EXEC,		LINK_FORK,     LINK_CGROUP_RMDIR,
+					 LINK_CGROUP_MKDIR, LINK_CGROUP_ATTACH, LINK_WALK,     LINK_FORGET,
+					 LINK_SETTLE,	    LINK_DUMP,		LINK_SNAPSHOT, LINK_IDENTIFY};
 
 	for (int n = 0; n < LINKS; n++) {
 		int i = order[n];
@@ -484,6 +486,7 @@ void kw_loader_read_state(struct kw_loader *loader, struct kw_loader_state *stat
 	    .polls = loader->polls,
 	    .syncs = loader->syncs,
 	    .origin = loader->origin,
+	    .breaker = control->stopped & KW_STOP_BREAKER ? 1 : 0,
 	};
 }
 

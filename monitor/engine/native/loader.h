@@ -34,7 +34,7 @@ struct kw_loader_state {
 	uint64_t polls;	     /* times the reader woke up, for whatever reason */
 	uint64_t syncs;	     /* times the engine's table was put right from the lineage map */
 	uint32_t origin;     /* enum kw_origin */
-	uint32_t reserved;
+	uint32_t breaker;    /* 1: too many kills in a minute have stopped enforcement */
 };
 
 /* Open, load or take over; hooks are live when it returns, rules (if taken over) as they were. On failure *loader is
@@ -70,6 +70,38 @@ int kw_loader_watch_directory(struct kw_loader *loader, const char *directory);
 int kw_loader_paths_changed(struct kw_loader *loader);
 /* Most children alive before the hooks wake the reader at once, -1: no limit. */
 int kw_loader_limit(struct kw_loader *loader, uint32_t slot, int64_t limit);
+
+/*
+ * What the kernel judges and enforces of a watch. Its limit of children is kw_loader_limit()'s, its executables and
+ * users are those below. Roots of a watch are never acted on for it, nor who is provisionally followed.
+ */
+enum kw_mode {
+	KW_MODE_OFF = 0,
+	KW_MODE_DRY_RUN = 1, /* says what it would do */
+	KW_MODE_KILL = 2
+};
+
+struct kw_rules {
+	uint32_t mode;		   /* enum kw_mode */
+	uint32_t reasons;	   /* mask of 1 << enum kw_reason: whose breach is acted on */
+	uint32_t depth;		   /* KW_REASON_DEPTH: deepest below the root */
+	uint32_t forks_per_minute; /* KW_REASON_RATE: most in a minute that begins with a fork */
+};
+
+int kw_loader_enforce(struct kw_loader *loader, uint32_t slot, const struct kw_rules *rules);
+/* Judge images by the executables that slot expects: files that the caller has open, in any mode, as they are now; one
+ * that changes or is replaced afterwards is another. count 0: none is expected; -1: images are not judged. */
+int kw_loader_expect_files(struct kw_loader *loader, uint32_t slot, const int *fds, int count);
+/* Tell of each image of slot's kin whether it is temporary. */
+void kw_loader_locate(struct kw_loader *loader, uint32_t slot, int wanted);
+/* KW_REASON_UID: the users that slot may run as, really and effectively. */
+int kw_loader_expect_uids(struct kw_loader *loader, uint32_t slot, const uint32_t *uids, uint32_t count);
+/*
+ * For all watches: most kills in a minute that begins with one; beyond, nobody is killed until this is called again.
+ * fail_open: once this process has ended nobody is killed either, until this is called again; and a child for whose row
+ * there is no room is let go. Otherwise enforcement goes on without it, and such a child is killed.
+ */
+int kw_loader_enforcement(struct kw_loader *loader, uint32_t max_kills_per_minute, int fail_open);
 
 /*
  * Watches by command line: user space decides. The hooks follow every process that executes an image, and its
@@ -156,5 +188,7 @@ struct kw_facts {
 	int capable;		      /* CAP_BPF and CAP_PERFMON, or CAP_SYS_ADMIN */
 	int bpffs;		      /* a bpffs is mounted at /sys/fs/bpf */
 	int lockdown_confidentiality; /* programs may not read kernel memory */
+	int signal_task;	      /* a child can be killed before it runs: bpf_send_signal_task() */
+	int lsm;		      /* programs can refuse an exec: the BPF LSM is active */
 };
 void kw_facts_probe(const char *btf, struct kw_facts *facts);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What the loader's files share: loader.c (open, pins, free), tables.c (rules), ring.c (the walk along a ring), drain.c
- * (ring to door), resume.c (what was before), swap.c (from one version's programs to the next), netload.c and
- * netrun.c (the network side). */
+/* What the loader's files share: loader.c (open, pins, free), tables.c (rules), enforce.c (what is done about a
+ * breach), ring.c (the walk along a ring), drain.c (ring to door), resume.c (what was before), swap.c (from one
+ * version's programs to the next), netload.c and netrun.c (the network side). */
 #ifndef KINWATCH_LOADER_PARTS_H
 #define KINWATCH_LOADER_PARTS_H
 
@@ -34,6 +34,8 @@ enum map_index {
 	MAP_EDGES,
 	MAP_SEED,
 	MAP_DECIDED,
+	MAP_EXPECTED,
+	MAP_UIDS,
 	MAP_CONTROL,
 	MAPS
 };
@@ -50,6 +52,7 @@ enum link_index {
 	LINK_SETTLE,
 	LINK_DUMP,
 	LINK_SNAPSHOT,
+	LINK_IDENTIFY,
 	LINKS
 };
 
@@ -136,6 +139,11 @@ void staging_flush(struct kw_loader *loader);
 /* Run an iterator that counts what it changed in control->adopted until a run changes nothing. Returns the sum. */
 int64_t run_to_fixed_point(struct kw_loader *loader, enum link_index link);
 void edges_empty(struct kw_loader *loader);
+
+/* enforce.c. User space kills whom the kernel could not. */
+void enforce_delegated(struct kw_loader *loader, const struct kw_enforced *record);
+/* No limit, no mode, for any slot. */
+void enforce_init(struct kw_control *control);
 
 /* swap.c. Tables and rows of the old set into ours, before and after our hooks are live; then, once theirs are gone,
  * the merge of what both saw. */

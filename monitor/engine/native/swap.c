@@ -10,6 +10,7 @@
  */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -88,6 +89,8 @@ static const struct kw_id *id_of(const struct kw_header *header)
 	switch (header->kind) {
 	case KW_FORK:
 		return &((const struct kw_fork *)header)->process;
+	case KW_ENFORCED:
+		return &((const struct kw_enforced *)header)->process;
 	case KW_EXIT:
 		return &((const struct kw_exit *)header)->process;
 	case KW_EXEC:
@@ -113,6 +116,13 @@ static void twice_add(struct overlap *overlap, uint64_t watches, size_t cell, ui
 }
 
 #define CELL(name) (offsetof(struct kw_counters_row, name) / sizeof(uint64_t))
+
+static void twice_add_enforced(struct overlap *overlap, const struct kw_enforced *record)
+{
+	int acted = record->action == KW_ACTION_KILL || record->action == KW_ACTION_DELEGATE;
+
+	twice_add(overlap, record->slots, acted ? CELL(enforced) : CELL(would_enforce), 1);
+}
 
 int swap_is_told(struct kw_loader *loader, const struct kw_header *header)
 {
@@ -142,6 +152,11 @@ int swap_is_told(struct kw_loader *loader, const struct kw_header *header)
 		twice_add(overlap, children, CELL(execs), 1);
 		twice_add(overlap, image->fresh, CELL(roots), begun);
 		return 1;
+	case KW_ENFORCED:
+		if (!told_take(overlap, KW_ENFORCED, id))
+			return 0;
+		twice_add_enforced(overlap, (const struct kw_enforced *)header);
+		return 1;
 	default:
 		return told_take(overlap, KW_EXIT, id);
 	}
@@ -168,8 +183,8 @@ static int map_copy(int from, int to, uint32_t key_size, uint32_t value_size)
 
 int swap_copy_tables(struct kw_loader *loader, const struct kernel_set *old)
 {
-	static const enum map_index tables[] = {MAP_WATCHES, MAP_NAMES,	  MAP_FILES,	   MAP_PLACES,
-						MAP_PIDS,    MAP_CGROUPS, MAP_CGROUP_PATHS};
+	static const enum map_index tables[] = {MAP_WATCHES, MAP_NAMES,	       MAP_FILES,    MAP_PLACES, MAP_PIDS,
+						MAP_CGROUPS, MAP_CGROUP_PATHS, MAP_EXPECTED, MAP_UIDS};
 	struct kw_control *ours = loader->set.control;
 	const struct kw_control *theirs = old->control;
 
@@ -188,6 +203,12 @@ int swap_copy_tables(struct kw_loader *loader, const struct kernel_set *old)
 	ours->cgroup_rules = theirs->cgroup_rules;
 	ours->limited = theirs->limited;
 	memcpy(ours->limits, theirs->limits, sizeof(ours->limits));
+	memcpy(&ours->minded, &theirs->minded,
+	       offsetof(struct kw_control, hiring) - offsetof(struct kw_control, minded));
+	ours->kills = theirs->kills;
+	ours->stopped = theirs->stopped;
+	for (uint32_t slot = 0; slot < KW_SLOTS; slot++)
+		loader->set.counters[slot].rate = old->counters[slot].rate;
 	ours->generation = theirs->generation;
 	ours->since_ns = theirs->since_ns;
 	memcpy(ours->told, theirs->told, sizeof(ours->told));
@@ -377,6 +398,8 @@ static void counters_merge(struct overlap *overlap, struct kw_counters_row *ours
 		__sync_fetch_and_add(&row->roots, (theirs->roots & begun) - twice->roots);
 		__sync_fetch_and_add(&row->adopted, theirs->adopted - twice->adopted);
 		__sync_fetch_and_add(&row->execs, theirs->execs - twice->execs);
+		__sync_fetch_and_add(&row->enforced, theirs->enforced - twice->enforced);
+		__sync_fetch_and_add(&row->would_enforce, theirs->would_enforce - twice->would_enforce);
 		raise_to(&row->peak, theirs->peak);
 		for (int reader = 0; reader < KW_READERS; reader++)
 			raise_to(&row->window_peak[reader], theirs->window_peak[reader]);

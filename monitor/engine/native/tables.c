@@ -187,7 +187,7 @@ int kw_loader_limit(struct kw_loader *loader, uint32_t slot, int64_t limit)
 
 	if (slot >= KW_SLOTS)
 		return loader_fail(loader, -EINVAL, "slot %u is out of range", slot);
-	control->limits[slot] = limit;
+	control->limits[slot] = limit < 0 ? KW_NO_LIMIT : (uint64_t)limit;
 	if (limit >= 0)
 		__sync_fetch_and_or(&control->limited, slot_bit(slot));
 	else
