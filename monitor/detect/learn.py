@@ -181,7 +181,12 @@ def news(old: Expect, found: Learned) -> list[tuple[str, str]]:
 
 
 def widened(old: Expect, found: Learned) -> Learned:
-    """What either is quiet about. A rule that `old` leaves unset stays so, a number that was enough stays as it is."""
+    """What either is quiet about. A rule that `old` leaves unset stays so, a number that was enough stays as it is.
+
+    An `old` without any rule takes all that was learned.
+    """
+    if old == Expect():
+        return found
     values: dict[str, Any] = {}
     seen: dict[str, dict[Member, Seen]] = {}
     left_out = {}

@@ -72,8 +72,9 @@ def learn(settings: Config | None, options: LearnOptions) -> int:
     Raises ConfigInvalid, RecordFileInvalid, CaptureUnavailable.
     """
     before = _before(options)
-    if options.check is not None:
-        RecordReader(options.check).close()
+    for flag, path in (("--from", options.source), ("--check", options.check)):
+        if path is not None:
+            _readable(flag, path)
     with contextlib.ExitStack() as stack:
         if options.source is not None:
             run = Run(path=options.source, capture="record")
@@ -86,6 +87,14 @@ def learn(settings: Config | None, options: LearnOptions) -> int:
         else:
             raise ConfigInvalid("nothing to learn from; name a watch, or a record file with --from")
         return _made(run, options, before)
+
+
+def _readable(flag: str, path: Path) -> None:
+    """Look at the head of a record file. ConfigInvalid: it cannot be read; RecordFileInvalid: it is none."""
+    try:
+        RecordReader(path).close()
+    except OSError as error:
+        raise ConfigInvalid(f"{flag} {path}: {error.strerror}; name a record file") from error
 
 
 def observe(path: Path, lost: Mapping[str, int]) -> Findings:
@@ -157,7 +166,8 @@ def _before(options: LearnOptions) -> _Before | None:
         raise ConfigInvalid(f"{profile} exists; name a new file with --profile, or remove it")
     if compared is None:
         return None
-    return _Before(path=compared, text=compared.read_text(encoding="utf-8"), config=config.load(compared))
+    found = config.load(compared)
+    return _Before(path=compared, text=compared.read_text(encoding="utf-8"), config=found)
 
 
 def _made(run: Run, options: LearnOptions, before: _Before | None) -> int:
@@ -261,7 +271,8 @@ class _Pages:
         first, last = self._findings.span
         seconds = self._findings.seconds
         yield f"Learned by kinwatch {__version__} in {seconds:.0f} s (capture {self._run.capture}),"
-        yield f"from {first[:19]}Z to {last[:19]}Z. Numbers have {self._terms.head_room} percent of head-room."
+        yield f"the first event at {first[:19]}Z, the last at {last[:19]}Z."
+        yield f"Numbers have {self._terms.head_room} percent of head-room."
         if seconds < MINUTE_S:
             yield "forks_per_minute is scaled up from that time to a minute."
         if self._findings.lost:
@@ -281,6 +292,7 @@ def _compared(before: _Before, made: Mapping[str, Learned]) -> int:
         for rule, what in news(old[name], found)
     ]
     new += [f"watch {name}: it is not in the file" for name in made if name not in old]
+    new += [f"watch {name}: the file expects nothing of it" for name in made if old.get(name) == config.Expect()]
     for line in new:
         say(f"new: {line}")
     if new:

@@ -8,6 +8,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,12 +16,11 @@ from monitor import config
 from monitor.capture.recordfile import RecordedWatch, RecordWriter
 from monitor.engine._native import lib
 from monitor.engine.records import Endpoint, exit_record, lost_record, socket_record
+from monitor.errors import ConfigInvalid
 from monitor.learning.command import fired, learn, observe
 from monitor.options import LearnOptions
 
 if TYPE_CHECKING:
-    import pytest
-
     from tests.engine.conftest import Process, Tools, World
 
 MINUTE_NS = 60 * 10**9
@@ -204,3 +204,42 @@ def test_a_name_that_is_not_utf8_cannot_be_expected_and_that_is_said(
     assert "its name is not UTF-8" in capsys.readouterr().err
     assert config.load(output).watches[0].expect.executables == ()
     assert "# cannot be expected, and will raise alarms: executables" in output.read_text()
+
+
+def test_a_file_that_expects_nothing_is_told_so_and_takes_all_when_it_is_widened(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, output = _write(tmp_path / "records", world.start_root(0)[1]), tmp_path / "out.toml"
+    output.write_text('# mine\n[[watch]]\nname = "one"\nprocess = "app"\n\n[log]\nfile = "/log"\n')
+    assert learn(None, LearnOptions(source=source, output=output)) == 1
+    assert "the file expects nothing of it" in capsys.readouterr().err
+    assert learn(None, LearnOptions(source=source, widen=output)) == 0
+    read = config.load(output)
+    assert (read.log.file, read.watches[0].value, read.watches[0].expect.child_processes) == ("/log", "app", 0)
+    assert output.read_text().startswith("# mine\n")
+
+
+def test_what_is_in_the_way_is_said_before_anybody_waits(world: World, tmp_path: Path) -> None:
+    source = _write(tmp_path / "records", world.start_root(0)[1])
+    there = tmp_path / "there"
+    there.write_text("")
+    for options, words in (
+        (LearnOptions(source=tmp_path / "none"), "--from .*: No such file"),
+        (LearnOptions(source=source, check=tmp_path / "none"), "--check .*: No such file"),
+        (LearnOptions(source=source, widen=tmp_path / "none"), "cannot be read"),
+        (LearnOptions(source=source, output=tmp_path / "no" / "file"), "its directory cannot be written to"),
+        (LearnOptions(source=source, profile=there), "exists; name a new file with --profile"),
+        (LearnOptions(source=source, widen=source, output=there), "exists; name a new file with -o"),
+    ):
+        with pytest.raises(ConfigInvalid, match=words):
+            learn(None, options)
+    assert there.read_text() == ""
+
+
+def test_a_file_that_is_not_written_watch_by_watch_is_not_widened_in_place(world: World, tmp_path: Path) -> None:
+    source, output = _write(tmp_path / "records", world.start_root(0)[1]), tmp_path / "out.toml"
+    text = 'watch = [{ name = "one", process = "myapp", expect = { depth = 0 } }]\n'
+    output.write_text(text)
+    with pytest.raises(ConfigInvalid, match="move them to a file of their own"):
+        learn(None, LearnOptions(source=source, widen=output))
+    assert output.read_text() == text

@@ -90,6 +90,7 @@ def test_what_is_widened_knows_both_and_does_not_grow_again(one: Observed, other
     assert news(wide.expect, first) == []
     assert news(wide.expect, second) == []
     assert widened(wide.expect, second).expect == wide.expect
+    assert widened(Expect(), second) == second
     table = watch_table("app", "process", "app", "kill", wide, {})
     (watch,) = config.parse(table, "test").watches
     assert (watch.expect, watch.enforce) == (wide.expect, "kill")
