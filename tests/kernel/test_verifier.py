@@ -38,14 +38,14 @@ def _looked_at(program: int) -> int | None:
 
 
 def test_every_program_is_verified_quickly(daemons: Daemons) -> None:
-    before = {program["id"] for program in _programs()}
+    before = _programs()
     daemons.configure(
         '[[watch]]\nprocess = "kwverified"\nenforce = "kill"\n'
         "expect = { child_processes = 1, executables = [], depth = 2, forks_per_minute = 9, uids = [0] }\n"
         "[capture]\npackets = true\n"
     )
     daemons.start()
-    ours = {program["name"]: program["id"] for program in _programs() if program["id"] not in before}
+    ours = {name: number for number, name in _programs().items() if number not in before}
     assert {"on_fork", "on_exec", "on_exit", "on_state", "net_walk"} <= ours.keys()
     found = {name: _looked_at(number) for name, number in ours.items()}
     if None in found.values():
@@ -53,7 +53,7 @@ def test_every_program_is_verified_quickly(daemons: Daemons) -> None:
     assert {name: looked for name, looked in found.items() if (looked or 0) > MOST} == {}
 
 
-def _programs() -> list[dict[str, object]]:
+def _programs() -> dict[int, str]:
+    """Id and name of all that is loaded now."""
     said = subprocess.run(["bpftool", "-j", "prog", "show"], capture_output=True, check=True)
-    found: list[dict[str, object]] = json.loads(said.stdout)
-    return [program for program in found if "name" in program]
+    return {program["id"]: program.get("name", "") for program in json.loads(said.stdout)}
