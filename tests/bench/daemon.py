@@ -96,12 +96,12 @@ def peak_rss_kb(scratch: Path, watch: str, storm: Path, children: int) -> int:
 def first_event_ns(scratch: Path, program: Path, samples: int, *, alarm: bool = False) -> list[int]:
     """From fork() to the line in the hands of whoever reads the log, each after 20 ms of quiet.
 
-    `alarm`: to the line of the alarm that the child raises.
+    `alarm`: to the line of the alarm that the child raises, by a daemon: `run --once` ends with an alarm's report.
     """
     rules, sought = ("expect = { child_processes = 0 }", ["alarm"]) if alarm else ("", [])
     read_end, write_end = os.pipe()
     try:
-        with Kinwatch(scratch, program.name, log_to=write_end, rules=rules):
+        with Kinwatch(scratch, program.name, log_to=write_end, rules=rules, daemon=alarm):
             os.close(write_end)
             write_end = -1
             done = subprocess.run(

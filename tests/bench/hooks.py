@@ -66,7 +66,11 @@ def programs_of(pid: int) -> dict[str, int]:
     """The hooks whose programs or links a process holds, name to id (proc(5): fdinfo)."""
     ids = set()
     for path in Path(f"/proc/{pid}/fdinfo").iterdir():
-        for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            facts = path.read_text(encoding="utf-8")
+        except FileNotFoundError:  # closed meanwhile
+            continue
+        for line in facts.splitlines():
             if line.startswith("prog_id:"):
                 ids.add(int(line.split()[1]))
     return {program.name: program.id for program in map(program_of, sorted(ids)) if program.name in HOOKS}

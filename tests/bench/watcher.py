@@ -184,6 +184,9 @@ class Kinwatch:
                 "spawned": custom[f"child_procs_spawned_{self.watch}"][0]["number"],
                 "lost": custom["events_lost"][0]["number"],
             }
+            for name in ("enforced", "would_enforce"):
+                if f"{name}_{self.watch}" in custom:
+                    counts[name] = custom[f"{name}_{self.watch}"][0]["number"]
         except (OSError, LookupError, msgspec.MsgspecError) as error:
             raise Unmeasured(f"kinwatch wrote no usable report: {error!r}") from error
         return counts | {"forks": 0, "exits": 0, "execs": 0} | lines_by_event(self.log)
