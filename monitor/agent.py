@@ -426,6 +426,7 @@ class Agent:
             lambda held: Window(
                 self._capture, self._engine, DETECT, self._read_device, store=held, generation=self._generation()
             ),
+            kin=self._engine.tree,
             store=store,
             anew=not isinstance(self._capture, CoreCapture) or self._capture.origin == "new",
         )
