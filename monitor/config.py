@@ -20,10 +20,10 @@ from monitor.errors import ConfigInvalid
 from monitor.expect import (
     Expect,
     ImpossibleValue,
+    destinations,
     edges,
     executables,
     missing,
-    networks,
     ports,
     uids,
 )
@@ -191,7 +191,8 @@ def parse_expect(text: str) -> Expect:
 
     `child_processes=N`, `depth=N`, `forks_per_minute=N`; `memfd=false`, `deleted=false`, `temporary=false`; or a list,
     its members between commas: `executables=PATH,...`, `edges=PATH -> PATH,...`, `uids=USER,...`,
-    `destinations=NETWORK,...`, `listening_ports=PORT,...`. Nothing after = means that none is expected.
+    `destinations=NETWORK,...` (or `NETWORK:PORT`), `listening_ports=PORT,...`. Nothing after = means that none is
+    expected.
     """
     key, separator, value = text.partition("=")
     members = value.split(",") if value else []
@@ -217,7 +218,7 @@ _FORMS: Final[dict[str, Callable[[Any], Any]]] = {
     "executables": executables,
     "edges": edges,
     "uids": uids,
-    "destinations": networks,
+    "destinations": destinations,
     "listening_ports": ports,
 }
 """How the list of an expectation comes into its one form; others are as they are written."""

@@ -234,7 +234,10 @@ class ExpectTable(Table, frozen=True, kw_only=True):
     ] = None
     destinations: Annotated[
         list[str] | None,
-        Meta(description="networks that may be connected and sent to; [] is none, another is an alarm, at once"),
+        Meta(
+            description="networks that may be connected and sent to, with a port or for any; [] is none, another is an"
+            " alarm, at once"
+        ),
     ] = None
     listening_ports: Annotated[
         list[Port] | None,

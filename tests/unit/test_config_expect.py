@@ -45,8 +45,20 @@ EXPECT_REFUSED = (
             "fe80::1%eth0",
             "10",
             "10.0.0.0/ 8",
+            "localhost:80",
+            ":80",
+            "10.0.0.0/8:",
+            "10.0.0.0/8:443x",
+            "10.0.0.0/8:443:443",
+            "10.0.0.0:443/8",
+            "fd00::/8:443",
+            "[fd00::/8]",
+            "[fd00::/8]443",
+            "[[fd00::/8]]:443",
         )
     ),
+    ('destinations = ["10.0.0.0/8:0"]', "destinations: expected ports of 1 to 65535, found '10.0.0.0/8:0'"),
+    ('destinations = ["[::1]:65536"]', "destinations: expected ports of 1 to 65535, found '[::1]:65536'"),
     (
         "destinations = [" + ", ".join(f'"10.0.{number}.0/24"' for number in range(257 - 1)) + ', "::/0"]',
         "destinations: expected at most 256 networks, found 257",
@@ -128,6 +140,14 @@ def test_an_expectation_that_is_none_is_refused(text: str) -> None:
         ("temporary=true", Expect(temporary=True)),
         ("destinations=", Expect(destinations=())),
         ("destinations=10.1.2.3/8,fd00::1", Expect(destinations=("10.0.0.0/8", "fd00::1/128"))),
+        (
+            "destinations=10.1.2.3/8:443,[fd00::1/8]:443,192.0.2.7:53,[::1]:53,[::ffff:10.0.0.1]:1,10.0.0.0/8:443",
+            Expect(
+                destinations=(
+                    *("10.0.0.0/8:443", "[fd00::/8]:443", "192.0.2.7/32:53", "[::1/128]:53", "10.0.0.1/32:1"),
+                )
+            ),
+        ),
         ("listening_ports=", Expect(listening_ports=())),
         ("listening_ports=443,80,443", Expect(listening_ports=(80, 443))),
     ],

@@ -58,10 +58,11 @@ int64_t kw_engine_exes(struct kw_engine *engine, uint32_t slot, uint64_t mark, c
 int64_t kw_engine_tree(struct kw_engine *engine, char *out, uint64_t capacity);
 
 /*
- * Network. A watch expects nothing about it until told. prefixes: count times 17 bytes, an address of 16 bytes (IPv4 as
- * ::ffff:a.b.c.d) and the length of its prefix (of IPv4 plus 96). count -1: any destination is expected; 0: none is.
+ * Network. A watch expects nothing about it until told. rows: count times 19 bytes, an address of 16 bytes (IPv4 as
+ * ::ffff:a.b.c.d), the length of its prefix (of IPv4 plus 96) and a port, its high byte first (0: any). count -1: any
+ * destination is expected; 0: none is.
  */
-int kw_engine_expect_destinations(struct kw_engine *engine, uint32_t slot, const uint8_t *prefixes, int32_t count);
+int kw_engine_expect_destinations(struct kw_engine *engine, uint32_t slot, const uint8_t *rows, int32_t count);
 /* TCP and UDP ports that kin may listen on. count -1: any; 0: none. */
 int kw_engine_expect_ports(struct kw_engine *engine, uint32_t slot, const uint16_t *ports, int32_t count);
 

@@ -41,7 +41,7 @@ enum kw_expected { EXPECT_DESTINATIONS, EXPECT_PORTS, EXPECTATIONS };
 /* An address, or a port, that is not expected, and the sockets that have it now. */
 struct kw_offender {
 	uint8_t address[16]; /* zero for a port */
-	uint16_t port;	     /* zero for an address */
+	uint16_t port;	     /* of an address: only if ports are expected there */
 	uint32_t sockets;
 };
 
@@ -55,8 +55,9 @@ struct kw_offenders {
 };
 
 struct kw_net_expect {
-	uint8_t *prefixes; /* 17 bytes each */
+	uint8_t *destinations; /* as kw_engine_expect_destinations() takes them */
 	uint16_t *ports;
+	bool to_ports; /* some destination has a port: offenders are told with theirs */
 	uint32_t counts[EXPECTATIONS];
 	bool judged[EXPECTATIONS];
 	struct kw_offenders offenders[EXPECTATIONS];

@@ -4,19 +4,34 @@
  * alarm line at the first socket that breaks one, a further line for each further address or port, which must not hide
  * behind the first, and the clear line when the last such socket is gone. Knows no records.
  *
- * OFFENDERS_KEPT distinct addresses or ports are named at once; sockets of more are counted until they close.
+ * Of a destination its port is told when the expectation names ports. OFFENDERS_KEPT distinct addresses or ports are
+ * named at once; sockets of more are counted until they close.
  */
 #include "internal.h"
 
 #include <stdlib.h>
 
-enum { PREFIX_BYTES = 17, VALUE_TEXT = ENDPOINT_TEXT + 8 };
+enum { ROW_BYTES = 19, PORT_AT = 17, VALUE_TEXT = ENDPOINT_TEXT + 8 };
 
-static bool within(const struct kw_net_expect *net, const uint8_t *address)
+static const uint8_t *row_of(const struct kw_net_expect *net, uint32_t i)
 {
-	for (uint32_t i = 0; i < net->counts[EXPECT_DESTINATIONS]; i++)
-		if (kw_address_within(address, net->prefixes + (size_t)i * PREFIX_BYTES))
+	return net->destinations + (size_t)i * ROW_BYTES;
+}
+
+/* 0: any. */
+static uint16_t port_of(const uint8_t *row)
+{
+	return (uint16_t)(row[PORT_AT] << 8 | row[PORT_AT + 1]);
+}
+
+static bool within(const struct kw_net_expect *net, const struct kw_open_socket *socket)
+{
+	for (uint32_t i = 0; i < net->counts[EXPECT_DESTINATIONS]; i++) {
+		const uint8_t *row = row_of(net, i);
+
+		if ((!port_of(row) || port_of(row) == socket->remote_port) && kw_address_within(socket->remote, row))
 			return true;
+	}
 	return false;
 }
 
@@ -34,17 +49,21 @@ static bool breaks(const struct kw_net_expect *net, const struct kw_open_socket 
 		return false;
 	if (what == EXPECT_PORTS)
 		return socket->flags & SOCKET_LISTENS && !among(net, socket->local_port);
-	return socket->flags & SOCKET_REMOTE && !(socket->flags & SOCKET_INCOMING) && !within(net, socket->remote);
+	return socket->flags & SOCKET_REMOTE && !(socket->flags & SOCKET_INCOMING) && !within(net, socket);
 }
 
-static struct kw_offender offender_of(const struct kw_open_socket *socket, enum kw_expected what)
+static struct kw_offender offender_of(const struct kw_net_expect *net, const struct kw_open_socket *socket,
+				      enum kw_expected what)
 {
 	struct kw_offender offender = {.sockets = 1};
 
-	if (what == EXPECT_PORTS)
+	if (what == EXPECT_PORTS) {
 		offender.port = socket->local_port;
-	else
-		memcpy(offender.address, socket->remote, sizeof(offender.address));
+		return offender;
+	}
+	memcpy(offender.address, socket->remote, sizeof(offender.address));
+	if (net->to_ports)
+		offender.port = socket->remote_port;
 	return offender;
 }
 
@@ -60,8 +79,10 @@ static struct kw_offender *find(struct kw_offenders *offenders, const struct kw_
 	return NULL;
 }
 
-static char *put_value(char *at, const struct kw_offenders *offenders, enum kw_expected what)
+static char *put_value(char *at, const struct kw_net_expect *net, enum kw_expected what)
 {
+	const struct kw_offenders *offenders = &net->offenders[what];
+
 	*at++ = '[';
 	for (uint32_t i = 0; i < offenders->count; i++) {
 		if (i)
@@ -71,17 +92,39 @@ static char *put_value(char *at, const struct kw_offenders *offenders, enum kw_e
 			continue;
 		}
 		*at++ = '"';
-		at = kw_put_address(at, offenders->kept[i].address);
+		if (net->to_ports)
+			at = kw_put_endpoint(at, offenders->kept[i].address, offenders->kept[i].port);
+		else
+			at = kw_put_address(at, offenders->kept[i].address);
 		*at++ = '"';
 	}
 	*at++ = ']';
 	return at;
 }
 
+/* "network", or "network:port", an IPv6 one in brackets. */
+static char *put_destination(char *at, const uint8_t *row)
+{
+	bool brackets = port_of(row) && !kw_address_is_ipv4(row);
+
+	if (brackets)
+		*at++ = '[';
+	at = kw_put_prefix(at, row);
+	if (brackets)
+		*at++ = ']';
+	if (!port_of(row))
+		return at;
+	*at++ = ':';
+	return kw_put_number(at, port_of(row));
+}
+
+/* in-cidr-set knows no ports: with them it is a set of texts. */
 static char *put_criteria(char *at, const struct kw_net_expect *net, enum kw_expected what)
 {
 	if (what == EXPECT_PORTS)
 		at = PUT(at, "{\"comparisonOperator\":\"in-set\",\"value\":{\"numbers\":[");
+	else if (net->to_ports)
+		at = PUT(at, "{\"comparisonOperator\":\"in-set\",\"value\":{\"strings\":[");
 	else
 		at = PUT(at, "{\"comparisonOperator\":\"in-cidr-set\",\"value\":{\"cidrs\":[");
 	for (uint32_t i = 0; i < net->counts[what]; i++) {
@@ -92,7 +135,7 @@ static char *put_criteria(char *at, const struct kw_net_expect *net, enum kw_exp
 			continue;
 		}
 		*at++ = '"';
-		at = kw_put_prefix(at, net->prefixes + (size_t)i * PREFIX_BYTES);
+		at = put_destination(at, row_of(net, i));
 		*at++ = '"';
 	}
 	return PUT(at, "]}}");
@@ -110,7 +153,7 @@ static char *put_condition(struct kw_engine *engine, char *at, uint32_t slot, en
 		at = PUT(at, ",\"behavior\":\"destinations\",\"metric\":\"destination_ips_");
 	at = kw_put(at, watch->name, watch->name_length);
 	at = PUT(at, "\",\"value\":");
-	at = put_value(at, offenders, what);
+	at = put_value(at, &watch->net, what);
 	at = PUT(at, ",\"criteria\":");
 	at = put_criteria(at, &watch->net, what);
 	at = PUT(at, ",\"since\":");
@@ -170,7 +213,8 @@ static void clear_if_over(struct kw_engine *engine, uint32_t slot, enum kw_expec
 static void begin(struct kw_engine *engine, uint32_t slot, struct kw_open_socket *socket, enum kw_expected what)
 {
 	struct kw_offenders *offenders = &engine->slots[slot].net.offenders[what];
-	struct kw_offender offender = offender_of(socket, what), *known = find(offenders, &offender);
+	struct kw_offender offender = offender_of(&engine->slots[slot].net, socket, what);
+	struct kw_offender *known = find(offenders, &offender);
 
 	if (!known && offenders->count == OFFENDERS_KEPT) {
 		socket->beyond[what] |= slot_bit(slot);
@@ -189,7 +233,7 @@ static void begin(struct kw_engine *engine, uint32_t slot, struct kw_open_socket
 static void end(struct kw_engine *engine, uint32_t slot, struct kw_open_socket *socket, enum kw_expected what)
 {
 	struct kw_offenders *offenders = &engine->slots[slot].net.offenders[what];
-	struct kw_offender offender = offender_of(socket, what), *known;
+	struct kw_offender offender = offender_of(&engine->slots[slot].net, socket, what), *known;
 
 	if (socket->beyond[what] & slot_bit(slot))
 		offenders->beyond--;
@@ -247,6 +291,21 @@ static void withdraw(struct kw_engine *engine, uint32_t slot, enum kw_expected w
 	net->counts[what] = 0;
 }
 
+/* What is expected now names ports, or does so no more: whoever offends is told once more, in the other form. */
+static void turn(struct kw_engine *engine, uint32_t slot)
+{
+	struct kw_net_expect *net = &engine->slots[slot].net;
+	bool to_ports = false;
+
+	for (uint32_t i = 0; i < net->counts[EXPECT_DESTINATIONS]; i++)
+		to_ports |= port_of(row_of(net, i)) != 0;
+	if (to_ports == net->to_ports)
+		return;
+	net->judged[EXPECT_DESTINATIONS] = false;
+	kw_sockets_judge(engine, slot, EXPECT_DESTINATIONS);
+	net->to_ports = to_ports;
+}
+
 /* Put `items` of `bytes` each in the place of what was expected, and judge. count -1: nothing is expected any more. */
 static int expect(struct kw_engine *engine, uint32_t slot, enum kw_expected what, const void *items, int32_t count,
 		  size_t bytes)
@@ -276,10 +335,12 @@ static int expect(struct kw_engine *engine, uint32_t slot, enum kw_expected what
 			free(net->ports);
 			net->ports = copy;
 		} else {
-			free(net->prefixes);
-			net->prefixes = copy;
+			free(net->destinations);
+			net->destinations = copy;
 		}
 		net->counts[what] = (uint32_t)count;
+		if (what == EXPECT_DESTINATIONS)
+			turn(engine, slot);
 		net->judged[what] = true;
 		kw_sockets_judge(engine, slot, what);
 		clear_if_over(engine, slot, what);
@@ -288,12 +349,12 @@ static int expect(struct kw_engine *engine, uint32_t slot, enum kw_expected what
 	return 0;
 }
 
-int kw_engine_expect_destinations(struct kw_engine *engine, uint32_t slot, const uint8_t *prefixes, int32_t count)
+int kw_engine_expect_destinations(struct kw_engine *engine, uint32_t slot, const uint8_t *rows, int32_t count)
 {
 	for (int64_t i = 0; i < count; i++)
-		if (prefixes[i * PREFIX_BYTES + 16] > 128)
+		if (rows[i * ROW_BYTES + 16] > 128)
 			return -EINVAL;
-	return expect(engine, slot, EXPECT_DESTINATIONS, prefixes, count, PREFIX_BYTES);
+	return expect(engine, slot, EXPECT_DESTINATIONS, rows, count, ROW_BYTES);
 }
 
 int kw_engine_expect_ports(struct kw_engine *engine, uint32_t slot, const uint16_t *ports, int32_t count)
@@ -308,8 +369,8 @@ void kw_expect_nothing(struct kw_engine *engine, uint32_t slot)
 
 	withdraw(engine, slot, EXPECT_DESTINATIONS);
 	withdraw(engine, slot, EXPECT_PORTS);
-	free(net->prefixes);
+	free(net->destinations);
 	free(net->ports);
-	net->prefixes = NULL;
+	net->destinations = NULL;
 	net->ports = NULL;
 }
