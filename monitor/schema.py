@@ -239,6 +239,13 @@ class ExpectTable(Table, frozen=True, kw_only=True):
             " alarm, at once"
         ),
     ] = None
+    destination_names: Annotated[
+        list[str] | None,
+        Meta(
+            description="names of DNS that may be connected and sent to as well; needs capture.packets; another is an"
+            " alarm, at once"
+        ),
+    ] = None
     listening_ports: Annotated[
         list[Port] | None,
         Meta(description="ports of 1 to 65535 to listen on; [] is none, another is an alarm, at once"),

@@ -54,6 +54,7 @@ def rules(watch: str, expect: Expect) -> tuple[dict[str, Any], ...]:
     """What `expect` of a watch says that no behavior can express: it is judged at the event alone."""
     values: dict[str, Any] = {
         "destinations": None if networks_alone(expect) else expect.destinations,
+        "destination_names": expect.destination_names,
         "edges": expect.edges,
         "depth": expect.depth,
         "forks_per_minute": expect.forks_per_minute,

@@ -207,15 +207,20 @@ class Engine:
                 return tuple(text.split("\0")[:-1]), int(missed[0])
             room = needed
 
-    def expect_destinations(self, slot: int, places: Sequence[str] | None) -> None:
-        """Kin of slot connects and sends to these places only; None: anywhere, empty: nowhere. Judged at once.
+    def expect_destinations(self, slot: int, places: Sequence[str] | None, names: Sequence[str] | None = None) -> None:
+        """Kin of slot connects and sends to these places and names only, judged at once; None for both: anywhere.
 
-        A place is a network, or one with a port, as `monitor.expect.destinations` writes them. Raises ValueError for
-        what is none. An IPv6 network never holds IPv4 addresses.
+        A place is a network, or one with a port, as `monitor.expect.destinations` writes them, a name as
+        `monitor.expect.destination_names` does: the addresses that DNS answers to kin of slot, seen before the
+        connection, gave to it. An IPv6 network never holds IPv4 addresses. Raises ValueError for what is no place,
+        EngineRefused for what is no name.
         """
         rows = b"".join(_row(place) for place in places or ())
         cells = ffi.from_buffer("uint8_t[]", rows)
-        result = lib.kw_engine_expect_destinations(self.handle, slot, cells, _count(places))
+        count = -1 if places is None and names is None else len(places or ())
+        texts = _texts(names)
+        patterns = ffi.from_buffer("char[]", texts)
+        result = lib.kw_engine_expect_destinations(self.handle, slot, cells, count, patterns, len(texts))
         _check(result, f"expected destinations of slot {slot}")
 
     def expect_ports(self, slot: int, ports: Sequence[int] | None) -> None:

@@ -326,8 +326,11 @@ static void expect(struct kw_engine *engine, int32_t count)
 	static const uint8_t rows[2 * 19] = {[0] = 1,	       [16] = 8,       [19 + 10] = 0xff,
 					     [19 + 11] = 0xff, [19 + 16] = 97, [19 + 18] = 53};
 	static const uint16_t ports[2] = {1, 2};
+	static const char names[] = "a\0*.b\0";
 
-	require(!kw_engine_expect_destinations(engine, 0, rows, count == 3 ? -1 : count), "destinations");
+	require(!kw_engine_expect_destinations(engine, 0, rows, count == 3 ? -1 : count, names,
+					       count == 2 ? sizeof(names) - 1 : 0),
+		"destinations");
 	require(!kw_engine_expect_ports(engine, 0, ports, count == 3 ? -1 : count), "ports");
 }
 

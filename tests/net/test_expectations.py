@@ -9,6 +9,7 @@ import pytest
 
 from monitor.engine.lines import Alarm, Clear, Connect, Listen
 from monitor.remote import endpoint
+from tests.net import dns
 from tests.net.peer import CLOSED, ECHO, EXCHANGE
 from tests.net.rig import FAR4, FAR6, MAPPED, as_told
 
@@ -98,6 +99,23 @@ def test_a_datagram_to_another_port_alarms(net: Net) -> None:
     watcher.release()
     watcher.ended()
     assert watcher.one(Alarm).value == (f"{FAR4}:{ECHO}",)
+
+
+@pytest.mark.parametrize(("pattern", "fits"), [("*.example.test", True), ("*.elsewhere.test", False)])
+def test_an_address_that_dns_gave_an_expected_name_is_expected(net: Net, pattern: str, *, fits: bool) -> None:
+    net.packets = True
+    asked = "Service.example.test"
+    query = dns.query(0, asked, dns.A)
+    net.peer.order("zone", udp={query[2:].hex(): dns.answer(0, asked, dns.A, [dns.address(FAR4)])[2:].hex()}, tcp={})
+    net.peer.told("zone", size=1)
+    expected = ("--expect", f"destinations={FAR4}:53", "--expect", f"destination_names={pattern}")
+    watcher = net.watch("ask", *expected)
+    program = net.start_known(watcher, "ask", FAR4, "udp", query.hex(), "then", EXCHANGE)
+    program.fact("done")
+    program.release()
+    assert watcher.wait_for(Connect, protocol="tcp")[0].name == asked
+    watcher.finish()
+    assert [alarm.value for alarm in watcher.of(Alarm)] == ([] if fits else [(f"{FAR4}:{EXCHANGE}",)])
 
 
 @pytest.mark.parametrize(
