@@ -163,7 +163,7 @@ def _add_watches(verb: _Parser, *, expecting: bool = True) -> None:
         default=[],
         metavar="KIND=VALUE",
         help="raise an alarm when it is not so: child_processes=N (at most N descendants alive), "
-        "destinations=10.0.0.0/8,fd00::/8 (connections go there alone), listening_ports=80,443 (no other port is "
+        "destinations=10.0.0.0/8:443,fd00::/8 (connections go there alone), listening_ports=80,443 (no other port is "
         "listened on); nothing after = means none",
     )
 
