@@ -203,10 +203,9 @@ def test_what_was_learned_of_a_service_is_quiet_until_a_shell_is_injected(
     assert [one.exe for one in alarm.lineage][-2:] == [dash, BASH]
     assert life.wait_for(Alarm, behavior="edges").value == (f"{dash} -> {BASH}",)
 
-    life.send(signal.SIGTERM)
-    assert life.wait() == 0
     daemons.configure(written.read_text().replace("\n[watch.expect]", 'enforce = "kill"\n\n[watch.expect]', 1))
-    life = daemons.start()
+    life.reload()
+    eventually(lambda: life.ask("status")["enforcement"] == "on", "the reload")
     with Visitor(service) as visitor:
         answer = service.ask(INJECTION)
         time.sleep(PERIOD_S)
