@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * How long from fork() to the line that tells of it, or with "alarm" to its alarm, after a time of quiet. stdin is the event log, a pipe of JSON
- * Lines; the program is the watched application too, so that one clock sees both ends. Prints one latency in ns a line,
- * or ends with 1 when a line does not come. Knows the keys "event", "pid" and "process_ids" of a line.
+ * How long from fork() to the line that tells of it, or with "alarm" to its alarm, after a time of quiet. stdin is the
+ * event log, a pipe of JSON Lines; the program is the watched application too, so that one clock sees both ends. Prints
+ * one latency in ns a line, or ends with 1 when a line does not come. Knows the keys "event", "pid" and "process_ids"
+ * of a line.
  */
 #include <errno.h>
 #include <poll.h>
