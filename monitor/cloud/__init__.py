@@ -1,0 +1,1 @@
+"""What an account needs for a configuration of this device: names, documents, their text; never a call to AWS."""
