@@ -34,7 +34,7 @@ _SQL: Final = "2016-03-23"
 _PERIOD_S: Final = 300
 _INGEST: Final = re.compile(r"\$aws/rules/([a-zA-Z0-9_]+)/?(.*)\Z")
 _LEVEL: Final = re.compile(r"[a-zA-Z0-9_.:@=-]*\Z")
-_THING: Final = "\n"  # stands in no topic
+_THING: Final = "\0"  # stands in no topic
 
 
 def parts(config: Config, behaviors: Sequence[str], *, base: str) -> tuple[Json, list[str]]:
@@ -268,7 +268,7 @@ def _stream(kind: str, prefix: str, columns: Json, *, compressed: bool = False) 
 
 
 def _alarms(behaviors: Iterable[str], base: str) -> Json:
-    """Alarms of CloudWatch. Those of behaviors notify nobody, for the rule does: they are for dashboards, automation."""
+    """Alarms of CloudWatch. Those of behaviors notify nobody, for the rule does: they are for dashboards."""
     found = {
         logical("Alarm", behavior): _alarm(base, f"alarm/{behavior}", f"Alarms of {behavior}, all devices together")
         for behavior in behaviors

@@ -89,7 +89,7 @@ def make(config: Config, wanted: Wanted, written: Json, profile: Profile) -> Tem
 
 
 def alarming(config: Config, profile: Profile) -> list[str]:
-    """Behaviors that messages on the alarm topic may name: keys of `expect`, and what a device judges of the profile."""
+    """Behaviors that messages on the alarm topic may name: keys of `expect`, and those of the profile judged here."""
     found: list[str] = []
     for watch in config.watches:
         expect = msgspec.structs.asdict(watch.expect)
