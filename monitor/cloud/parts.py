@@ -27,6 +27,7 @@ THING: Final = "${iot:Connection.Thing.ThingName}"
 DOCTOR: Final = "-doctor"
 """What `kinwatch doctor` puts behind the client id."""
 
+_MARK: Final = "\0"  # stands in no topic
 _MAX_BASE: Final = 64
 EMAIL: Final = "AlarmEmail"
 _HAS_EMAIL: Final = "HasAlarmEmail"
@@ -127,7 +128,11 @@ def device_policy(defender: Defender, base: str) -> Json:
     if client.startswith(defender.thing):
         client = THING + client.removeprefix(defender.thing)
     report = TOPIC.format(thing=THING, format=defender.format)
-    told = [topic_of(defender, key, THING) for key in ("alarm_topic", "events_topic")]
+    # What looks like a variable in a topic is none; in a policy it would be. ? is any character.
+    told = [
+        topic_of(defender, key, _MARK).replace("${", "?{").replace(_MARK, THING)
+        for key in ("alarm_topic", "events_topic")
+    ]
     answers = [f"{report}/accepted", f"{report}/rejected"]
     statements = [
         allow("iot:Connect", [iot_arn(f"client/{name}") for name in (client, client + DOCTOR)]),

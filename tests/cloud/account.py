@@ -100,10 +100,9 @@ class Account:
 
 
 def faults(call: str, properties: Json, given: Json | None = None, api: str = "iot") -> list[str]:
-    """What is wrong with a call of the API that has these properties, in CloudFormation's spelling, and these values."""
+    """What is wrong with a call of the API that has these properties, as CloudFormation spells them, and these."""
     shape = service(api).operation_model(call).input_shape
-    members = {_small(key): value for key, value in properties.items()} | (given or {})
-    return list(_structure(shape, members, call))
+    return _structure(shape, _named(shape, properties | (given or {})), call)
 
 
 def structure_faults(shape: str, value: Json, api: str = "iot") -> list[str]:
@@ -111,15 +110,16 @@ def structure_faults(shape: str, value: Json, api: str = "iot") -> list[str]:
     return list(_judge(service(api).shape_for(shape), value, shape))
 
 
-def _small(key: str) -> str:
-    return key[:1].lower() + key[1:]
+def _named(shape: StructureShape, value: Json) -> Json:
+    """Names as the API has them: CloudFormation's begin with a capital, most of the API's do not."""
+    return {key if key in shape.members else key[:1].lower() + key[1:]: one for key, one in value.items()}
 
 
 def _judge(shape: Shape, value: Any, where: str) -> list[str]:  # noqa: ANN401 - what JSON has
     if isinstance(shape, StructureShape):
         if not isinstance(value, dict):
             return [f"{where}: {value!r} is no object"]
-        return _structure(shape, {_small(key): one for key, one in value.items()}, where)
+        return _structure(shape, _named(shape, value), where)
     if isinstance(shape, ListShape):
         if not isinstance(value, list):
             return [f"{where}: {value!r} is no list"]
@@ -145,7 +145,7 @@ def _scalar(shape: Shape, value: Any, where: str) -> list[str]:  # noqa: ANN401 
     kind = shape.type_name
     if kind == "long" and isinstance(value, str):
         value = int(value)  # CloudFormation's Count is text
-    types = {"string": str, "boolean": bool, "integer": int, "long": int, "double": (int, float)}
+    types: dict[str, Any] = {"string": str, "boolean": bool, "integer": int, "long": int, "double": (int, float)}
     if not isinstance(value, types[kind]) or (kind != "boolean" and isinstance(value, bool)):
         return [f"{where}: {value!r} is no {kind}"]
     if kind == "boolean":

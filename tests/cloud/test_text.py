@@ -40,14 +40,16 @@ values = st.recursive(
     | st.floats(allow_nan=False, allow_infinity=False)
     | st.text()
     | st.sampled_from(ODD),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text() | st.sampled_from(ODD), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=100) | st.sampled_from(ODD), inner, max_size=4)
+    ),
     max_leaves=12,
 )
 
 
-@given(st.dictionaries(st.text(), values, max_size=4))
+@given(st.dictionaries(st.text(max_size=100), values, min_size=1, max_size=4))
 def test_what_is_written_is_read(document: dict[str, object]) -> None:
-    assert yaml.safe_load(encode(document, "yaml")) == (document or None or {})
+    assert yaml.safe_load(encode(document, "yaml")) == document
     assert json.loads(encode(document, "json")) == document
 
 
