@@ -9,6 +9,7 @@ import json
 
 import pytest
 
+from monitor.defender import trial
 from monitor.defender.answers import TOPIC
 from monitor.publishing import client_id_of, topic
 from tests.cloud.account import Account, faults, permits, size
@@ -33,7 +34,7 @@ def test_a_device_may_do_what_kinwatch_does(text: str, *, detect: bool) -> None:
 
     report = TOPIC.format(thing=defender.thing, format=defender.format)
     assert may("Connect", f"client/{client_id_of(defender)}")
-    assert may("Connect", f"client/{client_id_of(defender)}-doctor")
+    assert may("Connect", f"client/{client_id_of(defender)}{trial._SUFFIX}")
     for name in (report, topic(defender, "alarm_topic"), topic(defender, "events_topic")):
         assert not name or may("Publish", f"topic/{name}")
     for answer in ("accepted", "rejected"):
