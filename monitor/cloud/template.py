@@ -93,7 +93,8 @@ def alarming(config: Config, profile: Profile) -> list[str]:
     found: list[str] = []
     for watch in config.watches:
         expect = msgspec.structs.asdict(watch.expect)
-        found += [key for key, value in expect.items() if value is not None and value is not True]
+        keys = [key for key, value in expect.items() if value is not None and value is not True]
+        found += ["destinations" if key == "destination_names" else key for key in keys]  # one alarm for both
         if watch.expect.executables is not None or watch.enforce != "off":
             found.append("root_image")
         if watch.enforce != "off":

@@ -121,6 +121,11 @@ def test_alarms_that_enforcement_raises_are_known() -> None:
     assert alarming(configured(MYAPP), NO_PROFILE) == []
 
 
+def test_names_of_destinations_share_the_alarm_of_their_networks() -> None:
+    text = MYAPP + 'expect = { destination_names = ["example.com"] }\n[capture]\npackets = true\n'
+    assert alarming(configured(text), NO_PROFILE) == ["destinations"]
+
+
 def test_an_alarm_has_a_column_for_each_key() -> None:
     assert isinstance(lines.decode(ALARM_LINE), lines.Alarm)
     columns = alarm_columns()
