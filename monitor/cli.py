@@ -130,6 +130,7 @@ def parser() -> argparse.ArgumentParser:
     _add_machine(verbs)
     _add_defender(verbs)
     _add_agent(verbs)
+    _add_cloud(verbs)
     return top
 
 
@@ -269,6 +270,15 @@ def _add_agent(verbs: Verbs) -> None:
     sample.add_flags(verb)
 
 
+def _add_cloud(verbs: Verbs) -> None:
+    from monitor.cloud import flags
+
+    verb = _add(verbs, "cloud", _cloud, flags.SUMMARY, flags.MORE)
+    verb.usage = "kinwatch cloud template [-c FILE] [WATCHES] [options]"
+    _add_watches(verb)
+    flags.add(verb)
+
+
 def _run(options: argparse.Namespace) -> int:
     from monitor.options import RunOptions
 
@@ -370,6 +380,17 @@ def _defender(options: argparse.Namespace) -> int:
     from monitor.local import command, flags
 
     return command.run(flags.options(options))
+
+
+def _cloud(options: argparse.Namespace) -> int:
+    from monitor.cloud import flags
+
+    wanted = flags.wanted(options)
+    _, config = _watched(options, _overrides(options))
+    from monitor.cloud import command
+
+    _print(command.template(config, wanted, options.format, options.output))
+    return 0
 
 
 def _agent(options: argparse.Namespace) -> int:

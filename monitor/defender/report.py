@@ -108,6 +108,11 @@ def _lists(node: object, path: str) -> list[tuple[str, list[Any]]]:
     return [found for inner in node for found in _lists(inner, path)]
 
 
+def reduced(text: str) -> str:
+    """Write text with the characters that the service keeps."""
+    return _NOT_ALLOWED.sub("_", text)
+
+
 def _keys(names: Names) -> Callable[[str], str]:
     return SHORT.__getitem__ if names == "short" else str
 
@@ -119,7 +124,7 @@ def _value(metric: Metric) -> Any:  # noqa: ANN401 - what JSON takes
         return sorted({_number(metric.name, value) for value in metric.value})
     if metric.kind == "ip-address-list":
         return sorted({_address(metric.name, value) for value in metric.value})
-    return sorted({_NOT_ALLOWED.sub("_", str(value)) for value in metric.value if value})
+    return sorted({reduced(str(value)) for value in metric.value if value})
 
 
 def _number(name: str, value: object) -> float:

@@ -70,29 +70,45 @@ def _note(one: Judged) -> str:
     return f"behavior {one.name} is not judged here: {one.why}"
 
 
-def plan(config: Config, unknown: Collection[str] = ()) -> Plan:
-    """Read the profile that the configuration names. `unknown`: as for clocks, beside what the configuration says.
+def unreported_fields(config: Config) -> frozenset[str]:
+    """Fields of WatchSnapshot that this configuration switches off."""
+    missing: frozenset[str] = frozenset()
+    if not config.capture.network:
+        missing |= NETWORK
+    if not config.capture.packets:
+        missing |= PACKETS
+    return missing
 
-    Raises ConfigInvalid: the file, the place in it, what was expected.
+
+def written(config: Config) -> tuple[bytes, str] | None:
+    """Read the profile that the configuration names: its text, and a name for messages; None: it names none.
+
+    Raises ConfigInvalid when it cannot be read.
     """
     path = config.security_profile
     if not path:
-        return Plan(config, NO_PROFILE, ())
+        return None
     key = "detect.security_profile" if config.detect.security_profile else "defender.security_profile"
     try:
         if not Path(path).is_file():
             raise FileNotFoundError(2, "there is no such file")
-        data = Path(path).read_bytes()
+        return Path(path).read_bytes(), f"{config.origin}: {key}: {path}"
     except OSError as error:
         msg = (
             f"{config.origin}: {key}: {path}: {error.strerror}; 'aws iot describe-security-profile' writes such a file"
         )
         raise ConfigInvalid(msg) from error
-    profile = load(data, f"{config.origin}: {key}: {path}")
-    missing: frozenset[str] = frozenset(unknown)
-    if not config.capture.network:
-        missing |= NETWORK
-    if not config.capture.packets:
-        missing |= PACKETS
+
+
+def plan(config: Config, unknown: Collection[str] = ()) -> Plan:
+    """Read the profile that the configuration names. `unknown`: as for clocks, beside what the configuration says.
+
+    Raises ConfigInvalid: the file, the place in it, what was expected.
+    """
+    found = written(config)
+    if found is None:
+        return Plan(config, NO_PROFILE, ())
+    profile = load(*found)
+    missing = unreported_fields(config) | frozenset(unknown)
     judged = clocks(profile, config.watches, unknown=missing, cpu_usage=config.report.cpu_usage)
     return Plan(msgspec.structs.replace(config, watches=expecting(config.watches, judged)), profile, judged)

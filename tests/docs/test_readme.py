@@ -7,6 +7,8 @@ import shlex
 from pathlib import Path
 from typing import get_args, get_type_hints
 
+import botocore
+import botocore.session
 import msgspec
 import pytest
 
@@ -157,6 +159,31 @@ def test_every_line_of_the_unit_has_a_reason() -> None:
     assert dict(directives)["Type"] == "notify"
     verb = dict(directives)["ExecStart"].split("kinwatch ")[1]
     assert cli.parser().parse_args(verb.split()).verb == "run"
+
+
+def test_every_command_of_the_page_about_the_cloud_is_one_that_the_parser_takes() -> None:
+    page = (CHECKOUT / "docs" / "cloud.md").read_text().replace("\\\n", "")
+    found = re.findall(r"^(?:sudo )?kinwatch (.*)$", page, re.MULTILINE) + re.findall(r"`sudo kinwatch ([^`]+)`", page)
+    assert len(found) > 5
+    for line in found:
+        cli.parser().parse_args(shlex.split(line))
+
+
+def test_every_call_of_aws_on_the_page_about_the_cloud_exists() -> None:
+    session = botocore.session.get_session()
+    page = (CHECKOUT / "docs" / "cloud.md").read_text().replace("\\\n", "")
+    calls = re.findall(r"\baws ([a-z]+) ([a-z-]+)([^`\n]*)", page)
+    assert len(calls) > 10
+    for service, name, rest in calls:
+        if (service, name) == ("cloudformation", "deploy"):
+            continue  # of the command line alone
+        model = session.get_service_model(service)
+        operations = {botocore.xform_name(operation, "-"): operation for operation in model.operation_names}
+        assert name in operations, name
+        shape = model.operation_model(operations[name]).input_shape
+        known = {botocore.xform_name(member, "-") for member in shape.members}
+        local = {"certificate-pem-outfile", "private-key-outfile"}  # of the command line alone
+        assert set(re.findall(r"--([a-z-]+)", rest)) <= known | local, name
 
 
 def test_links_lead_somewhere() -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 CHECKOUT = Path(cli.__file__).parents[1]
-VERBS = ("run", "report", "status", "tree", "replay", "doctor", "unload", "defender", "agent")
+VERBS = ("run", "report", "status", "tree", "replay", "doctor", "unload", "defender", "agent", "cloud")
 
 
 class Agent(types.ModuleType):

@@ -23,7 +23,7 @@ NATIVE = PACKAGE / "engine" / "native"
 LAYERS = (
     {"__main__", "demo_defender"},
     {"cli", "demo"},
-    {"agent", "oneshot", "learning", "doctor", "tree", "local"},
+    {"agent", "oneshot", "learning", "doctor", "tree", "local", "cloud"},
     {"launch", "publication", "sample"},
     {"judging"},
     {"window", "command"},

@@ -1,0 +1,97 @@
+"""`kinwatch cloud`: what is written where, and what is refused with which words."""
+
+from __future__ import annotations
+
+import json
+import sys
+from subprocess import run
+from typing import TYPE_CHECKING
+
+import pytest
+import yaml
+
+from monitor import cli, config
+from monitor.cloud.flags import LATER
+from tests.cloud.configurations import DEFENDER, MYAPP, PROFILE
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+WATCH = ("cloud", "template", "--watch", "myapp")
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """There is no configuration on the machine."""
+    monkeypatch.setattr(config, "DEFAULT_PATH", tmp_path / "etc.toml")
+
+
+def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """What a wrong command says, in its one line."""
+    assert cli.main(argv) == cli.USAGE
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("kinwatch: ")
+    assert err.count("\n") == 1
+    return err
+
+
+def test_the_template_goes_to_stdout_as_yaml_or_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*WATCH, "--expect", "child_processes=0"]) == 0
+    as_yaml = yaml.safe_load(capsys.readouterr().out)
+    assert cli.main([*WATCH, "--expect", "child_processes=0", "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out) == as_yaml
+    (behavior,) = as_yaml["Resources"]["SecurityProfile"]["Properties"]["Behaviors"]
+    assert behavior["Name"] == "child_processes_myapp"
+
+
+def test_the_template_goes_to_a_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "kinwatch.yaml"
+    assert cli.main([*WATCH, "--no-detect", "-o", str(path)]) == 0
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "Detect" in err
+    assert "AlarmsRule" in yaml.safe_load(path.read_text())["Resources"]
+
+
+def test_the_profile_of_the_configuration_is_in_the_template(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    written, path = tmp_path / "profile.json", tmp_path / "k.toml"
+    written.write_text(json.dumps(PROFILE))
+    path.write_text(MYAPP + DEFENDER + f'[detect]\nsecurity_profile = "{written}"\n')
+    assert cli.main(["cloud", "template", "-c", str(path), "--target", "all", "--export-topic", ""]) == 0
+    properties = yaml.safe_load(capsys.readouterr().out)["Resources"]["SecurityProfile"]["Properties"]
+    assert properties["SecurityProfileName"] == "fleet:1"
+    assert [one["Name"] for one in properties["Behaviors"]] == [one["name"] for one in PROFILE["behaviors"]]
+    assert "MetricsExportConfig" not in properties
+
+
+@pytest.mark.parametrize("step", LATER)
+def test_a_step_of_a_later_version_is_refused_with_what_to_call_instead(
+    step: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = refused(capsys, "cloud", step, "--watch", "myapp")
+    assert f"'{step}' is not in this version" in said
+    assert "aws cloudformation" in said
+
+
+def test_what_cannot_be_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert "nothing to watch" in refused(capsys, "cloud", "template")
+    assert "--target" in refused(capsys, *WATCH, "--no-detect", "--target", "all")
+    assert "--export-topic" in refused(capsys, *WATCH, "--no-detect", "--export-topic", "a")
+    assert "thing group" in refused(capsys, *WATCH, "--target", "mything1")
+    assert "No such file" in refused(capsys, *WATCH, "-o", str(tmp_path / "nowhere" / "t.yaml"))
+    assert "STEP" in refused(capsys, "cloud", "improve")
+
+
+def test_writing_a_template_loads_no_library_of_aws() -> None:
+    """The device needs none of them for it."""
+    code = (
+        "import sys\nfrom monitor import cli\n"
+        f"assert cli.main({list(WATCH)}) == 0\n"
+        "print([name for name in sys.modules if name.split('.')[0] in "
+        "('boto3', 'botocore', 'yaml', 'awscrt', 'awsiot', 'cfnlint')], file=sys.stderr)"
+    )
+    done = run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == "[]\n"

@@ -1,0 +1,56 @@
+"""cfn-lint finds nothing in the templates of many configurations, as JSON and as YAML. It needs no network."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+from cfnlint.api import lint
+from cfnlint.core import get_rules
+
+from monitor.cloud.text import encode
+from tests.cloud.configurations import EXPECTING, PROFILE, TEXTS, made
+
+if TYPE_CHECKING:
+    from cfnlint.rules import RulesCollection
+
+
+@pytest.mark.parametrize("detect", [True, False], ids=["detect", "no detect"])
+@pytest.mark.parametrize("profile", [None, PROFILE], ids=["no file", "file"])
+@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
+def test_cfn_lint_finds_nothing(text: str, profile: dict[str, Any] | None, *, detect: bool) -> None:
+    document = made(text, profile, detect=detect).document
+    assert found(encode(document, "yaml" if profile else "json")) == []
+
+
+def test_cfn_lint_finds_what_is_wrong() -> None:
+    document = made(EXPECTING).document
+    document["Resources"]["AlarmRole"]["Properties"]["Colour"] = "red"
+    assert [text for text in found(encode(document, "yaml")) if "Colour" in text]
+
+
+@pytest.mark.parametrize("detect", [True, False], ids=["detect", "no detect"])
+def test_yaml_says_what_json_says(*, detect: bool) -> None:
+    document = made(TEXTS["a client id of one device"], PROFILE, detect=detect).document
+    assert yaml.safe_load(encode(document, "yaml")) == json.loads(encode(document, "json")) == document
+
+
+def test_only_networks_of_ipv6_switch_a_check_off() -> None:
+    with_ipv6 = made(EXPECTING).document["Resources"]["SecurityProfile"]
+    without = made(EXPECTING.replace(', "fd00::/8"', "")).document["Resources"]["SecurityProfile"]
+    assert "Metadata" in with_ipv6
+    assert "Metadata" not in without
+
+
+def found(text: str) -> list[str]:
+    """What cfn-lint says, in words."""
+    return [f"{match.rule.id} {match.message}" for match in lint(text, _rules(), ["eu-west-1"])]
+
+
+@cache
+def _rules() -> RulesCollection:
+    """Every rule that fails a template or warns, as the command of that name has them."""
+    return get_rules([], [], ["E", "W"])
