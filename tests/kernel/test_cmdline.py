@@ -87,14 +87,14 @@ def test_a_process_may_be_kin_by_executable_and_by_command_line(tmp_path: Path) 
 def test_two_expressions_that_find_the_same_process_each_tell_it_once(tmp_path: Path) -> None:
     """An exec that one watch knows of already, and another has to be asked about, is one exec of each."""
     wanted = tmp_path / "wanted.sh"
-    wanted.write_text("sleep 0.1\n/bin/sh -c '/bin/true; /bin/true # extra'\n")
+    wanted.write_text("sleep 0.1\n/bin/sh -c '/bin/true; /bin/true # kwextra'\n")
 
     def act() -> None:
         subprocess.run(["/bin/sh", wanted], check=True)
 
     watches = [
         Watch(name="app", kind="cmdline", value=r"wanted\.sh"),
-        Watch(name="more", kind="cmdline", value="extra"),
+        Watch(name="more", kind="cmdline", value="kwextra"),
     ]
     told, row = follow(watches, act)
     execs = [(line.watch, line.pid, line.comm) for line in told if isinstance(line, Exec)]

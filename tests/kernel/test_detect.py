@@ -183,7 +183,8 @@ def test_what_is_not_judged_is_said_at_the_start_and_by_doctor(daemons: Daemons,
         "other": "no watch is called nobody",
     }
     for one, why in reasons.items():
-        assert f"behavior {one} is not judged here: {why}" in daemon.said
+        words = f"behavior {one} is not judged here: {why}"
+        eventually(lambda words=words: words in daemon.said, words)  # type: ignore[misc]
     text = kinwatch("status", "--socket", daemon.socket).stdout
     assert "1 window, 3 none" in text
     daemon.stop()

@@ -209,7 +209,12 @@ void kw_engine_take(struct kw_engine *engine, struct kw_batch *batch)
 
 void kw_engine_record(struct kw_engine *engine, int on)
 {
+	struct kw_clock clock = {.header = {.size = sizeof(clock), .kind = KW_CLOCK}};
+
 	pthread_mutex_lock(&engine->lock);
+	clock.wall_ns = engine->wall_ns;
+	if (on && !engine->recording && engine->wall_ns)
+		kw_keep_record(engine, (const uint8_t *)&clock, sizeof(clock));
 	engine->recording = on;
 	pthread_mutex_unlock(&engine->lock);
 }

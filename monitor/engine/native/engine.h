@@ -38,7 +38,8 @@ int64_t kw_engine_ingest(struct kw_engine *engine, const uint8_t *bytes, uint64_
 
 /* Hand out the lines made since the last take. */
 void kw_engine_take(struct kw_engine *engine, struct kw_batch *batch);
-/* Also keep accepted records for kw_engine_take, from now on (on = 1) or no more (0). */
+/* Also keep accepted records for kw_engine_take, from now on (on = 1) or no more (0). The clock, where it is known,
+ * comes first: so that a replay writes the same times. */
 void kw_engine_record(struct kw_engine *engine, int on);
 
 /* Counters of slot as the records tell them. reader >= 0: also begin that reader's window (window_peak := alive). */
