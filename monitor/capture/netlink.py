@@ -64,7 +64,7 @@ class NetlinkCapture(PollCapture):
     kind: ClassVar[str] = "netlink"
 
     def __init__(self, engine: Engine, watches: Sequence[Watch], interval_s: float = 0.1) -> None:
-        """`interval_s`: from one look to the next, at what has no event: moves between cgroups, half-ended processes."""
+        """`interval_s`: from one look to the next at what has no event: moves between cgroups, ended threads."""
         super().__init__(engine, watches, interval_s)
         reader = lib.kw_proc_new()
         if reader == ffi.NULL:
