@@ -386,16 +386,24 @@ class NetlinkCapture(PollCapture):
         if now_s < self._next_look_s:
             return False
         self._next_look_s = now_s + self._interval_s
+        gone = [self._seen[pid] for pid in self._lingering if self._is_gone(self._seen[pid])]
+        if gone:
+            self.drain()  # its last event, if there is one, came before /proc showed the end
         self._now_ns = self._boot_ns()
-        for pid in list(self._lingering):
-            stat, seen = read_stat(pid), self._seen[pid]
-            if stat is None or stat.gone or stat.process.start_ns > seen.stat.process.start_ns + lib.KW_TICK_NS:
+        for seen in gone:
+            if self._seen.get(seen.stat.process.pid) is seen:
                 self._forget(seen)
                 self._end(seen)
         if self._rules.by_cgroup:
             for pid in psutil.pids():
                 self._look_for_move(pid)
-        return bool(self._out) and self._tell()
+        return self._tell() or bool(gone)
+
+    @staticmethod
+    def _is_gone(seen: Seen) -> bool:
+        process = seen.stat.process
+        stat = read_stat(process.pid)
+        return stat is None or stat.gone or stat.process.start_ns > process.start_ns + lib.KW_TICK_NS
 
     def _look_for_move(self, pid: int) -> None:
         seen = self._kin(pid)
