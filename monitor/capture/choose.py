@@ -32,7 +32,7 @@ HOOKS: Final = {
 
 _HOLES: Final = "the process connector tells every fork, exec and exit, but images and CLONE_PARENT not for certain"
 _MUTE: Final = (
-    "the process connector does not speak (it needs root, the initial namespaces and a kernel with CONFIG_PROC_EVENTS)"
+    "the process connector does not speak (it needs the initial namespaces, CONFIG_PROC_EVENTS, and root before 6.6)"
 )
 
 
