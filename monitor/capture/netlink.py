@@ -11,10 +11,8 @@ that matched by such an image is not found. So its counts are lower bounds and s
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
-import select
 import struct
 import time
 from collections import Counter, deque
@@ -74,9 +72,6 @@ class NetlinkCapture(PollCapture):
         self._missing = ffi.new("uint64_t *")
         self._socket = connector.listen()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._waiter = select.poll()
-        self._waiter.register(self._socket, select.POLLIN)
-        self._waiter.register(self._wake, select.POLLIN)
         self._waiting: deque[_Event] = deque()
         self._named: Counter[int] = Counter()
         """How many waiting forks and execs are about a pid: it must stay followed."""
@@ -153,16 +148,23 @@ class NetlinkCapture(PollCapture):
     def _wait(self) -> bool:
         """Until something comes; True: interrupt() or stop() was called."""
         aside = self._lingering or self._rules.by_cgroup
-        ready = self._waiter.poll(self._interval_s * 1000 if aside else None)
-        if not any(fd == self._wake for fd, _ in ready):
-            return False
-        with contextlib.suppress(BlockingIOError):
+        timeout_ms = round(self._interval_s * 1000) if aside else -1
+        self._take(
+            lib.kw_proc_wait(
+                self._reader, self._socket.fileno(), self._wake, timeout_ms, self._cells, ROOM, self._missing
+            )
+        )
+        try:
             os.eventfd_read(self._wake)
+        except BlockingIOError:
+            return False
         return not self._stopping
 
     def _receive(self) -> bool:
         """Queue what the socket has; False: nothing. What it lost is told, and mended when there is nothing more."""
-        count = lib.kw_proc_read(self._reader, self._socket.fileno(), self._cells, ROOM, self._missing)
+        return self._take(lib.kw_proc_read(self._reader, self._socket.fileno(), self._cells, ROOM, self._missing))
+
+    def _take(self, count: int) -> bool:
         if count == -errno.EAGAIN:
             return False
         if count < 0 and count != -errno.ENOBUFS:

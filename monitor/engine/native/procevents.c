@@ -8,6 +8,7 @@
 #include <linux/cn_proc.h>
 #include <linux/connector.h>
 #include <linux/netlink.h>
+#include <poll.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -231,4 +232,22 @@ int kw_proc_read(struct kw_proc_reader *reader, int netlink, struct kw_proc_even
 		}
 	} while (received == BATCH && count + BATCH <= room);
 	return (int)count;
+}
+
+int kw_proc_wait(struct kw_proc_reader *reader, int netlink, int wake, int timeout_ms, struct kw_proc_event *events,
+		 uint32_t room, uint64_t *lost)
+{
+	for (;;) {
+		struct pollfd sources[] = {{.fd = netlink, .events = POLLIN}, {.fd = wake, .events = POLLIN}};
+		int count = kw_proc_read(reader, netlink, events, room, lost);
+		int ready;
+
+		if (*lost || (count && count != -EAGAIN))
+			return count;
+		ready = poll(sources, 2, timeout_ms);
+		if (ready < 0)
+			return errno == EINTR ? -EAGAIN : -errno;
+		if (!ready || sources[1].revents)
+			return -EAGAIN;
+	}
 }

@@ -51,3 +51,10 @@ void kw_proc_follow(struct kw_proc_reader *reader, uint32_t pid, int on);
  */
 int kw_proc_read(struct kw_proc_reader *reader, int netlink, struct kw_proc_event *events, uint32_t room,
 		 uint64_t *lost);
+
+/*
+ * As kw_proc_read(), but wait until there is an event or a loss, the descriptor wake is readable, or timeout_ms have
+ * passed (-1: never); -EAGAIN for these two. Events that are not handed on wake nobody.
+ */
+int kw_proc_wait(struct kw_proc_reader *reader, int netlink, int wake, int timeout_ms, struct kw_proc_event *events,
+		 uint32_t room, uint64_t *lost);
