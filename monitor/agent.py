@@ -426,6 +426,7 @@ class Agent:
             lambda held: Window(
                 self._capture, self._engine, DETECT, self._read_device, store=held, generation=self._generation()
             ),
+            kin=self._engine.tree,
             store=store,
             anew=not isinstance(self._capture, CoreCapture) or self._capture.origin == "new",
         )
@@ -521,12 +522,15 @@ class Agent:
         if self._choice.kind != "core":
             say(f"{self._choice.reason}")
         judged = any(
-            watch.expect.destinations is not None or watch.expect.listening_ports is not None
-            for watch in self._config.watches
+            watch.expect.somewhere or watch.expect.listening_ports is not None for watch in self._config.watches
         )
         if judged and not {"remotes", "listening_ports"}.isdisjoint(snapshot.unknown):
             extent = "are not judged" if snapshot.unknown >= NETWORK else "are judged in part"
             say(f"expected destinations and ports {extent}: 'kinwatch doctor' says why")
+        elif "wire_bytes_in" in snapshot.unknown and any(
+            watch.expect.destination_names for watch in self._config.watches
+        ):
+            say("expected destination names are not known, so what only they allow alarms: 'kinwatch doctor' says why")
         for note in (
             *expectation_notes(self._config),
             *self._plan.notes(),

@@ -36,7 +36,7 @@ PIPE_CLOSED: Final = 141  # 128 + SIGPIPE, as a shell reports it
 EXIT_CODES: Final = """\
 exit codes:
   0  ok
-  1  an alarm was raised (report, replay)
+  1  an alarm was raised (report, replay); nothing, too little or something new was seen (learn)
   2  wrong usage or configuration; nothing was started
   3  cannot capture, or no daemon answers
   4  cannot publish or write the report (report, run --once, agent), no broker is there (defender),
@@ -126,6 +126,7 @@ def parser() -> argparse.ArgumentParser:
     _add_report(verbs)
     _add_asking(verbs)
     _add_replay(verbs)
+    _add_learn(verbs)
     _add_machine(verbs)
     _add_defender(verbs)
     _add_agent(verbs)
@@ -148,19 +149,21 @@ def _add(verbs: Verbs, name: str, call: Callable[[argparse.Namespace], int], tex
     return added
 
 
-def _add_watches(verb: _Parser) -> None:
+def _add_watches(verb: _Parser, *, expecting: bool = True) -> None:
     _add_config(verb, "configuration; without it and without watches: /etc/kinwatch/config.toml")
     group = verb.add_argument_group("watches", "each repeatable; they replace those of the file")
     group.add_argument("--watch", action="append", default=[], metavar="NAME", help="processes called NAME")
     group.add_argument("--exe", action="append", default=[], metavar="PATH", help="processes that execute PATH")
     group.add_argument("--pid", action="append", default=[], metavar="PID", type=int, help="one running process")
+    if not expecting:
+        return
     group.add_argument(
         "--expect",
         action="append",
         default=[],
         metavar="KIND=VALUE",
         help="raise an alarm when it is not so: child_processes=N (at most N descendants alive), "
-        "destinations=10.0.0.0/8,fd00::/8 (connections go there alone), listening_ports=80,443 (no other port is "
+        "destinations=10.0.0.0/8:443,fd00::/8 (connections go there alone), listening_ports=80,443 (no other port is "
         "listened on); nothing after = means none",
     )
 
@@ -225,6 +228,14 @@ def _add_replay(verbs: Verbs) -> None:
     _add_config(verb, "configuration with the expectations; without it: no alarms")
     verb.add_argument("--format", choices=("auto", "json"), default="auto", help="as for run")
     verb.add_argument("file", type=Path, metavar="FILE", help="made by 'kinwatch run --record'")
+
+
+def _add_learn(verbs: Verbs) -> None:
+    from monitor.learning import flags
+
+    verb = _add(verbs, "learn", _learn, flags.SUMMARY, flags.MORE)
+    _add_watches(verb, expecting=False)
+    flags.add(verb)
 
 
 def _add_machine(verbs: Verbs) -> None:
@@ -329,6 +340,16 @@ def _replay(options: argparse.Namespace) -> int:
     return oneshot.replay(settings, options.file, options.format)
 
 
+def _learn(options: argparse.Namespace) -> int:
+    from monitor.learning import flags
+
+    wanted = flags.options(options)
+    settings = None if wanted.source is not None else _watched(options, _overrides(options))[1]
+    from monitor.learning import command
+
+    return command.learn(settings, wanted)
+
+
 def _doctor(options: argparse.Namespace) -> int:
     from monitor import config
 
@@ -382,7 +403,7 @@ def _overrides(options: argparse.Namespace) -> Overrides:
         exes=tuple(os.path.abspath(path) for path in options.exe),  # noqa: PTH100 - resolve() would follow links
         pids=tuple(options.pid),
         command=options.command,
-        expects=tuple(options.expect),
+        expects=tuple(getattr(options, "expect", ())),
         capture=getattr(options, "capture", None),
         log=_absolute(getattr(options, "log", None)),
         report_to=_absolute(getattr(options, "report_to", None)),

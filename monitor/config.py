@@ -20,10 +20,11 @@ from monitor.errors import ConfigInvalid
 from monitor.expect import (
     Expect,
     ImpossibleValue,
+    destination_names,
+    destinations,
     edges,
     executables,
     missing,
-    networks,
     ports,
     uids,
 )
@@ -131,8 +132,10 @@ def parse(text: str, origin: str) -> Config:
     except msgspec.ValidationError as error:
         _explain(origin, raw, str(error))
     _check_tables(origin, file)
+    watches = _watches(origin, [(f"watch[{i}]", table) for i, table in enumerate(file.watch)])
+    _require_packets(origin, watches, file.capture)
     return Config(
-        watches=_watches(origin, [(f"watch[{i}]", table) for i, table in enumerate(file.watch)]),
+        watches=watches,
         capture=file.capture,
         log=msgspec.structs.replace(file.log, file="") if file.log.file == "-" else file.log,
         report=file.report,
@@ -173,6 +176,7 @@ def with_command_line(  # noqa: PLR0913 - one parameter a flag
         watches = tuple(
             msgspec.structs.replace(watch, expect=msgspec.structs.replace(watch.expect, **given)) for watch in watches
         )
+    _require_packets(COMMAND_LINE, watches, config.capture)
     changed = msgspec.structs.replace(config, watches=watches)
     if capture is not None:
         changed = msgspec.structs.replace(changed, capture=_laid_over(config.capture, "--capture", kind=capture))
@@ -191,7 +195,8 @@ def parse_expect(text: str) -> Expect:
 
     `child_processes=N`, `depth=N`, `forks_per_minute=N`; `memfd=false`, `deleted=false`, `temporary=false`; or a list,
     its members between commas: `executables=PATH,...`, `edges=PATH -> PATH,...`, `uids=USER,...`,
-    `destinations=NETWORK,...`, `listening_ports=PORT,...`. Nothing after = means that none is expected.
+    `destinations=NETWORK,...` (or `NETWORK:PORT`), `destination_names=NAME,...`, `listening_ports=PORT,...`. Nothing
+    after = means that none is expected.
     """
     key, separator, value = text.partition("=")
     members = value.split(",") if value else []
@@ -217,7 +222,8 @@ _FORMS: Final[dict[str, Callable[[Any], Any]]] = {
     "executables": executables,
     "edges": edges,
     "uids": uids,
-    "destinations": networks,
+    "destinations": destinations,
+    "destination_names": destination_names,
     "listening_ports": ports,
 }
 """How the list of an expectation comes into its one form; others are as they are written."""
@@ -248,6 +254,14 @@ def require_watches(config: Config) -> None:
             "nothing to watch",
             "use --watch NAME, --exe PATH, --pid PID or [[watch]]",
         )
+
+
+def _require_packets(origin: str, watches: Sequence[Watch], capture: Capture) -> None:
+    """Names are learnt from the DNS answers in packets."""
+    for watch in watches:
+        if watch.expect.destination_names is not None and not capture.packets:
+            what = f"watch {watch.name} expects destination_names, and capture.packets is false: no name is ever known"
+            _refuse(origin, "capture.packets", what, "write packets = true below [capture] in a configuration")
 
 
 def notes(config: Config) -> tuple[str, ...]:
@@ -286,7 +300,7 @@ def expectation_notes(config: Config) -> tuple[str, ...]:
 def _unenforced(watch: Watch) -> list[str]:
     """What enforcement of this watch does not reach."""
     told = {name for name in Expect.__struct_fields__ if not _free(getattr(watch.expect, name))}
-    alarms = [name for name in ("edges", "destinations", "listening_ports") if name in told]
+    alarms = [name for name in ("edges", "destinations", "destination_names", "listening_ports") if name in told]
     said = []
     if alarms:
         said.append(f"watch {watch.name}: {', '.join(alarms)} raise alarms only, enforce does nothing about them")

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 MAX_PATH_BYTES = 4095  # KW_PATH_BYTES in ebpf/event.h, less the terminating zero
 MAX_PREFIXES = 256  # of one expectation; the judgement of an address looks at each of them
+MAX_NAMES = 256  # each DNS answer is compared with all of them
+MAX_NAME = 253  # characters of a name, RFC 1035 2.3.4
 MAX_PORTS = 256
 MAX_PORT = 65535
 MAX_EXECUTABLES = 256
@@ -28,7 +30,10 @@ MAX_UIDS = 256
 MAX_UID = 0xFFFF_FFFE  # (uid_t)-1 is nobody at all, setuid(2)
 ARROW: Final = " -> "
 
+_PLACE = re.compile(r"(?:\[([^\[\]]*)\]|([^:\[\]]*)):([0-9]{1,5})\Z")
 _NETWORK = re.compile(r"[a-fA-F0-9:.]{2,45}(/[0-9]{1,3})?\Z")  # neither netmasks nor scopes
+_NAME = re.compile(r"(\*\.)?[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*\Z")
+_DOTTED = re.compile(r"[0-9]+(\.[0-9]+){3}\Z")
 _MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")
 
 
@@ -54,9 +59,17 @@ class Expect(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     temporary: bool | None = None
     """False: no image may lie where anybody may write: on tmpfs or ramfs, or below a directory that is open to all."""
     destinations: tuple[str, ...] | None = None
-    """Networks that kin may connect and send to, as `networks` writes them; (): none."""
+    """Networks, of some one port, that kin may connect and send to, as `destinations` writes them; (): none."""
+    destination_names: tuple[str, ...] | None = None
+    """Names, as `destination_names` writes them, that may be connected and sent to as well: the addresses that DNS
+    answers to kin gave to them before. Without `destinations`: only these."""
     listening_ports: tuple[int, ...] | None = None
     """Ports, TCP and UDP, that kin may listen on, ascending; (): none."""
+
+    @property
+    def somewhere(self) -> bool:
+        """Only some destinations are expected."""
+        return self.destinations is not None or self.destination_names is not None
 
 
 class ImpossibleValue(ValueError):
@@ -75,6 +88,35 @@ def networks(texts: Iterable[str]) -> tuple[str, ...]:
     found = tuple(dict.fromkeys(_network(text) for text in texts))
     if len(found) > MAX_PREFIXES:
         raise ImpossibleValue(f"expected at most {MAX_PREFIXES} networks, found {len(found)}", "join some of them")
+    return found
+
+
+def destinations(texts: Iterable[str]) -> tuple[str, ...]:
+    """Bring networks, each with a port or without, into their one form, each once, in their order.
+
+    "10.1.2.3/8:443" is "10.0.0.0/8:443", "[::1]:53" is "[::1/128]:53"; without a port as `networks` has it, and any
+    port is meant. Raises ImpossibleValue.
+    """
+    found = tuple(dict.fromkeys(_destination(text) for text in texts))
+    if len(found) > MAX_PREFIXES:
+        raise ImpossibleValue(f"expected at most {MAX_PREFIXES} networks, found {len(found)}", "join some of them")
+    return found
+
+
+def place_of(destination: str) -> tuple[str, int]:
+    """The network and the port of a destination; 0: any port. Nothing is checked."""
+    split = _PLACE.match(destination)
+    return (split[1] or split[2], int(split[3])) if split else (destination, 0)
+
+
+def destination_names(texts: Iterable[str]) -> tuple[str, ...]:
+    """Bring names of DNS into their one form: lower case, no dot at the end, each once, in their order.
+
+    "*.example.com" stands for all names below example.com, at any depth. Raises ImpossibleValue.
+    """
+    found = tuple(dict.fromkeys(_name(text) for text in texts))
+    if len(found) > MAX_NAMES:
+        raise ImpossibleValue(f"expected at most {MAX_NAMES} names, found {len(found)}", "join some of them with *.")
     return found
 
 
@@ -122,7 +164,8 @@ def uids(users: Iterable[int | str]) -> tuple[int, ...]:
 
 def written(expect: Expect) -> None:
     """Check an expectation that is in its one form without a look at this machine. Raises ValueError."""
-    networks(expect.destinations or ())
+    destinations(expect.destinations or ())
+    destination_names(expect.destination_names or ())
     ports(expect.listening_ports or ())
     if any(not 1 <= port <= MAX_PORT for port in expect.listening_ports or ()):
         raise ImpossibleValue(f"expected ports of 1 to {MAX_PORT}", "record again")
@@ -137,23 +180,52 @@ def written(expect: Expect) -> None:
             raise ImpossibleValue(f"expected at most {most} members", "record again")
 
 
+def networks_alone(expect: Expect) -> bool:
+    """Destinations are expected, and networks alone say which: no port, no name."""
+    if expect.destinations is None or expect.destination_names is not None:
+        return False
+    return not any(place_of(text)[1] for text in expect.destinations)
+
+
 def missing(expect: Expect) -> tuple[str, ...]:
     """Expected executables that do not exist, as things stand now."""
     return tuple(path for path in expect.executables or () if not os.path.exists(path))  # noqa: PTH110 - text in, text out
 
 
-def _network(text: str) -> str:
+def _name(text: str) -> str:
+    name = text.lower().removesuffix(".")
+    if not _NAME.match(name) or len(name.removeprefix("*.")) > MAX_NAME or not text.isascii():
+        what = f"expected a name of DNS such as broker.local or *.example.com, found {text!r}"
+        raise ImpossibleValue(what, "write other letters in their xn-- form, and * only as the first of several labels")
+    if _DOTTED.match(name):
+        raise ImpossibleValue(f"expected a name, found {text!r}, which is an address", "write it in destinations")
+    return name
+
+
+def _network(text: str, found: str = "") -> str:
+    """`found`: what stands there, if it is more than the network."""
     try:
         if not _NETWORK.match(text):
             raise ValueError  # noqa: TRY301 - one refusal for all of them
         network = ipaddress.ip_network(text, strict=False)
     except ValueError:
-        what = f"expected a network such as 10.0.0.0/8 or fd00::/8, found {text!r}"
-        raise ImpossibleValue(what, "write an address, a slash and the length of the prefix") from None
+        what = f"expected a network such as 10.0.0.0/8 or fd00::/8, found {(found or text)!r}"
+        remedy = "write an address, a slash and the length of the prefix; with a port as 10.0.0.0/8:443, [fd00::/8]:443"
+        raise ImpossibleValue(what, remedy) from None
     if isinstance(network, ipaddress.IPv6Network) and network.subnet_of(_MAPPED):
         mapped = int(network.network_address) & 0xFFFF_FFFF
         network = ipaddress.IPv4Network((mapped, network.prefixlen - _MAPPED.prefixlen))
     return str(network)
+
+
+def _destination(text: str) -> str:
+    cidr, port = place_of(text)
+    if cidr == text:
+        return _network(text)
+    if not 1 <= port <= MAX_PORT:
+        raise ImpossibleValue(f"expected ports of 1 to {MAX_PORT}, found {text!r}", "leave it out for any port")
+    network = _network(cidr, text)
+    return f"[{network}]:{port}" if ":" in network else f"{network}:{port}"
 
 
 def _path(text: str) -> str:

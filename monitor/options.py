@@ -72,6 +72,29 @@ class ReportOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How long the capture of its own watches, seconds."""
 
 
+class LearnOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """`kinwatch learn`."""
+
+    duration_s: float = 60.0
+    """How long the capture of its own watches, seconds."""
+    source: Path | None = None
+    """A record file to learn from, instead of a capture."""
+    record: Path | None = None
+    """Keep the records of the capture in this file."""
+    output: Path | None = None
+    """The configuration to write; None: stdout."""
+    profile: Path | None = None
+    """The security profile to write; None: none."""
+    widen: Path | None = None
+    """A configuration whose expectations are to hold what was seen as well."""
+    check: Path | None = None
+    """Another record file, to say how often each rule fires on it."""
+    head_room: int = 20
+    """Percent above the most that was seen."""
+    networks: tuple[int, int] | None = None
+    """Lengths of the IPv4 and IPv6 prefixes that destinations are joined to; None: each address by itself."""
+
+
 def settled(path: Path | None, overrides: Overrides) -> Config:
     """Read the file, if there is one, and lay the flags over it. Raises ConfigInvalid."""
     base = Config() if path is None else config.load(path)

@@ -234,7 +234,17 @@ class ExpectTable(Table, frozen=True, kw_only=True):
     ] = None
     destinations: Annotated[
         list[str] | None,
-        Meta(description="networks that may be connected and sent to; [] is none, another is an alarm, at once"),
+        Meta(
+            description="networks that may be connected and sent to, with a port or for any; [] is none, another is an"
+            " alarm, at once"
+        ),
+    ] = None
+    destination_names: Annotated[
+        list[str] | None,
+        Meta(
+            description="names of DNS that may be connected and sent to as well; needs capture.packets; another is an"
+            " alarm, at once"
+        ),
     ] = None
     listening_ports: Annotated[
         list[Port] | None,

@@ -70,7 +70,7 @@ class NetworkSide:
 
     def expecting(self, watches: Iterable[Watch], slots: Mapping[str, int]) -> None:
         """Tell the hooks which watches expect certain destinations: an unexpected one is told before it answers."""
-        mask = sum(1 << slots[watch.name] for watch in watches if watch.expect.destinations is not None)
+        mask = sum(1 << slots[watch.name] for watch in watches if watch.expect.somewhere)
         lib.kw_loader_net_expecting(self._loader, mask)
 
     def counters(self) -> CData | None:

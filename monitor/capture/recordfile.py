@@ -108,6 +108,8 @@ class RecordReader:
         """Open and read all that stands before the records."""
         self.last_boot_ns = 0
         """CLOCK_BOOTTIME of the last record that was handed out."""
+        self.first_boot_ns = 0
+        """CLOCK_BOOTTIME of the first record; 0: none was handed out."""
         self._path = path
         self._file = path.open("rb", buffering=0)
         try:
@@ -128,6 +130,8 @@ class RecordReader:
             rest += more
             last, whole, fault = _cut(rest)
             if whole:
+                if not self.first_boot_ns:
+                    (self.first_boot_ns,) = _TIME.unpack_from(rest, _TIME_AT)
                 (self.last_boot_ns,) = _TIME.unpack_from(rest, last + _TIME_AT)
                 yield rest[:whole]
                 rest = rest[whole:]

@@ -46,6 +46,11 @@ class ReplayCapture:
         """The watches of the recorded run."""
         return self._reader.watches
 
+    @property
+    def seconds(self) -> float:
+        """From the first record to the last that was fed."""
+        return max(0, self._reader.last_boot_ns - self._reader.first_boot_ns) / 1e9
+
     def start(self) -> None:
         """Tell the engine the file's clock and watches."""
         self._engine.ingest(records.clock_record(time_ns=0, wall_ns=self._reader.wall_ns))

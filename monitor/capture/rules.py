@@ -155,7 +155,7 @@ def define(engine: Engine, slot: int, watch: Defined, files: Iterable[FileIdenti
     """
     expect = watch.expect
     engine.watch(slot, watch.name, expect.child_processes)
-    engine.expect_destinations(slot, expect.destinations)
+    engine.expect_destinations(slot, expect.destinations, expect.destination_names)
     engine.expect_ports(slot, expect.listening_ports)
     forbidden = {lib.KW_MEMFD: expect.memfd, lib.KW_DELETED: expect.deleted, lib.KW_TEMPORARY: expect.temporary}
     named = watch.kind in {"process", "exe"} and (expect.executables is not None or watch.enforce != "off")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from monitor.detect.evaluator import Evaluator
 from monitor.detect.profile import Behavior, Profile
+from monitor.expect import networks_alone
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -30,7 +31,7 @@ def expected(watch: str, expect: Expect) -> tuple[Behavior, ...]:
         ),
         (expect.executables, "executables", "child_exes", {"operator": "in-set", "texts": expect.executables}),
         (
-            expect.destinations,
+            expect.destinations if networks_alone(expect) else None,
             "destinations",
             "destination_ips",
             {"operator": "in-cidr-set", "texts": expect.destinations},
@@ -50,8 +51,10 @@ def expected(watch: str, expect: Expect) -> tuple[Behavior, ...]:
 
 
 def rules(watch: str, expect: Expect) -> tuple[dict[str, Any], ...]:
-    """What `expect` of a watch says that no behavior can express: it is judged at forks and execs alone."""
+    """What `expect` of a watch says that no behavior can express: it is judged at the event alone."""
     values: dict[str, Any] = {
+        "destinations": None if networks_alone(expect) else expect.destinations,
+        "destination_names": expect.destination_names,
         "edges": expect.edges,
         "depth": expect.depth,
         "forks_per_minute": expect.forks_per_minute,

@@ -68,6 +68,8 @@ def clocks(
         for key, value in msgspec.structs.asdict(watch.expect).items()
         if value is not None
     }
+    # Names widen what is expected: no behavior says the same.
+    expected |= {(watch.name, "destinations"): None for watch in watches if watch.expect.destination_names is not None}
     own = set(expected)
     judged = [
         _clock(behavior, expected, own, {watch.name for watch in watches}, frozenset(unknown), cpu_usage=cpu_usage)

@@ -21,6 +21,7 @@ import msgspec
 
 from monitor.engine._native import ffi, lib
 from monitor.errors import EngineRefused
+from monitor.expect import place_of
 from monitor.remote import Remote
 
 if TYPE_CHECKING:
@@ -206,15 +207,20 @@ class Engine:
                 return tuple(text.split("\0")[:-1]), int(missed[0])
             room = needed
 
-    def expect_destinations(self, slot: int, cidrs: Sequence[str] | None) -> None:
-        """Kin of slot connects and sends to these networks only; None: anywhere, empty: nowhere. Judged at once.
+    def expect_destinations(self, slot: int, places: Sequence[str] | None, names: Sequence[str] | None = None) -> None:
+        """Kin of slot connects and sends to these places and names only, judged at once; None for both: anywhere.
 
-        Raises ValueError for what is no network. An IPv6 network never holds IPv4 addresses.
+        A place is a network, or one with a port, as `monitor.expect.destinations` writes them, a name as
+        `monitor.expect.destination_names` does: the addresses that DNS answers to kin of slot, seen before the
+        connection, gave to it. An IPv6 network never holds IPv4 addresses. Raises ValueError for what is no place,
+        EngineRefused for what is no name.
         """
-        count = -1 if cidrs is None else len(cidrs)
-        prefixes = b"".join(_prefix(cidr) for cidr in cidrs or ())
-        cells = ffi.from_buffer("uint8_t[]", prefixes)
-        result = lib.kw_engine_expect_destinations(self.handle, slot, cells, count)
+        rows = b"".join(_row(place) for place in places or ())
+        cells = ffi.from_buffer("uint8_t[]", rows)
+        count = -1 if places is None and names is None else len(places or ())
+        texts = _texts(names)
+        patterns = ffi.from_buffer("char[]", texts)
+        result = lib.kw_engine_expect_destinations(self.handle, slot, cells, count, patterns, len(texts))
         _check(result, f"expected destinations of slot {slot}")
 
     def expect_ports(self, slot: int, ports: Sequence[int] | None) -> None:
@@ -324,12 +330,14 @@ def _most(number: int | None) -> int:
     return -1 if number is None else number
 
 
-def _prefix(cidr: str) -> bytes:
-    # As kw_engine_expect_destinations() takes it: 16 bytes of address, IPv4 mapped, and the length of the prefix.
+def _row(place: str) -> bytes:
+    # As kw_engine_expect_destinations() takes it: 16 bytes of address, IPv4 mapped, length of the prefix, port.
+    cidr, port = place_of(place)
     network = ip_network(cidr, strict=False)
+    behind = port.to_bytes(2, "big")
     if isinstance(network, IPv4Network):
-        return bytes(10) + b"\xff\xff" + network.network_address.packed + bytes((96 + network.prefixlen,))
-    return network.network_address.packed + bytes((network.prefixlen,))
+        return bytes(10) + b"\xff\xff" + network.network_address.packed + bytes((96 + network.prefixlen,)) + behind
+    return network.network_address.packed + bytes((network.prefixlen,)) + behind
 
 
 def _protocol(number: int) -> str:

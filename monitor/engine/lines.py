@@ -225,7 +225,7 @@ class Judgement(Event, frozen=True, kw_only=True):
     since: str
     """When the alarm began."""
     process_ids: tuple[str, ...] | UnsetType = UNSET
-    """Who broke it."""
+    """Who broke it; of a window's number of processes its live descendants, the youngest first, at most 16."""
     suppressed: bool | UnsetType = UNSET
     """suppressAlerts of the behavior: it stands in the log, and nobody is told."""
 
@@ -241,7 +241,7 @@ class Alarm(Judgement, frozen=True, tag="alarm", kw_only=True):
     """How it was called, where an exec broke the rule."""
 
     lineage: tuple[Ancestor, ...] | UnsetType = UNSET
-    """From the root down to the process that broke it, those that are known."""
+    """From the root down to the process that broke it, or the first of several, those that are known."""
 
 
 class Clear(Judgement, frozen=True, tag="clear", kw_only=True):

@@ -43,6 +43,7 @@ class _Alarm(msgspec.Struct):
     behavior: str
     metric: str
     watch: str = ""
+    process_ids: list[str] = []
     lineage: list[_Ancestor] = []
 
 
@@ -153,8 +154,9 @@ class Actions:
     # -------- freeze --------
 
     def _stop(self, alarm: _Alarm) -> None:
-        """Stop the descendants of the alarm's root until there is none that goes on; the root itself never is."""
-        root = alarm.lineage[0].process_id if alarm.lineage else ""
+        """Stop the descendants of the alarm's root, or of all, until there is none that goes on; a root never is."""
+        # An alarm with several processes is about a number of them, whatever root they have.
+        root = alarm.lineage[0].process_id if alarm.lineage and len(alarm.process_ids) <= 1 else ""
         handled: set[str] = set()
         for _ in range(ROUNDS):
             fresh = [one for one in descendants(self._tree(), alarm.watch, root) if one not in handled]

@@ -15,6 +15,7 @@ import msgspec
 from monitor.detect.clocks import owner
 from monitor.detect.device import device_values
 from monitor.detect.evaluator import Evaluator, State
+from monitor.judging.culprits import Culprits, counted_watch, culprits
 from monitor.judging.names import Names
 from monitor.judging.said import verdict_line
 
@@ -62,9 +63,17 @@ class Detection:
     """Judges windows. Any thread may call; `named` is for one at a time."""
 
     def __init__(
-        self, plan: Plan, window: Callable[[Store], Window], *, store: Store | None = None, anew: bool = True
+        self,
+        plan: Plan,
+        window: Callable[[Store], Window],
+        *,
+        kin: Callable[[], bytes] = bytes,
+        store: Store | None = None,
+        anew: bool = True,
     ) -> None:
         """`window`: makes one of a reader of its own. `store`: where state survives a restart; None: nowhere.
+
+        `kin`: live kin, as Engine.tree tells them; asked only when numbers of processes are in alarm.
 
         `anew`: the capture's counters begin with this start, so that the first window does.
         """
@@ -75,6 +84,7 @@ class Detection:
         self._lock = threading.Lock()
         self._held = _Held(None if kept.window == b"null" else bytes(kept.window))
         self._window = window(self._held)
+        self._kin = kin
         self._begun = False
         self._names = Names(plan.names)
         self._plan = plan
@@ -182,8 +192,14 @@ class Detection:
         lines: list[bytes] = []
         loud: list[bytes] = []
         alarms = 0
+        tree: bytes | None = None
         for verdict in verdicts:
-            line = verdict_line(verdict, at_s, owner(verdict.behavior.metric, names)[1])
+            metric = verdict.behavior.metric
+            who = Culprits()
+            if verdict.kind == "in-alarm" and (counted := counted_watch(metric, names)):
+                tree = self._kin() if tree is None else tree
+                who = culprits(tree, counted)
+            line = verdict_line(verdict, at_s, owner(metric, names)[1], who)
             lines.append(line)
             if not verdict.behavior.suppressed:
                 loud.append(line)

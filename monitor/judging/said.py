@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from monitor.detect.compare import Value
     from monitor.detect.evaluator import Verdict
     from monitor.detect.profile import Behavior
+    from monitor.judging.culprits import Culprits
 
 _FIRST: Final = ("time", "event", "watch", "behavior", "metric", "value")
 _EXACT: Final = 1 << 53
@@ -26,8 +27,11 @@ def moment(at_s: float) -> str:
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest:09d}Z"
 
 
-def verdict_line(verdict: Verdict, at_s: float, watch: str) -> bytes:
-    """Write an `alarm` or `clear` line. `watch`: that the metric is about, "" for a metric of the device."""
+def verdict_line(verdict: Verdict, at_s: float, watch: str, who: Culprits) -> bytes:
+    """Write an `alarm` or `clear` line. `watch`: that the metric is about, "" for a metric of the device.
+
+    `who`: the processes that an alarm is about, as far as they are known.
+    """
     shared: dict[str, Any] = {
         "time": moment(at_s),
         "watch": watch or msgspec.UNSET,
@@ -38,7 +42,8 @@ def verdict_line(verdict: Verdict, at_s: float, watch: str) -> bytes:
         "suppressed": verdict.behavior.suppressed or msgspec.UNSET,
     }
     if verdict.kind == "in-alarm":
-        return encoded(Alarm(value=_plain(verdict.value), **shared))
+        shared["process_ids"] = who.process_ids or msgspec.UNSET
+        return encoded(Alarm(value=_plain(verdict.value), lineage=who.lineage or msgspec.UNSET, **shared))
     invalidated = verdict.kind == "alarm-invalidated"
     # Of a list that was judged long ago nothing is remembered, and an empty one would be a lie.
     known = not (invalidated and isinstance(verdict.value, tuple))

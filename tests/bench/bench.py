@@ -20,7 +20,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from tests.bench import daemon, device, hooks, network, page, programs, publishing, storms, table, watchers, windows
+from tests.bench import (
+    daemon,
+    decisions,
+    device,
+    hooks,
+    network,
+    page,
+    programs,
+    publishing,
+    storms,
+    table,
+    watchers,
+    windows,
+)
 from tests.bench.watcher import Unmeasured
 
 if TYPE_CHECKING:
@@ -151,6 +164,12 @@ class Bench:
             *(page.slower_row(name, results[name]) for name in (*page.SLOWER_PERCENT, NOBODY)),
             page.daemon_row(results[page.KIN]),
             *page.hook_rows(costs),
+            *page.decision_rows(
+                tried(
+                    "decisions",
+                    lambda: decisions.measure(self.scratch, self.storm, self.size.hook_children, self.size.hook_rounds),
+                )
+            ),
             *self._daemon_rows(),
             *self._network_rows(),
             *self._publishing_rows(),
@@ -203,8 +222,14 @@ class Bench:
             page.ready_row(tried("starts", lambda: daemon.ready_ms(scratch, OTHER, size.starts))),
             *page.idle_rows(tried("idle", lambda: daemon.idle(scratch, OTHER, self.storm, size.children, size.idle_s))),
             page.peak_row(tried("memory", lambda: daemon.peak_rss_kb(scratch, STORM, self.storm, size.children))),
-            page.first_row(tried("first event", lambda: daemon.first_event_ns(scratch, self.first, size.samples))),
+            *(page.first_row(self._first_ns(alarm=alarm), alarm=alarm) for alarm in (False, True)),
         ]
+
+    def _first_ns(self, *, alarm: bool) -> list[int] | str:
+        return tried(
+            f"first event, {alarm=}",
+            lambda: daemon.first_event_ns(self.scratch, self.first, self.size.samples, alarm=alarm),
+        )
 
     def _network_rows(self) -> list[table.Row]:
         size, scratch = self.size, self.scratch

@@ -93,15 +93,24 @@ def peak_rss_kb(scratch: Path, watch: str, storm: Path, children: int) -> int:
         return memory_kb(kinwatch.pid, "VmHWM")
 
 
-def first_event_ns(scratch: Path, program: Path, samples: int) -> list[int]:
-    """From fork() to the line in the hands of whoever reads the log, each after 20 ms of quiet."""
+def first_event_ns(scratch: Path, program: Path, samples: int, *, alarm: bool = False) -> list[int]:
+    """From fork() to the line in the hands of whoever reads the log, each after 20 ms of quiet.
+
+    `alarm`: to the line of the alarm that the child raises, by a daemon: `run --once` ends with an alarm's report.
+    """
+    rules, sought = ("expect = { child_processes = 0 }", ["alarm"]) if alarm else ("", [])
     read_end, write_end = os.pipe()
     try:
-        with Kinwatch(scratch, program.name, log_to=write_end):
+        with Kinwatch(scratch, program.name, log_to=write_end, rules=rules, daemon=alarm):
             os.close(write_end)
             write_end = -1
             done = subprocess.run(
-                [program, str(samples)], stdin=read_end, capture_output=True, text=True, timeout=600, check=False
+                [program, str(samples), *sought],
+                stdin=read_end,
+                capture_output=True,
+                text=True,
+                timeout=600,
+                check=False,
             )
             os.close(read_end)  # nobody reads any more: it ends by itself
             read_end = -1

@@ -66,7 +66,11 @@ def programs_of(pid: int) -> dict[str, int]:
     """The hooks whose programs or links a process holds, name to id (proc(5): fdinfo)."""
     ids = set()
     for path in Path(f"/proc/{pid}/fdinfo").iterdir():
-        for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            facts = path.read_text(encoding="utf-8")
+        except FileNotFoundError:  # closed meanwhile
+            continue
+        for line in facts.splitlines():
             if line.startswith("prog_id:"):
                 ids.add(int(line.split()[1]))
     return {program.name: program.id for program in map(program_of, sorted(ids)) if program.name in HOOKS}
@@ -105,7 +109,7 @@ def empty_hooks(program: Path) -> Iterator[dict[str, int]]:
         process.communicate()
 
 
-def _runs(identities: dict[str, int], storm: Callable[[], object]) -> dict[str, float]:
+def runs(identities: dict[str, int], storm: Callable[[], object]) -> dict[str, float]:
     """Ns per run over one storm, by name; hooks that did not run are left out."""
     before = {name: program_of(identity) for name, identity in identities.items()}
     storm()
@@ -138,8 +142,8 @@ class Bench:
             names |= {f"empty {name}": number for name, number in nothing.items()}
             for _ in range(self.rounds):
                 with Sleeper(self.scratch, watch) if root else nullcontext():
-                    plain = _runs(names, lambda: run_storm(self.storm, self.children))
-                    execs = _runs(names, lambda: run_storm(self.storm, self.children // EXEC_SHARE, None, "exec"))
+                    plain = runs(names, lambda: run_storm(self.storm, self.children))
+                    execs = runs(names, lambda: run_storm(self.storm, self.children // EXEC_SHARE, None, "exec"))
                 costs = plain | {name: cost for name, cost in execs.items() if name.endswith("on_exec")}
                 for name in HOOKS:
                     found[name].raw.append(costs[f"ours {name}"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import TYPE_CHECKING, Final
 
+from tests.bench.decisions import EXEC, FORK, RULES
 from tests.bench.hooks import HOOKS
 from tests.bench.table import Row, Spread, at_most, markdown, percentile, ratios, verdict
 from tests.bench.watchers import POLL_MS
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from tests.bench.daemon import Idle
+    from tests.bench.decisions import Decisions
     from tests.bench.device import Looks
     from tests.bench.hooks import Cost
     from tests.bench.network import Cycles
@@ -32,6 +34,7 @@ ENGINE_NS: Final = 250.0
 READY_MS: Final = 300.0
 MEMORY_MB: Final = 40.0
 FIRST_MS: Final = 2.0
+DECISION_NS: Final = 300.0
 ALARM_MS: Final = {50: 5.0, 99: 15.0}
 CONNECTED_MB: Final = 60.0
 STREAM_KIN_PERCENT: Final = 3.0
@@ -160,9 +163,25 @@ def peak_row(peak_kb: float | str) -> Row:
     return at_most("memory at most, while its kin storm", measured, (MEMORY_MB, "MB"), digits=1, more="VmHWM")
 
 
-def first_row(first_ns: Sequence[int] | str) -> Row:
+def decision_rows(decisions: Decisions | str) -> list[Row]:
+    """What rules cost the hook of a fork and that of an exec."""
+    rows = []
+    for hook, happened in ((FORK, "a fork"), (EXEC, "an exec")):
+        for name in RULES:
+            what, goal = f"kernel, deciding on {happened} of an enforced watch, {name}", (DECISION_NS, "ns")
+            if isinstance(decisions, str):
+                rows.append(at_most(what, decisions, goal))
+                continue
+            more, none = Spread.of(decisions.more[name][hook]), Spread.of(decisions.none[hook])
+            text = f"{more.median:.0f} ns ± {more.margin:.0f} more than {none.median:.0f} without rules"
+            rows.append(Row(what, text, f"<= {DECISION_NS:g} ns", more.at_most(DECISION_NS)))
+    return rows
+
+
+def first_row(first_ns: Sequence[int] | str, *, alarm: bool) -> Row:
     """From a fork to its line."""
-    what, goal = "first event after quiet, fork() to line, p99", (FIRST_MS, "ms")
+    sought = "alarm line" if alarm else "line"
+    what, goal = f"first event after quiet, fork() to {sought}, p99", (FIRST_MS, "ms")
     if isinstance(first_ns, str):
         return at_most(what, first_ns, goal)
     more = f"p50 {percentile(first_ns, 50) / 1e6:.2f} ms, longest {max(first_ns) / 1e6:.2f} ms, {len(first_ns)} samples"

@@ -72,10 +72,20 @@ class Kinwatch:
     Raises Unmeasured when it does not start, with what it said.
     """
 
-    def __init__(
-        self, scratch: Path, watch: str, *, daemon: bool = False, log_to: int | None = None, packets: bool = False
+    def __init__(  # noqa: PLR0913 - each is one way to run it
+        self,
+        scratch: Path,
+        watch: str,
+        *,
+        daemon: bool = False,
+        log_to: int | None = None,
+        packets: bool = False,
+        rules: str = "",
     ) -> None:
-        """`log_to`: a descriptor for the event lines instead of a file. `packets`: [capture] packets."""
+        """`log_to`: a descriptor for the event lines instead of a file. `packets`: [capture] packets.
+
+        `rules`: more keys of the watch, as lines of TOML.
+        """
         self.watch = watch
         self.log = scratch / f"{watch}.jsonl"
         self.report = scratch / f"{watch}.report"
@@ -83,14 +93,15 @@ class Kinwatch:
         config = scratch / f"{watch}.toml"
         config.write_text(
             f'[daemon]\nsocket = "{self.socket}"\nstate_dir = "{scratch / "state"}"\n'
-            f"[capture]\npackets = {str(packets).lower()}\n",
+            f"[capture]\npackets = {str(packets).lower()}\n"
+            f'[[watch]]\nname = "{watch}"\nprocess = "{watch}"\n{rules}\n',
             encoding="utf-8",
         )
         for path in (self.log, self.report):
             path.unlink(missing_ok=True)
         self._daemon = daemon
         self._log_to = log_to
-        self._arguments = ["-c", str(config), "--watch", watch, "--log", "-" if log_to is not None else str(self.log)]
+        self._arguments = ["-c", str(config), "--log", "-" if log_to is not None else str(self.log)]
         self._arguments += ["--report-to", str(self.report), "--interval-s", str(NEVER_S)]
         self._arguments += [] if daemon else ["--once"]
         self._process: subprocess.Popen[bytes] | None = None
@@ -173,6 +184,9 @@ class Kinwatch:
                 "spawned": custom[f"child_procs_spawned_{self.watch}"][0]["number"],
                 "lost": custom["events_lost"][0]["number"],
             }
+            for name in ("enforced", "would_enforce"):
+                if f"{name}_{self.watch}" in custom:
+                    counts[name] = custom[f"{name}_{self.watch}"][0]["number"]
         except (OSError, LookupError, msgspec.MsgspecError) as error:
             raise Unmeasured(f"kinwatch wrote no usable report: {error!r}") from error
         return counts | {"forks": 0, "exits": 0, "execs": 0} | lines_by_event(self.log)

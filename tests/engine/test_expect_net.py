@@ -34,7 +34,8 @@ def _socket(event: int, cookie: int = 1, *, process: ProcessId = OWNER, watches:
 
 def _connects(address: IPv4Address | IPv6Address, cookie: int = 1, **fields: Any) -> bytes:
     family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
-    return _socket(lib.KW_SOCKET_CONNECTED, cookie, remote=Endpoint(address, 443), **{"family": family} | fields)
+    full: dict[str, Any] = {"family": family, "remote": Endpoint(address, 443)} | fields
+    return _socket(lib.KW_SOCKET_CONNECTED, cookie, **full)
 
 
 def _listens(port: int, cookie: int = 1, **fields: Any) -> bytes:
@@ -175,6 +176,45 @@ def test_a_withdrawn_expectation_and_a_withdrawn_watch_clear_their_alarms(engine
     assert _judgements(_told(engine, tools, _closes(1, watches=3) + _closes(2, watches=3))) == []
 
 
+def test_a_port_of_a_destination_is_judged_and_told(engine: Engine, tools: type[Tools]) -> None:
+    expected = ["10.0.0.0/8:443", "[fd00::/8]:443", "203.0.113.9/32"]
+    engine.expect_destinations(0, expected)
+    held = [_connects(OURS, 1), _connects(IPv6Address("fd00::1"), 2), _connects(THEIRS, 3, remote=Endpoint(THEIRS, 22))]
+    assert _judgements(_told(engine, tools, b"".join(held))) == []
+    _, alarm = _told(engine, tools, _connects(OURS, 4, remote=Endpoint(OURS, 22)))
+    assert isinstance(alarm, lines.Alarm)
+    assert (alarm.metric, alarm.value) == ("destination_ips_one", ("10.1.2.3:22",))
+    assert alarm.criteria == lines.Criteria(
+        comparison_operator="in-set", value=lines.CriteriaValue(strings=tuple(expected))
+    )
+    six = Endpoint(IPv6Address("fd00::1"), 44300)
+    other = _judgements(_told(engine, tools, _connects(IPv6Address("fd00::1"), 5, remote=six)))
+    assert other == [("alarm", ("10.1.2.3:22", "[fd00::1]:44300"))]
+    # Another port of an address that offends already is one more; the same once more is not.
+    again = [_connects(OURS, 6, remote=Endpoint(OURS, 23)), _connects(OURS, 7, remote=Endpoint(OURS, 22))]
+    told = _judgements(_told(engine, tools, b"".join(again)))
+    assert told == [("alarm", ("10.1.2.3:22", "[fd00::1]:44300", "10.1.2.3:23"))]
+    assert _judgements(_told(engine, tools, b"".join(_closes(cookie) for cookie in range(1, 7)))) == []
+    assert _judgements(_told(engine, tools, _closes(7))) == [("clear", ())]
+
+
+def test_who_offends_is_told_again_when_ports_begin_or_cease_to_count(engine: Engine, tools: type[Tools]) -> None:
+    engine.expect_destinations(0, ["10.0.0.0/8"])
+    both = _connects(THEIRS, 1) + _connects(THEIRS, 2, remote=Endpoint(THEIRS, 22)) + _connects(OURS, 3)
+    assert _judgements(_told(engine, tools, both)) == [("alarm", ("203.0.113.9",))]
+    engine.expect_destinations(0, ["10.0.0.0/8:443"])
+    told = _judgements(_told(engine, tools))
+    assert told == [("alarm", ("203.0.113.9:443",)), ("alarm", ("203.0.113.9:443", "203.0.113.9:22"))]
+    engine.expect_destinations(0, ["10.0.0.0/8"])
+    assert _judgements(_told(engine, tools)) == [("alarm", ("203.0.113.9",))]
+    assert _judgements(_told(engine, tools, _closes(1))) == []
+    assert _judgements(_told(engine, tools, _closes(2))) == [("clear", ())]
+    engine.expect_destinations(0, ["10.0.0.0/8:22"])
+    assert _judgements(_told(engine, tools)) == [("alarm", ("10.1.2.3:443",))]
+    engine.expect_destinations(0, None)
+    assert _judgements(_told(engine, tools)) == [("clear", ())]
+
+
 def test_offenders_beyond_the_bound_keep_the_alarm_standing(engine: Engine, tools: type[Tools]) -> None:
     engine.expect_destinations(0, [])
     addresses = [IPv4Address(0xCB007100 + number) for number in range(70)]
@@ -196,10 +236,22 @@ NETWORKS = st.lists(
 )
 
 
-@given(cidrs=NETWORKS, address=st.ip_addresses(), near=st.booleans(), bit=st.integers(0, 127))
+@given(
+    cidrs=NETWORKS,
+    address=st.ip_addresses(),
+    near=st.booleans(),
+    bit=st.integers(0, 127),
+    ports=st.lists(st.sampled_from([0, 443, 444, 443 << 8 & 0xFFFF]), min_size=3, max_size=3),
+)
 @settings(deadline=None, max_examples=300)
-def test_an_address_is_expected_when_a_network_holds_it(
-    tools: type[Tools], cidrs: list[str], address: IPv4Address | IPv6Address, bit: int, *, near: bool
+def test_an_address_is_expected_when_a_network_holds_it_and_its_port(  # noqa: PLR0913 - what is varied
+    tools: type[Tools],
+    cidrs: list[str],
+    address: IPv4Address | IPv6Address,
+    bit: int,
+    ports: list[int],
+    *,
+    near: bool,
 ) -> None:
     if near and cidrs:  # one bit beside the network, where mistakes live
         network = ip_network(cidrs[0])
@@ -209,10 +261,16 @@ def test_an_address_is_expected_when_a_network_holds_it(
             else IPv6Address(int(network.network_address) ^ (1 << bit))
         )
     plain = address.ipv4_mapped if isinstance(address, IPv6Address) and address.ipv4_mapped else address
-    expected = any(plain in ip_network(cidr) for cidr in cidrs if ip_network(cidr).version == plain.version)
+    pairs = list(zip(cidrs, ports, strict=False))
+    expected = any(
+        plain in ip_network(cidr) and port in {0, 443}
+        for cidr, port in pairs
+        if ip_network(cidr).version == plain.version
+    )
+    places = [cidr if not port else f"[{cidr}]:{port}" for cidr, port in pairs]
     with Engine(1) as engine:
         engine.watch(0, "one", None)
-        engine.expect_destinations(0, cidrs)
+        engine.expect_destinations(0, places)
         assert bool(_judgements(_told(engine, tools, _connects(address)))) != expected
 
 

@@ -323,10 +323,14 @@ static void expect_lineage(struct kw_engine *engine, uint8_t asked)
 /* 0 to 3: more or fewer networks and ports, or none in particular. */
 static void expect(struct kw_engine *engine, int32_t count)
 {
-	static const uint8_t prefixes[2 * 17] = {[0] = 1, [16] = 8, [17 + 10] = 0xff, [17 + 11] = 0xff, [17 + 16] = 97};
+	static const uint8_t rows[2 * 19] = {[0] = 1,	       [16] = 8,       [19 + 10] = 0xff,
+					     [19 + 11] = 0xff, [19 + 16] = 97, [19 + 18] = 53};
 	static const uint16_t ports[2] = {1, 2};
+	static const char names[] = "a\0*.b\0";
 
-	require(!kw_engine_expect_destinations(engine, 0, prefixes, count == 3 ? -1 : count), "destinations");
+	require(!kw_engine_expect_destinations(engine, 0, rows, count == 3 ? -1 : count, names,
+					       count == 2 ? sizeof(names) - 1 : 0),
+		"destinations");
 	require(!kw_engine_expect_ports(engine, 0, ports, count == 3 ? -1 : count), "ports");
 }
 

@@ -99,6 +99,27 @@ def test_failing_closed_it_outlives_the_daemon(daemons: Daemons, programs: Progr
     daemon.stop()
 
 
+def test_a_breaker_that_trips_without_a_daemon_is_told_by_the_next(
+    daemons: Daemons, programs: Programs, name: str
+) -> None:
+    """Each kill up to it, and that somebody was spared; the start closes the breaker."""
+    daemons.configure(_watch(name).replace("100000", "10"))
+    daemons.start().kill()
+    assert _bytes(programs, name) == COUNT - 10
+    daemons.configure(_watch(name))
+    daemon = daemons.start()
+    assert daemon.origin == "taken over"
+    eventually(lambda: len(daemon.of(Enforced, action="spared")) > 0, "that the breaker spared somebody")
+    assert len(daemon.of(Enforced, action="kill", reason="child_processes")) == 10
+    counters = daemon.counters(name)
+    assert (counters["enforced"], counters["would_enforce"]) == (10, COUNT - 10)
+    told = [line.action for line in daemon.of(Enforced)]
+    assert told.index("spared") == 10, "in the order of what happened"
+    assert daemon.ask("status")["enforcement"] == "on"
+    assert _bytes(programs, name) == 0
+    daemon.stop()
+
+
 def test_failing_open_it_ends_with_the_daemon(daemons: Daemons, programs: Programs, name: str) -> None:
     """And begins again with the next one."""
     daemons.configure(_watch(name, more='fail = "open"\n'))

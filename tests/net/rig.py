@@ -343,11 +343,11 @@ class Net:
             shutil.copy(self._compiled / program, path)
         return path
 
-    def watch(self, program: str) -> Kinwatch:
-        """A kinwatch that watches a program by its file; it runs when this returns."""
+    def watch(self, program: str, *arguments: str) -> Kinwatch:
+        """A kinwatch, with further arguments, that watches a program by its file; it runs when this returns."""
         directory = self._directory / f"kinwatch{next(_serial)}"
         directory.mkdir()
-        watcher = Kinwatch(directory, self.path(program), packets=self.packets)
+        watcher = Kinwatch(directory, self.path(program), *arguments, packets=self.packets)
         self._running.append(watcher)
         return watcher
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from monitor.engine.lines import Alarm, Clear, Connect, Listen
+from monitor.remote import endpoint
+from tests.net import dns
 from tests.net.peer import CLOSED, ECHO, EXCHANGE
 from tests.net.rig import FAR4, FAR6, MAPPED, as_told
 
@@ -72,6 +74,48 @@ def test_expected_destinations_raise_nothing(net: Net, address: str) -> None:
     watcher.ended()
     assert len(watcher.of(Connect)) == 3
     assert _alarms(watcher) == []
+
+
+@pytest.mark.parametrize("address", [FAR4, FAR6, MAPPED])
+@pytest.mark.parametrize("port", [EXCHANGE, CLOSED])
+def test_another_port_of_an_expected_network_alarms(net: Net, address: str, port: int) -> None:
+    expected = f"destinations=10.77.0.0/16:{port},[fd77:1::/64]:{port}"
+    watcher = net.watch_command("--expect", expected, program="live", words=(address, str(EXCHANGE), "1", "10", "10"))
+    watcher.fact("done")
+    watcher.release()
+    watcher.ended()
+    assert len(watcher.of(Connect)) == 1
+    told = (endpoint(as_told(address), EXCHANGE),)
+    assert _alarms(watcher) == (
+        [] if port == EXCHANGE else [("Alarm", "destinations", told), ("Clear", "destinations", ())]
+    )
+
+
+def test_a_datagram_to_another_port_alarms(net: Net) -> None:
+    watcher = net.watch_command(
+        *("--expect", f"destinations={FAR4}:53"), program="datagrams", words=(FAR4, str(ECHO), "1", "1", "sendto")
+    )
+    watcher.fact("done")
+    watcher.release()
+    watcher.ended()
+    assert watcher.one(Alarm).value == (f"{FAR4}:{ECHO}",)
+
+
+@pytest.mark.parametrize(("pattern", "fits"), [("*.example.test", True), ("*.elsewhere.test", False)])
+def test_an_address_that_dns_gave_an_expected_name_is_expected(net: Net, pattern: str, *, fits: bool) -> None:
+    net.packets = True
+    asked = "Service.example.test"
+    query = dns.query(0, asked, dns.A)
+    net.peer.order("zone", udp={query[2:].hex(): dns.answer(0, asked, dns.A, [dns.address(FAR4)])[2:].hex()}, tcp={})
+    net.peer.told("zone", size=1)
+    expected = ("--expect", f"destinations={FAR4}:53", "--expect", f"destination_names={pattern}")
+    watcher = net.watch("ask", *expected)
+    program = net.start_known(watcher, "ask", FAR4, "udp", query.hex(), "then", EXCHANGE)
+    program.fact("done")
+    program.release()
+    assert watcher.wait_for(Connect, protocol="tcp")[0].name == asked
+    watcher.finish()
+    assert [alarm.value for alarm in watcher.of(Alarm)] == ([] if fits else [(f"{FAR4}:{EXCHANGE}",)])
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,7 +11,7 @@ from msgspec import UNSET
 from monitor.engine.lines import Close, Connect
 from monitor.remote import endpoint
 from tests.net.peer import BRIEF, CLOSED
-from tests.net.rig import FAR4, FAR6, HOLE4, MAPPED, as_told
+from tests.net.rig import FAR4, FAR6, HOLE4, MAPPED, NOBODY4, as_told
 
 if TYPE_CHECKING:
     from tests.net.rig import Net
@@ -54,6 +55,18 @@ def test_a_failed_connection_is_told_once_with_its_reason(net: Net, address: str
     # Tried is enough: where it wanted to go is what matters.
     assert report.find("destination_ips") == [as_told(address)]
     assert report.find("destination_ports") == [CLOSED]
+
+
+def test_a_connection_that_no_route_leads_to_is_no_event_of_the_kernel(net: Net) -> None:
+    # tcp_v4_connect() looks up the route before it changes the socket's state, and fails without a word.
+    watcher = net.watch("attempt")
+    program = net.start("attempt", NOBODY4, CLOSED, "blocking")
+    program.fact("attempted")
+    assert program.fact("result")["errno"] == errno.ENETUNREACH
+    program.release()
+    report = watcher.finish()
+    assert not watcher.of(Connect)
+    assert report.numbers("connections_out", "connections_failed") == {"connections_out": 0, "connections_failed": 0}
 
 
 def test_of_many_short_connections_none_is_lost(net: Net) -> None:

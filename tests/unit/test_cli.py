@@ -178,7 +178,6 @@ def test_the_other_verbs_reach_the_agent(agent: Agent, tmp_path: Path) -> None:
     [
         ([], "VERB"),
         (["watch"], "invalid choice"),
-        (["learn"], "invalid choice"),
         (["run"], "nothing to watch; name an application"),
         (["run", "--watch"], "expected one argument"),
         (["run", "--wat", "a"], "unrecognized arguments"),

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monitor.config import Expect, parse, parse_expect
+from monitor.config import Expect, parse, parse_expect, with_command_line
 from monitor.errors import ConfigInvalid
 
 # What stands in expect, and what is said of it.
@@ -45,11 +45,39 @@ EXPECT_REFUSED = (
             "fe80::1%eth0",
             "10",
             "10.0.0.0/ 8",
+            "localhost:80",
+            ":80",
+            "10.0.0.0/8:",
+            "10.0.0.0/8:443x",
+            "10.0.0.0/8:443:443",
+            "10.0.0.0:443/8",
+            "fd00::/8:443",
+            "[fd00::/8]",
+            "[fd00::/8]443",
+            "[[fd00::/8]]:443",
         )
     ),
+    ('destinations = ["10.0.0.0/8:0"]', "destinations: expected ports of 1 to 65535, found '10.0.0.0/8:0'"),
+    ('destinations = ["[::1]:65536"]', "destinations: expected ports of 1 to 65535, found '[::1]:65536'"),
     (
         "destinations = [" + ", ".join(f'"10.0.{number}.0/24"' for number in range(257 - 1)) + ', "::/0"]',
         "destinations: expected at most 256 networks, found 257",
+    ),
+    ("destination_names = [1]", "destination_names[0]: expected a string, found 1"),
+    *(
+        (
+            f'destination_names = ["{text}"]',
+            "destination_names: expected a name of DNS such as broker.local or *.examp",
+        )
+        for text in ("", ".", "*", "*.", "a..b", "a.*.b", "a b", "a/8", "*a.b", "b\u00fccher.de", "\u212a.de", "a" * 64)
+    ),
+    (
+        'destination_names = ["10.0.0.1"]',
+        "destination_names: expected a name, found '10.0.0.1', which is an address",
+    ),
+    (
+        f"destination_names = {[f'{n}.test' for n in range(257)]}",
+        "destination_names: expected at most 256 names, found 257",
     ),
     ("listening_ports = 80", "listening_ports: expected an array, found 80"),
     ("listening_ports = [80, 0]", "listening_ports[1]: expected an integer >= 1, found 0"),
@@ -101,6 +129,9 @@ def test_an_expectation_is_a_number_of_children(number: int) -> None:
         "destinations=10.0.0.0/8,",
         "destinations=10.0.0.0/8 ,::1",
         "destinations=localhost",
+        "destination_names",
+        "destination_names=,",
+        "destination_names=10.0.0.1",
         "listening_ports",
         "listening_ports=80,,81",
         "listening_ports=0",
@@ -128,9 +159,38 @@ def test_an_expectation_that_is_none_is_refused(text: str) -> None:
         ("temporary=true", Expect(temporary=True)),
         ("destinations=", Expect(destinations=())),
         ("destinations=10.1.2.3/8,fd00::1", Expect(destinations=("10.0.0.0/8", "fd00::1/128"))),
+        (
+            "destinations=10.1.2.3/8:443,[fd00::1/8]:443,192.0.2.7:53,[::1]:53,[::ffff:10.0.0.1]:1,10.0.0.0/8:443",
+            Expect(
+                destinations=(
+                    *("10.0.0.0/8:443", "[fd00::/8]:443", "192.0.2.7/32:53", "[::1/128]:53", "10.0.0.1/32:1"),
+                )
+            ),
+        ),
+        ("destination_names=", Expect(destination_names=())),
+        (
+            "destination_names=Broker.Local,*.Example.COM.,broker.local,_x.a-b,localhost",
+            Expect(destination_names=("broker.local", "*.example.com", "_x.a-b", "localhost")),
+        ),
         ("listening_ports=", Expect(listening_ports=())),
         ("listening_ports=443,80,443", Expect(listening_ports=(80, 443))),
     ],
 )
 def test_an_expectation_has_one_form(text: str, expect: Expect) -> None:
     assert parse_expect(text) == expect
+
+
+def test_names_are_refused_where_no_packet_is_looked_at() -> None:
+    text = '[[watch]]\nprocess = "a"\nexpect = { destination_names = ["broker.local"] }\n'
+    said = "watch a expects destination_names, and capture.packets is false"
+    with pytest.raises(ConfigInvalid, match=rf"^kin.toml: capture.packets: {said}"):
+        parse(text, "kin.toml")
+    assert parse(f"{text}[capture]\npackets = true", "kin.toml").watches[0].expect.destination_names == (
+        "broker.local",
+    )
+    plain = '[[watch]]\nprocess = "a"\n'
+    with pytest.raises(ConfigInvalid, match=rf"^command line: capture.packets: {said}"):
+        with_command_line(parse(plain, "kin.toml"), expects=["destination_names=broker.local"])
+    looked = parse(f"{plain}[capture]\npackets = true", "kin.toml")
+    changed = with_command_line(looked, expects=["destination_names=broker.local"])
+    assert changed.watches[0].expect == Expect(destination_names=("broker.local",))

@@ -72,6 +72,8 @@ class Life:
         self.machine, self.directory, self.generation = Machine(), directory, 1
         self.profile = directory / "profile.json"
         self.detection: Detection
+        self.kin = b""
+        """Live kin, as the engine's tree."""
 
     def plan(self, *behaviors: dict[str, Any]) -> Plan:
         """As the configuration names a file with these."""
@@ -84,6 +86,7 @@ class Life:
         self.detection = Detection(
             self.plan(*behaviors) if behaviors else plan(Config(watches=(APP,))),
             lambda held: Window(machine, machine, 2, machine.device, store=held, generation=self.generation),
+            kin=lambda: self.kin,
             store=FileStore(self.directory / "detect.json"),
             anew=anew,
         )
@@ -128,6 +131,26 @@ def test_a_line_has_its_keys_in_the_order_of_the_engines(life: Life) -> None:
     life.machine.spawned = 2
     keys = list(json.loads(life.detection.judge().lines))
     assert keys == ["time", "event", "watch", "behavior", "metric", "value", "criteria", "since"]
+
+
+def test_an_alarm_about_descendants_names_those_that_live(life: Life) -> None:
+    tree = (
+        b'{"pid":7,"process_id":"7-70","comm":"app","watches":[{"watch":"myapp","root":true}]}\n'
+        b'{"pid":8,"process_id":"8-80","parent_process_id":"7-70","comm":"sh","exe":"/bin/sh",'
+        b'"watches":[{"watch":"myapp","depth":1,"root_process_id":"7-70"}]}\n'
+    )
+    life.kin = tree
+    life.begin(FEW, behavior("quiet", "bytes_out_myapp", "less-than", {"number": 0}), anew=True)
+    alarm, other = life.window(spawned=2)
+    assert (alarm.behavior, alarm.process_ids) == ("few", ("8-80",))
+    assert [(one.pid, one.comm, one.exe) for one in alarm.lineage] == [
+        (7, "app", msgspec.UNSET),
+        (8, "sh", "/bin/sh"),
+    ]
+    assert (other.process_ids, other.lineage) == (msgspec.UNSET, msgspec.UNSET)
+    clear, *_ = life.window()
+    assert isinstance(clear, Clear)
+    assert clear.process_ids is msgspec.UNSET
 
 
 def test_what_was_counted_before_a_profile_came_is_no_datapoint(life: Life) -> None:

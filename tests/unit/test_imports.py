@@ -23,7 +23,7 @@ NATIVE = PACKAGE / "engine" / "native"
 LAYERS = (
     {"__main__", "demo_defender"},
     {"cli", "demo"},
-    {"agent", "oneshot", "doctor", "tree", "local"},
+    {"agent", "oneshot", "learning", "doctor", "tree", "local"},
     {"launch", "publication", "sample"},
     {"judging"},
     {"window", "command"},

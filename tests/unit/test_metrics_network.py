@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from monitor.defender.report import document
 from monitor.detect import profile
-from monitor.detect.behaviors import aws_form, expected, violated
+from monitor.detect.behaviors import aws_form, expected, rules, violated
 from monitor.detect.metrics import FIELDS, Metric, lower_bound_metrics, merged, window_metrics
 from monitor.detect.snapshot import NETWORK, TRAFFIC, Snapshot, WatchSnapshot
 from monitor.expect import Expect
@@ -166,6 +166,17 @@ def test_expectations_are_written_as_aws_writes_behaviors() -> None:
         "in nothing",
         "in nothing",
     ]
+
+
+def test_a_destination_with_a_port_or_a_name_is_a_rule_for_no_behavior_says_it() -> None:
+    for expect in (Expect(destinations=("10.0.0.0/8:443", "fd00::/8")), Expect(destinations=("[::1/128]:53",))):
+        assert expected("myapp", expect) == ()
+        assert rules("myapp", expect) == ({"watch": "myapp", "rule": "destinations", "value": expect.destinations},)
+    assert rules("myapp", Expect(destinations=("10.0.0.0/8", "fd00::/8"))) == ()
+    named = Expect(destinations=("10.0.0.0/8",), destination_names=("broker.local",))
+    assert expected("myapp", named) == ()
+    assert [rule["rule"] for rule in rules("myapp", named)] == ["destinations", "destination_names"]
+    assert rules("myapp", NOTHING) == ()
 
 
 addresses = st.ip_addresses().map(str)

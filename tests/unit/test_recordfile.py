@@ -300,7 +300,9 @@ def test_replay_judges_by_the_files_of_the_run_and_by_paths_when_told_otherwise(
 
 def test_what_was_expected_of_the_network_is_recorded_with_the_watch(tmp_path: Path) -> None:
     path = tmp_path / "run.rec"
-    expect = Expect(child_processes=0, destinations=("10.0.0.0/8",), listening_ports=())
+    expect = Expect(
+        child_processes=0, destinations=("10.0.0.0/8", "[fd00::/8]:443"), destination_names=("*.a",), listening_ports=()
+    )
     watch = msgspec.structs.replace(WATCH, expect=expect)
     RecordWriter(path, [watch], WALL_NS).close()
     with RecordReader(path) as reader:
@@ -313,6 +315,8 @@ def test_what_was_expected_of_the_network_is_recorded_with_the_watch(tmp_path: P
     "wrong",
     [
         {"destinations": ("x",)},
+        {"destinations": ("10.0.0.0/8:0",)},
+        {"destination_names": ("a b",)},
         {"listening_ports": (0,)},
         {"listening_ports": (65536,)},
         {"executables": ("bin/sh",)},

@@ -33,7 +33,8 @@ static void slot_free(struct kw_slot *watch)
 	free(watch->exes);
 	free(watch->remotes);
 	free(watch->ports);
-	free(watch->net.prefixes);
+	free(watch->net.destinations);
+	free(watch->net.names);
 	free(watch->net.ports);
 	memset(watch, 0, sizeof(*watch));
 }

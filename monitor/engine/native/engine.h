@@ -58,10 +58,14 @@ int64_t kw_engine_exes(struct kw_engine *engine, uint32_t slot, uint64_t mark, c
 int64_t kw_engine_tree(struct kw_engine *engine, char *out, uint64_t capacity);
 
 /*
- * Network. A watch expects nothing about it until told. prefixes: count times 17 bytes, an address of 16 bytes (IPv4 as
- * ::ffff:a.b.c.d) and the length of its prefix (of IPv4 plus 96). count -1: any destination is expected; 0: none is.
+ * Network. A watch expects nothing about it until told. rows: count times 19 bytes, an address of 16 bytes (IPv4 as
+ * ::ffff:a.b.c.d), the length of its prefix (of IPv4 plus 96) and a port, its high byte first (0: any). count -1: any
+ * destination is expected; 0: none is, but for names. Addresses that a DNS answer to kin gave to one of names are
+ * expected, too: names of a-z, 0-9, '-', '_' and '.', "*." in front for all names below, a zero byte behind each;
+ * names_bytes of all, 0 with count -1.
  */
-int kw_engine_expect_destinations(struct kw_engine *engine, uint32_t slot, const uint8_t *prefixes, int32_t count);
+int kw_engine_expect_destinations(struct kw_engine *engine, uint32_t slot, const uint8_t *rows, int32_t count,
+				  const char *names, uint32_t names_bytes);
 /* TCP and UDP ports that kin may listen on. count -1: any; 0: none. */
 int kw_engine_expect_ports(struct kw_engine *engine, uint32_t slot, const uint16_t *ports, int32_t count);
 

@@ -13,11 +13,12 @@
 struct kw_engine;
 
 enum {
-	SOCKETS_KEPT = 65536, /* sockets of kin at once */
-	REMOTES_KEPT = 1024,  /* distinct remotes per watch, and as many listening ports */
-	OFFENDERS_KEPT = 64,  /* distinct addresses or ports that break an expectation at once */
-	PREFIXES_MOST = 4096, /* networks or ports in one expectation */
-	NAMES_KEPT = 4096,    /* addresses whose names are remembered */
+	SOCKETS_KEPT = 65536,	     /* sockets of kin at once */
+	REMOTES_KEPT = 1024,	     /* distinct remotes per watch, and as many listening ports */
+	OFFENDERS_KEPT = 64,	     /* distinct addresses or ports that break an expectation at once */
+	PREFIXES_MOST = 4096,	     /* networks or ports in one expectation */
+	NAMES_KEPT = 4096,	     /* addresses whose names are remembered */
+	PATTERNS_BYTES_MOST = 65536, /* of the names in one expectation */
 };
 
 struct kw_remote_cell {
@@ -41,7 +42,7 @@ enum kw_expected { EXPECT_DESTINATIONS, EXPECT_PORTS, EXPECTATIONS };
 /* An address, or a port, that is not expected, and the sockets that have it now. */
 struct kw_offender {
 	uint8_t address[16]; /* zero for a port */
-	uint16_t port;	     /* zero for an address */
+	uint16_t port;	     /* of an address: only if ports are expected there */
 	uint32_t sockets;
 };
 
@@ -55,8 +56,11 @@ struct kw_offenders {
 };
 
 struct kw_net_expect {
-	uint8_t *prefixes; /* 17 bytes each */
+	uint8_t *destinations; /* as kw_engine_expect_destinations() takes them */
+	char *names;	       /* of destinations: patterns, each ended by a zero byte */
 	uint16_t *ports;
+	uint32_t names_bytes;
+	bool to_ports; /* some destination has a port: offenders are told with theirs */
 	uint32_t counts[EXPECTATIONS];
 	bool judged[EXPECTATIONS];
 	struct kw_offenders offenders[EXPECTATIONS];
@@ -96,6 +100,8 @@ struct kw_sockets {
 
 struct kw_name {
 	uint8_t address[16];
+	uint64_t told;	   /* slots whose kin had an answer with this address */
+	uint64_t expected; /* slots whose kin had one with a name that is expected */
 	uint16_t next, older, newer;
 	uint8_t length;
 	char text[255];
@@ -177,6 +183,9 @@ void kw_dns_read(struct kw_dns_message *message, const uint8_t *bytes, uint32_t 
 int kw_names_new(struct kw_names *names);
 void kw_names_free(struct kw_names *names);
 const struct kw_name *kw_name_of(struct kw_engine *engine, const uint8_t *address);
+bool kw_name_is_expected(struct kw_engine *engine, uint32_t slot, const uint8_t *address);
+void kw_names_judge(struct kw_engine *engine, uint32_t slot);
+void kw_names_unwatch(struct kw_engine *engine, uint32_t slot);
 void kw_dns_happens(struct kw_engine *engine, const struct kw_dns *record);
 
 /* netlines.c */

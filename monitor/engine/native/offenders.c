@@ -4,20 +4,41 @@
  * alarm line at the first socket that breaks one, a further line for each further address or port, which must not hide
  * behind the first, and the clear line when the last such socket is gone. Knows no records.
  *
- * OFFENDERS_KEPT distinct addresses or ports are named at once; sockets of more are counted until they close.
+ * Of a destination its port is told when the expectation names ports. OFFENDERS_KEPT distinct addresses or ports are
+ * named at once; sockets of more are counted until they close.
  */
 #include "internal.h"
 
 #include <stdlib.h>
 
-enum { PREFIX_BYTES = 17, VALUE_TEXT = ENDPOINT_TEXT + 8 };
+enum { ROW_BYTES = 19, PORT_AT = 17, VALUE_TEXT = ENDPOINT_TEXT + 8 };
 
-static bool within(const struct kw_net_expect *net, const uint8_t *address)
+static const uint8_t *row_of(const struct kw_net_expect *net, uint32_t i)
 {
-	for (uint32_t i = 0; i < net->counts[EXPECT_DESTINATIONS]; i++)
-		if (kw_address_within(address, net->prefixes + (size_t)i * PREFIX_BYTES))
+	return net->destinations + (size_t)i * ROW_BYTES;
+}
+
+/* 0: any. */
+static uint16_t port_of(const uint8_t *row)
+{
+	return (uint16_t)(row[PORT_AT] << 8 | row[PORT_AT + 1]);
+}
+
+static bool within(const struct kw_net_expect *net, const struct kw_open_socket *socket)
+{
+	for (uint32_t i = 0; i < net->counts[EXPECT_DESTINATIONS]; i++) {
+		const uint8_t *row = row_of(net, i);
+
+		if ((!port_of(row) || port_of(row) == socket->remote_port) && kw_address_within(socket->remote, row))
 			return true;
+	}
 	return false;
+}
+
+/* in-cidr-set says networks and no more. */
+static bool networks_alone(const struct kw_net_expect *net)
+{
+	return !net->to_ports && !net->names_bytes;
 }
 
 static bool among(const struct kw_net_expect *net, uint16_t port)
@@ -28,23 +49,30 @@ static bool among(const struct kw_net_expect *net, uint16_t port)
 	return false;
 }
 
-static bool breaks(const struct kw_net_expect *net, const struct kw_open_socket *socket, enum kw_expected what)
+static bool breaks(struct kw_engine *engine, uint32_t slot, const struct kw_open_socket *socket, enum kw_expected what)
 {
+	const struct kw_net_expect *net = &engine->slots[slot].net;
+
 	if (!net->judged[what])
 		return false;
 	if (what == EXPECT_PORTS)
 		return socket->flags & SOCKET_LISTENS && !among(net, socket->local_port);
-	return socket->flags & SOCKET_REMOTE && !(socket->flags & SOCKET_INCOMING) && !within(net, socket->remote);
+	return socket->flags & SOCKET_REMOTE && !(socket->flags & SOCKET_INCOMING) && !within(net, socket) &&
+	       !kw_name_is_expected(engine, slot, socket->remote);
 }
 
-static struct kw_offender offender_of(const struct kw_open_socket *socket, enum kw_expected what)
+static struct kw_offender offender_of(const struct kw_net_expect *net, const struct kw_open_socket *socket,
+				      enum kw_expected what)
 {
 	struct kw_offender offender = {.sockets = 1};
 
-	if (what == EXPECT_PORTS)
+	if (what == EXPECT_PORTS) {
 		offender.port = socket->local_port;
-	else
-		memcpy(offender.address, socket->remote, sizeof(offender.address));
+		return offender;
+	}
+	memcpy(offender.address, socket->remote, sizeof(offender.address));
+	if (net->to_ports)
+		offender.port = socket->remote_port;
 	return offender;
 }
 
@@ -60,8 +88,10 @@ static struct kw_offender *find(struct kw_offenders *offenders, const struct kw_
 	return NULL;
 }
 
-static char *put_value(char *at, const struct kw_offenders *offenders, enum kw_expected what)
+static char *put_value(char *at, const struct kw_net_expect *net, enum kw_expected what)
 {
+	const struct kw_offenders *offenders = &net->offenders[what];
+
 	*at++ = '[';
 	for (uint32_t i = 0; i < offenders->count; i++) {
 		if (i)
@@ -71,10 +101,41 @@ static char *put_value(char *at, const struct kw_offenders *offenders, enum kw_e
 			continue;
 		}
 		*at++ = '"';
-		at = kw_put_address(at, offenders->kept[i].address);
+		if (net->to_ports)
+			at = kw_put_endpoint(at, offenders->kept[i].address, offenders->kept[i].port);
+		else
+			at = kw_put_address(at, offenders->kept[i].address);
 		*at++ = '"';
 	}
 	*at++ = ']';
+	return at;
+}
+
+/* "network", or "network:port", an IPv6 one in brackets. */
+static char *put_destination(char *at, const uint8_t *row)
+{
+	bool brackets = port_of(row) && !kw_address_is_ipv4(row);
+
+	if (brackets)
+		*at++ = '[';
+	at = kw_put_prefix(at, row);
+	if (brackets)
+		*at++ = ']';
+	if (!port_of(row))
+		return at;
+	*at++ = ':';
+	return kw_put_number(at, port_of(row));
+}
+
+static char *put_names(char *at, const struct kw_net_expect *net)
+{
+	for (uint32_t i = 0; i < net->names_bytes; i += (uint32_t)strlen(net->names + i) + 1) {
+		if (at[-1] != '[')
+			*at++ = ',';
+		*at++ = '"';
+		at = kw_put(at, net->names + i, strlen(net->names + i));
+		*at++ = '"';
+	}
 	return at;
 }
 
@@ -82,6 +143,8 @@ static char *put_criteria(char *at, const struct kw_net_expect *net, enum kw_exp
 {
 	if (what == EXPECT_PORTS)
 		at = PUT(at, "{\"comparisonOperator\":\"in-set\",\"value\":{\"numbers\":[");
+	else if (!networks_alone(net))
+		at = PUT(at, "{\"comparisonOperator\":\"in-set\",\"value\":{\"strings\":[");
 	else
 		at = PUT(at, "{\"comparisonOperator\":\"in-cidr-set\",\"value\":{\"cidrs\":[");
 	for (uint32_t i = 0; i < net->counts[what]; i++) {
@@ -92,9 +155,11 @@ static char *put_criteria(char *at, const struct kw_net_expect *net, enum kw_exp
 			continue;
 		}
 		*at++ = '"';
-		at = kw_put_prefix(at, net->prefixes + (size_t)i * PREFIX_BYTES);
+		at = put_destination(at, row_of(net, i));
 		*at++ = '"';
 	}
+	if (what == EXPECT_DESTINATIONS)
+		at = put_names(at, net);
 	return PUT(at, "]}}");
 }
 
@@ -110,7 +175,7 @@ static char *put_condition(struct kw_engine *engine, char *at, uint32_t slot, en
 		at = PUT(at, ",\"behavior\":\"destinations\",\"metric\":\"destination_ips_");
 	at = kw_put(at, watch->name, watch->name_length);
 	at = PUT(at, "\",\"value\":");
-	at = put_value(at, offenders, what);
+	at = put_value(at, &watch->net, what);
 	at = PUT(at, ",\"criteria\":");
 	at = put_criteria(at, &watch->net, what);
 	at = PUT(at, ",\"since\":");
@@ -126,6 +191,7 @@ static char *line_begin(struct kw_engine *engine, uint32_t slot, enum kw_expecte
 	const struct kw_net_expect *net = &engine->slots[slot].net;
 
 	room += LINE_ROOM + ((uint64_t)net->counts[what] + net->offenders[what].count) * VALUE_TEXT;
+	room += (uint64_t)net->names_bytes * 2; /* two quotes and a comma each, for a character and a zero at least */
 	return kw_line_begin(engine, room, BATCH_BYTES + ALARM_BYTES, kw_wall(engine, engine->now_ns));
 }
 
@@ -170,7 +236,8 @@ static void clear_if_over(struct kw_engine *engine, uint32_t slot, enum kw_expec
 static void begin(struct kw_engine *engine, uint32_t slot, struct kw_open_socket *socket, enum kw_expected what)
 {
 	struct kw_offenders *offenders = &engine->slots[slot].net.offenders[what];
-	struct kw_offender offender = offender_of(socket, what), *known = find(offenders, &offender);
+	struct kw_offender offender = offender_of(&engine->slots[slot].net, socket, what);
+	struct kw_offender *known = find(offenders, &offender);
 
 	if (!known && offenders->count == OFFENDERS_KEPT) {
 		socket->beyond[what] |= slot_bit(slot);
@@ -189,7 +256,7 @@ static void begin(struct kw_engine *engine, uint32_t slot, struct kw_open_socket
 static void end(struct kw_engine *engine, uint32_t slot, struct kw_open_socket *socket, enum kw_expected what)
 {
 	struct kw_offenders *offenders = &engine->slots[slot].net.offenders[what];
-	struct kw_offender offender = offender_of(socket, what), *known;
+	struct kw_offender offender = offender_of(&engine->slots[slot].net, socket, what), *known;
 
 	if (socket->beyond[what] & slot_bit(slot))
 		offenders->beyond--;
@@ -207,7 +274,7 @@ void kw_offend(struct kw_engine *engine, uint32_t slot, struct kw_open_socket *s
 {
 	for (int what = 0; what < EXPECTATIONS; what++)
 		if (!((socket->offends[what] | socket->beyond[what]) & slot_bit(slot)) &&
-		    breaks(&engine->slots[slot].net, socket, what))
+		    breaks(engine, slot, socket, what))
 			begin(engine, slot, socket, what);
 }
 
@@ -226,7 +293,7 @@ void kw_offend_anew(struct kw_engine *engine, uint32_t slot, struct kw_open_sock
 		    bool answer)
 {
 	bool broke = (socket->offends[what] | socket->beyond[what]) & slot_bit(slot);
-	bool does = breaks(&engine->slots[slot].net, socket, what);
+	bool does = breaks(engine, slot, socket, what);
 
 	if (does != answer || broke == does)
 		return;
@@ -234,6 +301,20 @@ void kw_offend_anew(struct kw_engine *engine, uint32_t slot, struct kw_open_sock
 		begin(engine, slot, socket, what);
 	else
 		end(engine, slot, socket, what);
+}
+
+/* Put `names` in the place of those of slot. The same ones once more change nothing: an address keeps what it was
+ * called before. */
+static void names_replace(struct kw_engine *engine, uint32_t slot, char *names, uint32_t bytes)
+{
+	struct kw_net_expect *net = &engine->slots[slot].net;
+	bool same = bytes == net->names_bytes && !memcmp(names, net->names ? net->names : names, bytes);
+
+	free(net->names);
+	net->names = names;
+	net->names_bytes = bytes;
+	if (!same)
+		kw_names_judge(engine, slot);
 }
 
 /* An expectation that is withdrawn is named by its clear line once more. */
@@ -245,60 +326,125 @@ static void withdraw(struct kw_engine *engine, uint32_t slot, enum kw_expected w
 	kw_sockets_judge(engine, slot, what);
 	clear_if_over(engine, slot, what);
 	net->counts[what] = 0;
+	if (what == EXPECT_DESTINATIONS)
+		net->names_bytes = 0;
 }
 
-/* Put `items` of `bytes` each in the place of what was expected, and judge. count -1: nothing is expected any more. */
-static int expect(struct kw_engine *engine, uint32_t slot, enum kw_expected what, const void *items, int32_t count,
-		  size_t bytes)
+/* What is expected now names ports, or does so no more: whoever offends is told once more, in the other form. */
+static void turn(struct kw_engine *engine, uint32_t slot)
 {
-	struct kw_net_expect *net;
-	void *copy;
+	struct kw_net_expect *net = &engine->slots[slot].net;
+	bool to_ports = false;
 
-	if (slot >= KW_SLOTS || count < -1 || count > PREFIXES_MOST)
-		return -EINVAL;
-	copy = malloc(count > 0 ? (size_t)count * bytes : 1);
-	if (!copy)
-		return -ENOMEM;
-	if (count > 0)
-		memcpy(copy, items, (size_t)count * bytes);
-	pthread_mutex_lock(&engine->lock);
-	if (!(engine->defined & slot_bit(slot))) {
-		pthread_mutex_unlock(&engine->lock);
-		free(copy);
-		return -ENOENT;
-	}
-	net = &engine->slots[slot].net;
-	if (count < 0) {
-		withdraw(engine, slot, what);
-		free(copy);
+	for (uint32_t i = 0; i < net->counts[EXPECT_DESTINATIONS]; i++)
+		to_ports |= port_of(row_of(net, i)) != 0;
+	if (to_ports == net->to_ports)
+		return;
+	net->judged[EXPECT_DESTINATIONS] = false;
+	kw_sockets_judge(engine, slot, EXPECT_DESTINATIONS);
+	net->to_ports = to_ports;
+}
+
+/* What whoever calls hands over: items and, for destinations, names. */
+struct told {
+	void *items;
+	int32_t count; /* -1: nothing is expected any more */
+	char *names;
+	uint32_t names_bytes;
+};
+
+/* Put what is told in the place of what was expected; takes what told holds. */
+static void replace(struct kw_engine *engine, uint32_t slot, enum kw_expected what, struct told *told)
+{
+	struct kw_net_expect *net = &engine->slots[slot].net;
+
+	net->counts[what] = (uint32_t)told->count;
+	if (what == EXPECT_PORTS) {
+		free(net->ports);
+		net->ports = told->items;
 	} else {
-		if (what == EXPECT_PORTS) {
-			free(net->ports);
-			net->ports = copy;
-		} else {
-			free(net->prefixes);
-			net->prefixes = copy;
-		}
-		net->counts[what] = (uint32_t)count;
-		net->judged[what] = true;
-		kw_sockets_judge(engine, slot, what);
-		clear_if_over(engine, slot, what);
+		free(net->destinations);
+		net->destinations = told->items;
+		names_replace(engine, slot, told->names, told->names_bytes);
+		told->names = NULL;
+		turn(engine, slot);
 	}
-	pthread_mutex_unlock(&engine->lock);
-	return 0;
+	told->items = NULL;
+	net->judged[what] = true;
+	kw_sockets_judge(engine, slot, what);
+	clear_if_over(engine, slot, what);
 }
 
-int kw_engine_expect_destinations(struct kw_engine *engine, uint32_t slot, const uint8_t *prefixes, int32_t count)
+static int expect(struct kw_engine *engine, uint32_t slot, enum kw_expected what, struct told *told)
 {
+	int error = 0;
+
+	pthread_mutex_lock(&engine->lock);
+	if (!(engine->defined & slot_bit(slot)))
+		error = -ENOENT;
+	else if (told->count < 0)
+		withdraw(engine, slot, what);
+	else
+		replace(engine, slot, what, told);
+	pthread_mutex_unlock(&engine->lock);
+	return error;
+}
+
+/* Room for at least one byte: there is always a pointer. */
+static void *copy_of(const void *bytes, size_t size)
+{
+	void *copy = malloc(size + 1);
+
+	if (copy && size)
+		memcpy(copy, bytes, size);
+	return copy;
+}
+
+static int take(struct kw_engine *engine, uint32_t slot, enum kw_expected what, struct told *told)
+{
+	int error = told->items && told->names ? expect(engine, slot, what, told) : -ENOMEM;
+
+	free(told->items);
+	free(told->names);
+	return error;
+}
+
+/* Patterns go into lines as they are, so only what needs no escape is one. */
+static bool legal(const char *names, uint32_t bytes)
+{
+	static const char plain[] = "abcdefghijklmnopqrstuvwxyz0123456789-_.*";
+
+	for (uint32_t i = 0; i < bytes; i++)
+		if (names[i] ? !strchr(plain, names[i]) : !i || !names[i - 1])
+			return false;
+	return !bytes || !names[bytes - 1];
+}
+
+int kw_engine_expect_destinations(struct kw_engine *engine, uint32_t slot, const uint8_t *rows, int32_t count,
+				  const char *names, uint32_t names_bytes)
+{
+	struct told told = {.count = count, .names_bytes = names_bytes};
+
+	if (slot >= KW_SLOTS || count < -1 || count > PREFIXES_MOST || names_bytes > PATTERNS_BYTES_MOST ||
+	    (count < 0 && names_bytes) || !legal(names, names_bytes))
+		return -EINVAL;
 	for (int64_t i = 0; i < count; i++)
-		if (prefixes[i * PREFIX_BYTES + 16] > 128)
+		if (rows[i * ROW_BYTES + 16] > 128)
 			return -EINVAL;
-	return expect(engine, slot, EXPECT_DESTINATIONS, prefixes, count, PREFIX_BYTES);
+	told.items = copy_of(rows, count > 0 ? (size_t)count * ROW_BYTES : 0);
+	told.names = copy_of(names, names_bytes);
+	return take(engine, slot, EXPECT_DESTINATIONS, &told);
 }
 
 int kw_engine_expect_ports(struct kw_engine *engine, uint32_t slot, const uint16_t *ports, int32_t count)
 {
-	return expect(engine, slot, EXPECT_PORTS, ports, count, sizeof(*ports));
+	struct told told = {.count = count};
+
+	if (slot >= KW_SLOTS || count < -1 || count > PREFIXES_MOST)
+		return -EINVAL;
+	told.items = copy_of(ports, count > 0 ? (size_t)count * sizeof(*ports) : 0);
+	told.names = copy_of(NULL, 0);
+	return take(engine, slot, EXPECT_PORTS, &told);
 }
 
 /* The watch of slot ends. */
@@ -308,8 +454,11 @@ void kw_expect_nothing(struct kw_engine *engine, uint32_t slot)
 
 	withdraw(engine, slot, EXPECT_DESTINATIONS);
 	withdraw(engine, slot, EXPECT_PORTS);
-	free(net->prefixes);
+	kw_names_unwatch(engine, slot);
+	free(net->destinations);
+	free(net->names);
 	free(net->ports);
-	net->prefixes = NULL;
+	net->destinations = NULL;
+	net->names = NULL;
 	net->ports = NULL;
 }
