@@ -34,7 +34,7 @@ OUTPUT = ROOT / "monitor" / "engine" / "_native.abi3.so"
 # Read by cffi in this order, and included in this order by the file it generates.
 HEADERS = (
     *(ROOT / "ebpf" / "event.h", ROOT / "ebpf" / "net_table.h"),
-    *(NATIVE / "engine.h", NATIVE / "loader.h", NATIVE / "device.h"),
+    *(NATIVE / "engine.h", NATIVE / "loader.h", NATIVE / "device.h", NATIVE / "procevents.h"),
 )
 
 INCLUDES = ("-Iebpf", "-Imonitor/engine/native")

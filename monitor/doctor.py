@@ -53,7 +53,7 @@ def findings(config: Config | None, *, connect: bool = True, send_report: bool =
     try:
         choice = choose(facts, settings.capture.kind)
         found |= {"capture": choice.kind, "reason": choice.reason, "hooks": list(choice.hooks)}
-        if choice.kind == "poll":
+        if choice.kind in {"netlink", "poll"}:
             found["lower_bounds"] = [
                 f"{metric}_{watch.name}"
                 for watch in settings.watches

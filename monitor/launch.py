@@ -139,6 +139,10 @@ def open_capture(choice: Choice, engine: Engine, config: Config, *, pins: str, f
         return IdleCapture()
     if choice.kind == "core":
         return CoreCapture(engine, config.watches, config.capture, pins=pins, fresh=fresh, enforcing=config.enforcement)
+    if choice.kind == "netlink":
+        from monitor.capture.netlink import NetlinkCapture  # noqa: PLC0415 - as below
+
+        return NetlinkCapture(engine, config.watches)
     from monitor.capture.poll import PollCapture  # noqa: PLC0415 - psutil, which core can do without
 
     return PollCapture(engine, config.watches)

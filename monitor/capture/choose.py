@@ -10,10 +10,11 @@ from typing import Final, Literal
 
 import msgspec
 
+from monitor.capture import connector
 from monitor.engine._native import ffi, lib
 from monitor.errors import CaptureUnavailable
 
-Kind = Literal["core", "poll", "none"]
+Kind = Literal["core", "netlink", "poll", "none"]
 
 HOOKS: Final = {
     "core": (
@@ -24,13 +25,19 @@ HOOKS: Final = {
         "tp_btf/cgroup_mkdir",
         "tp_btf/cgroup_rmdir",
     ),
+    "netlink": ("proc_event/fork", "proc_event/exec", "proc_event/exit", "proc_event/id", "proc_event/comm"),
     "poll": (),
     "none": (),
 }
 
+_HOLES: Final = "the process connector tells every fork, exec and exit, but images and CLONE_PARENT not for certain"
+_MUTE: Final = (
+    "the process connector does not speak (it needs the initial namespaces, CONFIG_PROC_EVENTS, and root before 6.6)"
+)
+
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
-    """What the machine offers (source: monitor/engine/native/facts.c)."""
+    """What the machine offers (source: monitor/engine/native/facts.c, and connector.py for its own)."""
 
     btf: bool
     """Type information of the kernel is readable."""
@@ -48,6 +55,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """A program can signal another task (bpf_send_signal_task): a forked child is killed before it runs."""
     lsm: bool
     """The BPF LSM is active. Nothing uses it in this version."""
+    proc_connector: bool
+    """The process connector speaks to this process."""
 
 
 class Choice(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,7 +71,8 @@ def probe(btf: str = "") -> Facts:
     """Ask the kernel. `btf`: a BTF file in place of the kernel's own."""
     facts = ffi.new("struct kw_facts *")
     lib.kw_facts_probe(btf.encode(), facts)
-    return Facts(**{name: bool(getattr(facts, name)) for name in Facts.__struct_fields__})
+    native = {name: bool(getattr(facts, name)) for name in Facts.__struct_fields__ if name != "proc_connector"}
+    return Facts(**native, proc_connector=connector.answers())
 
 
 def obstacles(facts: Facts) -> list[str]:
@@ -83,16 +93,22 @@ def obstacles(facts: Facts) -> list[str]:
 
 def choose(facts: Facts, wanted: str) -> Choice:
     """Decide. `wanted`: [capture] kind. Raises CaptureUnavailable when what is wanted cannot work here."""
-    if wanted in ("bcc", "netlink"):
-        msg = f'capture "{wanted}" is not in this version; use "core" or "poll", or "auto"'
+    if wanted == "bcc":
+        msg = 'capture "bcc" is not in this version; use "core", "netlink" or "poll", or "auto"'
         raise CaptureUnavailable(msg)
     if wanted == "poll":
         return Choice(kind="poll", reason="poll was asked for: short-lived processes go unseen", hooks=HOOKS["poll"])
+    if wanted == "netlink":
+        if not facts.proc_connector:
+            raise CaptureUnavailable(f'capture "netlink" cannot work here: {_MUTE}')
+        return Choice(kind="netlink", reason=f"netlink was asked for: {_HOLES}", hooks=HOOKS["netlink"])
     against = obstacles(facts)
     if not against:
         reason = "BTF, tracepoints, iterators and ring buffer are there, and the privileges to use them"
         return Choice(kind="core", reason=reason, hooks=HOOKS["core"])
     if wanted == "core":
         raise CaptureUnavailable('capture "core" cannot work here: ' + "; ".join(against))
-    reason = "eBPF cannot be used: " + "; ".join(against) + "; short-lived processes go unseen"
-    return Choice(kind="poll", reason=reason, hooks=HOOKS["poll"])
+    reason = "eBPF cannot be used: " + "; ".join(against)
+    if facts.proc_connector:
+        return Choice(kind="netlink", reason=f"{reason}; {_HOLES}", hooks=HOOKS["netlink"])
+    return Choice(kind="poll", reason=f"{reason}; {_MUTE}; short-lived processes go unseen", hooks=HOOKS["poll"])

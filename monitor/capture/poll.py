@@ -48,7 +48,7 @@ CLOCK_STEP_NS = 1_000_000
 _ALL = (1 << lib.KW_SLOTS) - 1
 
 
-class _Seen(msgspec.Struct):
+class Seen(msgspec.Struct):
     """A process that is there, kin or not, as of the last look."""
 
     stat: Stat
@@ -59,7 +59,7 @@ class _Seen(msgspec.Struct):
     uid: int | None = None
 
 
-class _Told(msgspec.Struct, frozen=True):
+class Told(msgspec.Struct, frozen=True):
     """What an image record says beside the process and its image (ebpf/event.h, struct kw_image)."""
 
     kind: int
@@ -94,9 +94,10 @@ class PollCapture:
         self._wall_offset_ns: int | None = None
         self._woken = threading.Event()
         self._stopping = False
-        self._seen: dict[int, _Seen] = {}
+        self._seen: dict[int, Seen] = {}
         self._out: list[bytes] = []
         self._now_ns = 0
+        self._precision = lib.KW_APPROXIMATE
 
     @property
     def watches(self) -> tuple[SlotWatch, ...]:
@@ -207,7 +208,7 @@ class PollCapture:
         self._out.clear()
         return told
 
-    def _compare(self, seen: _Seen, stat: Stat) -> None:
+    def _compare(self, seen: Seen, stat: Stat) -> None:
         """A process that was there at the last look."""
         if stat.image is None:
             stat = msgspec.structs.replace(stat, image=seen.stat.image)
@@ -221,18 +222,18 @@ class PollCapture:
             return  # changing still: the next look finds it changed again
         seen.stat = stat
         fresh = self._rules.match(stat, image) & ~seen.watches if executed else moved
-        _join(seen, fresh)
+        join(seen, fresh)
         if executed and seen.watches:
-            self._tell_image(seen, image, _Told(lib.KW_EXEC, lib.KW_CAUSE_EXEC, fresh))
+            self._tell_image(seen, image, Told(lib.KW_EXEC, lib.KW_CAUSE_EXEC, fresh))
         elif fresh:
-            self._tell_image(seen, image, _Told(lib.KW_ADOPT, lib.KW_CAUSE_MOVED, fresh))
+            self._tell_image(seen, image, Told(lib.KW_ADOPT, lib.KW_CAUSE_MOVED, fresh))
 
     def _meet(self, stat: Stat, *, running: bool) -> None:
         """A process that was not there at the last look; its parent, if new as well, has been met."""
         maker, inferred = self._maker_of(stat, _ALL)
         if stat.gone and (running or maker is None):
             return
-        seen = _Seen(stat)
+        seen = Seen(stat)
         if running or inferred:
             self._take_in(seen, _ALL)
         else:
@@ -242,7 +243,7 @@ class PollCapture:
         else:
             self._seen[stat.process.pid] = seen
 
-    def _be_born(self, seen: _Seen, maker: _Seen | None) -> None:
+    def _be_born(self, seen: Seen, maker: Seen | None) -> None:
         if maker is not None:
             _inherit(seen, maker, maker.watches)
             self._tell_fork(seen, maker)
@@ -250,12 +251,12 @@ class PollCapture:
         if image is None:
             return
         fresh = self._rules.match(seen.stat, image) & ~seen.watches
-        _join(seen, fresh)
+        join(seen, fresh)
         executed = maker is not None and seen.stat.image not in {None, maker.stat.image}
         if fresh or executed:
-            self._tell_image(seen, image, _Told(lib.KW_EXEC, lib.KW_CAUSE_EXEC, fresh))
+            self._tell_image(seen, image, Told(lib.KW_EXEC, lib.KW_CAUSE_EXEC, fresh))
 
-    def _take_in(self, seen: _Seen, slots: int) -> None:
+    def _take_in(self, seen: Seen, slots: int) -> None:
         """Adopt a process into these slots, if it belongs there."""
         maker, inferred = self._maker_of(seen.stat, slots & ~seen.watches)
         fresh = maker.watches & slots & ~seen.watches if maker is not None else 0
@@ -264,14 +265,14 @@ class PollCapture:
         image = read_image(seen.stat) or Image()
         if not seen.stat.gone:
             matched = self._rules.match(seen.stat, image) & slots & ~seen.watches
-            _join(seen, matched)
+            join(seen, matched)
             fresh |= matched
         if fresh:
             known = maker is not None and not inferred
             self._tell_image(
                 seen,
                 image,
-                _Told(
+                Told(
                     lib.KW_ADOPT,
                     lib.KW_CAUSE_RUNNING,
                     fresh,
@@ -280,7 +281,7 @@ class PollCapture:
                 ),
             )
 
-    def _maker_of(self, stat: Stat, slots: int) -> tuple[_Seen | None, bool]:
+    def _maker_of(self, stat: Stat, slots: int) -> tuple[Seen | None, bool]:
         """Whose kinship the process inherits: its parent's, else its session leader's.
 
         A session is inherited by fork alone, so its leader is an ancestor; True says that those between are unknown.
@@ -305,7 +306,7 @@ class PollCapture:
         taken = {held.slot for held in self._slots.values()}
         return next(slot for slot in range(lib.KW_WATCHES) if slot not in taken)
 
-    def _tell_fork(self, seen: _Seen, maker: _Seen) -> None:
+    def _tell_fork(self, seen: Seen, maker: Seen) -> None:
         self._out.append(
             records.fork_record(
                 time_ns=self._now_ns,
@@ -315,12 +316,12 @@ class PollCapture:
                 comm=seen.stat.comm,
                 lineage=seen.lineage,
                 uid=seen.uid,
-                flags=lib.KW_APPROXIMATE,
+                flags=self._precision,
             )
         )
 
-    def _tell_image(self, seen: _Seen, image: Image, told: _Told) -> None:
-        flags = told.flags | lib.KW_APPROXIMATE
+    def _tell_image(self, seen: Seen, image: Image, told: Told) -> None:
+        flags = told.flags | self._precision
         flags |= lib.KW_DELETED if image.deleted else 0
         flags |= lib.KW_MEMFD if image.memfd else 0
         self._out.append(
@@ -347,7 +348,7 @@ class PollCapture:
             )
         )
 
-    def _end(self, seen: _Seen) -> None:
+    def _end(self, seen: Seen, status: int | None = None) -> None:
         if seen.watches:
             self._out.append(
                 records.exit_record(
@@ -357,8 +358,9 @@ class PollCapture:
                     roots=seen.roots,
                     comm=seen.stat.comm,
                     lineage=seen.lineage,
+                    status=status,
                     uid=seen.uid,
-                    flags=lib.KW_APPROXIMATE,
+                    flags=self._precision,
                 )
             )
 
@@ -369,7 +371,7 @@ class PollCapture:
         return WatchSnapshot(name=held.watch.name, exes=exes, exes_missed=missed, **fields)
 
 
-def _inherit(seen: _Seen, maker: _Seen, slots: int) -> None:
+def _inherit(seen: Seen, maker: Seen, slots: int) -> None:
     """Make it a descendant in `slots`, of the maker's lineage."""
     if slots and seen.lineage is None and maker.lineage is not None:
         seen.lineage = Lineage(maker.lineage.root, maker.lineage.depth + 1)
@@ -378,7 +380,7 @@ def _inherit(seen: _Seen, maker: _Seen, slots: int) -> None:
     seen.watches |= slots
 
 
-def _join(seen: _Seen, fresh: int) -> None:
+def join(seen: Seen, fresh: int) -> None:
     """Make it a root of the watches in `fresh`."""
     if fresh and seen.lineage is None:
         seen.lineage = Lineage(seen.stat.process, 0)

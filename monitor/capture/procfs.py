@@ -41,6 +41,8 @@ class Stat(msgspec.Struct, frozen=True):
 
     None: its first thread has ended and with it the view of its memory.
     """
+    threads: int = 1
+    """Those that have not ended; a first thread that has, though others live, counts."""
 
 
 class Image(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,6 +86,7 @@ def read_stat(pid: int) -> Stat | None:
             session=int(fields[3]),
             gone=fields[0] in {b"Z", b"X", b"x"} and int(fields[17]) <= 1,
             image=(fields[23], fields[24], fields[25]) if fields[25] != b"0" else None,
+            threads=int(fields[17]),
         )
     except (IndexError, ValueError):
         return None

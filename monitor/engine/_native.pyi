@@ -1,4 +1,5 @@
-# The native module as Python sees it: ebpf/event.h, native/engine.h, loader.h and device.h through cffi (API mode).
+# The native module as Python sees it: ebpf/event.h and native/{engine,loader,device,procevents}.h through cffi (API
+# mode).
 # ruff: noqa: ANN401 - what a C value holds is said by its declaration, in C
 
 from collections.abc import Sequence
@@ -233,6 +234,21 @@ class _Lib:
     def kw_device_cut_connections(
         self, seed: int, before: bytes, before_bytes: int, now: bytes, now_bytes: int, limit: int, out: CData
     ) -> int: ...
+    # procevents.h
+    KW_PROC_FORK: int
+    KW_PROC_THREAD: int
+    KW_PROC_EXEC: int
+    KW_PROC_EXIT: int
+    KW_PROC_UID: int
+    KW_PROC_COMM: int
+    def kw_proc_new(self) -> CData: ...
+    def kw_proc_free(self, reader: CData) -> None: ...
+    def kw_proc_filter(self, reader: CData, on: int) -> None: ...
+    def kw_proc_follow(self, reader: CData, pid: int, on: int) -> None: ...
+    def kw_proc_wait(
+        self, reader: CData, netlink: int, wake: int, timeout_ms: int, events: CData, room: int, lost: CData
+    ) -> int: ...
+    def kw_proc_read(self, reader: CData, netlink: int, events: CData, room: int, lost: CData) -> int: ...
 
 ffi: _FFI
 lib: _Lib

@@ -280,6 +280,8 @@ class _Pages:
             yield f"INCOMPLETE: details were lost ({told}). Learn again before you rely on it."
         if self._run.capture == "poll":
             yield "INCOMPLETE: the poll capture does not see what lives between two of its looks."
+        if self._run.capture == "netlink":
+            yield "INCOMPLETE: the netlink capture does not see every image of what lives for a moment."
 
 
 def _compared(before: _Before, made: Mapping[str, Learned]) -> int:

@@ -32,7 +32,10 @@ def test_every_short_lived_child_is_counted(watch: Callable[..., Watcher], progr
         assert {"spawned", "exits", "peak"} <= set(status["lower_bounds"])
         assert counted["spawned"] <= SHORT_LIVED
         return
-    assert status["lower_bounds"] == []
+    if watcher.unknown("child given to the root's parent"):
+        assert {"spawned", "exits", "peak"} <= set(status["lower_bounds"]), "exact here, but not for certain"
+    else:
+        assert status["lower_bounds"] == []
     assert (counted["spawned"], counted["exits"], counted["alive"], counted["peak"]) == (SHORT_LIVED, SHORT_LIVED, 0, 1)
     assert metrics[f"num_child_procs_{name}"] == SHORT_LIVED
     assert metrics[f"child_procs_spawned_{name}"] == SHORT_LIVED

@@ -130,7 +130,7 @@ def test_clone_parent_child_of_a_child_belongs_to_the_cloner(
     watcher.wait_for(Exit, pid=sibling["pid"])
     watcher.stop()
     fork = watcher.one(Fork, pid=sibling["pid"])
-    if watcher.unknown("forker"):
+    if watcher.unknown("forker under CLONE_PARENT"):
         assert fork.parent_pid == app.pid, "the parent that /proc shows"
     else:
         assert (fork.parent_pid, fork.depth) == (sibling["cloner"], 2)
@@ -144,7 +144,7 @@ def test_clone_parent_child_of_the_root_belongs_to_the_root(
     sibling = app.fact("sibling")
     assert sibling["ppid"] == os.getpid(), "the kernel made it ours"
     try:
-        if watcher.unknown("process cut off from its kin"):
+        if watcher.unknown("child given to the root's parent"):
             _is_marked_as_lower_bound(watcher)
             return
         watcher.wait_for(Fork, pid=sibling["pid"])

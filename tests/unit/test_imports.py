@@ -129,7 +129,7 @@ def test_a_c_file_is_of_the_engine_or_of_those_that_ask_the_kernel() -> None:
     assert engine
     for path in sorted(NATIVE.glob("*.c")):
         of_loader = any(name.startswith(("<bpf/", '"loader')) for name in _inclusions(path))
-        asks = of_loader or path.name == "devicedump.c"
+        asks = of_loader or path.name in {"devicedump.c", "procevents.c"}
         assert (path.name in engine) != asks, f"{_named(path)} must share internal.h or ask the kernel, not both"
 
 
