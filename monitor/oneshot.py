@@ -58,12 +58,14 @@ def report(config: Config, options: ReportOptions) -> int:
             reader = device.DeviceReader(cpu=asked.cpu_usage, namespaces=asked.namespaces, say=say)
             window = Window(capture, engine, READER, reader.read)
             window.begin()
-            thread = threading.Thread(target=_discard, args=(capture, engine), name="capture")
+            alarms: list[int] = []
+            thread = threading.Thread(target=_count_alarms, args=(capture, engine, alarms), name="capture")
             thread.start()
             ended.wait(options.duration_s)
             capture.stop()
             thread.join()
             capture.drain()
+            alarms.append(engine.take().alarms)
             made = window.report(int(time.time()), options.names, options.format)
         finally:
             capture.close(keep=False)
@@ -71,13 +73,13 @@ def report(config: Config, options: ReportOptions) -> int:
     if StreamSink.stdout().write(payload):
         raise OSError("stdout is full")
     behaviors = [behavior for watch in config.watches for behavior in expected(watch.name, watch.expect)]
-    return 1 if violated(behaviors, made.metrics) else 0
+    return 1 if any(alarms) or violated(behaviors, made.metrics) else 0
 
 
-def _discard(capture: LiveCapture, engine: Engine) -> None:
-    """A report alone needs counters, not lines."""
+def _count_alarms(capture: LiveCapture, engine: Engine, alarms: list[int]) -> None:
+    """A report alone needs counters, not lines; of these only whether one is an alarm."""
     while capture.poll():
-        engine.take()
+        alarms.append(engine.take().alarms)
 
 
 def replay(config: Config | None, path: Path, form: str) -> int:

@@ -102,7 +102,7 @@ class RecordWriter:
 
 
 class RecordReader:
-    """Reads a record file. Raises RecordFileInvalid with the path and what is wrong with it, and OSError."""
+    """Reads a record file. Raises RecordFileInvalid with the path and what is wrong with it; later also OSError."""
 
     def __init__(self, path: Path) -> None:
         """Open and read all that stands before the records."""
@@ -111,7 +111,12 @@ class RecordReader:
         self.first_boot_ns = 0
         """CLOCK_BOOTTIME of the first record; 0: none was handed out."""
         self._path = path
-        self._file = path.open("rb", buffering=0)
+        try:
+            self._file = path.open("rb", buffering=0)
+        except OSError as error:
+            raise RecordFileInvalid(
+                f"{path}: cannot be read ({error.strerror}); name a file of run --record"
+            ) from error
         try:
             self.wall_ns, self.watches = self._begin()
         except BaseException:

@@ -50,7 +50,7 @@ def of_config(config: Config, kinds: Mapping[str, MetricKind], profile: Json) ->
             )
         found[name] = behavior
     for watch in config.watches:
-        for one in map(_window, expected(watch.name, watch.expect)):
+        for one in expected(watch.name, watch.expect):
             if one.metric not in kinds:
                 notes.append(f"{one.name} is judged on the device alone: {one.metric} is not reported")
                 continue
@@ -65,15 +65,6 @@ def of_config(config: Config, kinds: Mapping[str, MetricKind], profile: Json) ->
 def reference(metric: str, kinds: Mapping[str, MetricKind]) -> str | Json:
     """The name of a metric; of one in the same template a reference, so that it is made first."""
     return ref(logical(METRIC, metric)) if metric in kinds else metric
-
-
-def _window(behavior: Behavior) -> Behavior:
-    """A limit on those that live at once is, over a window, one on their peak; only of none it is one on all."""
-    metric = behavior.metric
-    if not behavior.number or not metric.startswith("num_child_procs_"):
-        return behavior
-    peak = metric.replace("num_child_procs_", "child_procs_peak_", 1)
-    return type(behavior)(name=behavior.name, metric=peak, operator=behavior.operator, number=behavior.number)
 
 
 def _of_expectation(behavior: Behavior, kind: MetricKind) -> Json:

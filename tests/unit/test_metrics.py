@@ -295,10 +295,12 @@ def test_the_longest_watch_name_still_makes_metric_names() -> None:
 @pytest.mark.parametrize(("limit", "count", "broken"), [(0, 0, False), (0, 1, True), (3, 3, False), (3, 4, True)])
 def test_more_children_than_expected_break_the_expectation(limit: int, count: int, broken: bool) -> None:  # noqa: FBT001
     behaviors = expected("myapp", Expect(child_processes=limit))
-    found = violated(behaviors, window_metrics(None, snapshot(watch(spawned=count), watch("other", spawned=99))))
-    assert [(violation.behavior.metric, violation.value) for violation in found] == (
-        [("num_child_procs_myapp", count)] if broken else []
-    )
+    metrics = window_metrics(None, snapshot(watch(spawned=count, window_peak=count), watch("other", spawned=99)))
+    metric = "child_procs_peak_myapp" if limit else "num_child_procs_myapp"
+    found = [(violation.behavior.metric, violation.value) for violation in violated(behaviors, metrics)]
+    assert found == ([(metric, count)] if broken else [])
+    one_after_the_other = window_metrics(None, snapshot(watch(spawned=count, window_peak=min(1, count))))
+    assert bool(violated(behaviors, one_after_the_other)) == (broken and not limit)
 
 
 def test_no_expectation_and_an_absent_metric_are_not_judged() -> None:
