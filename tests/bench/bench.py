@@ -232,17 +232,23 @@ class Bench:
         )
 
     def _network_rows(self) -> list[table.Row]:
-        size, scratch = self.size, self.scratch
         return [
             *(
                 page.stream_row(self._streams(kin=kin, packets=packets), kin=kin, packets=packets)
                 for packets in (False, True)
                 for kin in (True, False)
             ),
-            *page.cycle_rows(
-                tried("connections", lambda: network.cycles(scratch, self.empty, size.cycles)),
-            ),
+            *(self._cycle_row(packets=packets) for packets in (False, True)),
         ]
+
+    def _cycle_row(self, *, packets: bool) -> table.Row:
+        return page.cycle_row(
+            tried(
+                f"connections, {packets=}",
+                lambda: network.cycles(self.scratch, self.empty, self.size.cycles, packets=packets),
+            ),
+            packets=packets,
+        )
 
     def _streams(self, *, kin: bool, packets: bool) -> list[tuple[float, float]] | str:
         return tried(

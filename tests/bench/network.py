@@ -33,10 +33,8 @@ _OTHER_HOOKS: Final = frozenset(
 class Cycles:
     """The kernel's time in our hooks for one connect, accept, close of both ends, ns."""
 
-    packets: float
-    """In the packet programs."""
-    others: float
-    """In everything else."""
+    raw: float
+    """As the kernel measured it."""
     empty: float
     """What measuring adds, by calls of a program that does nothing."""
     calls: dict[str, float] = field(default_factory=dict)
@@ -83,12 +81,13 @@ def _watching(scratch: Path, *, kin: bool, packets: bool) -> Iterator[Kinwatch]:
         yield kinwatch
 
 
-def cycles(scratch: Path, empty: Path, count: int) -> Cycles:
-    """Of `count` connections whose both ends are kin."""
+def cycles(scratch: Path, empty: Path, count: int, *, packets: bool) -> Cycles:
+    """Of `count` connections whose both ends are kin; with the packet programs or without."""
     path = program(scratch)
-    with Kinwatch(scratch, NAME, packets=True), hooks.empty_hooks(empty) as nothing, hooks.stats(on=True):
+    wanted = {"on_state", *(PACKETS if packets else ())}
+    with Kinwatch(scratch, NAME, packets=packets), hooks.empty_hooks(empty) as nothing, hooks.stats(on=True):
         ours = _network_programs()
-        if not ours.keys() >= PACKETS | {"on_state"}:
+        if not ours.keys() >= wanted:
             raise Unmeasured(f"of the network's hooks only {sorted(ours)} are live")
         before = {number: hooks.program_of(number) for number in (*ours.values(), *nothing.values())}
         _ran(path, "cycles", str(count))
@@ -101,8 +100,7 @@ def cycles(scratch: Path, empty: Path, count: int) -> Cycles:
         if after[number].run_cnt > before[number].run_cnt
     ]
     return Cycles(
-        packets=sum(spent[name] for name in PACKETS & spent.keys()) / count,
-        others=sum(spent[name] for name in _OTHER_HOOKS & spent.keys()) / count,
+        raw=sum(spent.values()) / count,
         empty=min(idle, default=0.0),
         calls={name: runs / count for name, runs in ran.items() if runs},
     )

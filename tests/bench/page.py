@@ -258,21 +258,14 @@ def stream_row(pairs: Sequence[tuple[float, float]] | str, *, kin: bool, packets
     return Row(what, f"{spread.percent_more()} ({len(pairs)} pairs)", goal, spread.at_most(1 + most / 100))
 
 
-def cycle_rows(cycles: Cycles | str) -> list[Row]:
+def cycle_row(cycles: Cycles | str, *, packets: bool) -> Row:
     """The kernel's time for a connection's life."""
-    rows = []
-    for packets, most in ((False, CYCLE_NS), (True, CYCLE_PACKETS_NS)):
-        what = f"kernel, connect + accept + close of kin, {'with' if packets else 'without'} packet programs"
-        if isinstance(cycles, str):
-            rows.append(at_most(what, cycles, (most, "ns")))
-            continue
-        raw = cycles.others + (cycles.packets if packets else 0)
-        hooks = {
-            name: runs for name, runs in cycles.calls.items() if packets or name not in ("on_egress", "on_ingress")
-        }
-        net = raw - cycles.empty * sum(hooks.values())
-        rows.append(at_most(what, net, (most, "ns"), more=f"net, {raw:.0f} raw, {sum(hooks.values()):.1f} calls"))
-    return rows
+    what = f"kernel, connect + accept + close of kin, {'with' if packets else 'without'} packet programs"
+    most = (CYCLE_PACKETS_NS if packets else CYCLE_NS, "ns")
+    if isinstance(cycles, str):
+        return at_most(what, cycles, most)
+    calls = sum(cycles.calls.values())
+    return at_most(what, cycles.raw - cycles.empty * calls, most, more=f"net, {cycles.raw:.0f} raw, {calls:.1f} calls")
 
 
 def peers(kinwatch: Result, psutil: Result, forkstat: Result) -> str:
