@@ -302,8 +302,9 @@ def test_process_may_be_descendant_of_one_watch_and_root_of_another(
     path = programs.path("family", inner)
     watcher = watch("--watch", name, "--watch", inner)
     app = programs.start("fork_exec", name, "1", str(path), "1")
-    child, grandchild = app.fact("child", 1)["pid"], None
-    grandchild = app.fact("child", 2)["pid"]
+    app.fact("child", 2)  # two processes tell of one each, in any order; who has a parent to name is the grandchild
+    pids = {"parent" in fact: fact["pid"] for fact in app.facts("child")}
+    child, grandchild = pids[False], pids[True]
     watcher.wait_for(Fork, pid=grandchild, watch=inner)
     app.release()
     watcher.wait_for(Exit, pid=grandchild, watch=inner)
