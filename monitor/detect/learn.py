@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from monitor.expect import MAX_EDGES, MAX_EXECUTABLES, MAX_PORTS, MAX_PREFIXES, MAX_UIDS, Expect
+from monitor.expect import (
+    MAX_EDGES,
+    MAX_EXECUTABLES,
+    MAX_PORTS,
+    MAX_PREFIXES,
+    MAX_UIDS,
+    Expect,
+    networks_alone,
+    place_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -31,6 +40,8 @@ MOST: Final = {
     "listening_ports": MAX_PORTS,
 }
 """Expectations that are a set, and how many members one may have."""
+NAMES: Final = "destination_names"
+"""A set that is never learned: a person wrote it."""
 MINUTE_S: Final = 60.0
 PERCENT: Final = 100
 
@@ -161,7 +172,10 @@ def learned(observed: Observed, terms: Terms, impossible: Callable[[str, Member]
 
 
 def news(old: Expect, found: Learned) -> list[tuple[str, str]]:
-    """What `old` would not have been quiet about: the rule, and what was new to it. An unset rule is not judged."""
+    """What `old` would not have been quiet about: the rule, and what was new to it. An unset rule is not judged.
+
+    Nor are destinations of which `narrow` is true.
+    """
     new: list[tuple[str, str]] = []
     for rule in AMOUNTS:
         allowed, most = getattr(old, rule), found.most[rule]
@@ -183,7 +197,7 @@ def news(old: Expect, found: Learned) -> list[tuple[str, str]]:
 def widened(old: Expect, found: Learned) -> Learned:
     """What either is quiet about. A rule that `old` leaves unset stays so, a number that was enough stays as it is.
 
-    An `old` without any rule takes all that was learned.
+    An `old` without any rule takes all that was learned. Destinations of which `narrow` is true stay as they are.
     """
     if old == Expect():
         return found
@@ -206,6 +220,9 @@ def widened(old: Expect, found: Learned) -> Learned:
             continue
         seen[rule] = _in_order(rule, members)
         values[rule] = tuple(seen[rule])
+    if old.destination_names is not None:
+        values[NAMES] = old.destination_names
+        seen[NAMES] = dict.fromkeys(old.destination_names, _BEFORE)
     for rule in FORBIDDEN:
         values[rule] = getattr(old, rule)
         if values[rule] is False and found.left_out.get(rule, "").startswith("seen"):
@@ -214,14 +231,21 @@ def widened(old: Expect, found: Learned) -> Learned:
     return msgspec.structs.replace(found, expect=Expect(**values), seen=seen, left_out=left_out)
 
 
+def narrow(expect: Expect) -> bool:
+    """Destinations are expected by more than their addresses: what was seen, which is addresses, cannot be compared."""
+    return expect.somewhere and not networks_alone(expect)
+
+
 _BEFORE: Final = Seen(0, "", "")
 
 
 def _beyond(old: Expect, rule: str, seen: Iterable[Member]) -> list[Member]:
-    """Those members that `old` does not expect."""
+    """Those members that `old` does not expect; none where `narrow` is true, for nobody can tell."""
     allowed = getattr(old, rule)
     if rule != "destinations":
         return [member for member in seen if member not in allowed]
+    if narrow(old):
+        return []
     networks = [ipaddress.ip_network(text) for text in allowed]
     return [member for member in seen if not any(_within(str(member), network) for network in networks)]
 
@@ -234,10 +258,10 @@ def _within(text: str, outer: ipaddress.IPv4Network | ipaddress.IPv6Network) -> 
 
 
 def _joined(addresses: Mapping[Member, Seen], lengths: tuple[int, int] | None) -> dict[Member, Seen]:
-    """Addresses as networks of one, or each in the network of that length that it is in."""
+    """Addresses as networks of one, or each in the network of that length that it is in. Ports are left out."""
     found: dict[Member, Seen] = {}
     for text, seen in addresses.items():
-        address = ipaddress.ip_address(str(text))
+        address = ipaddress.ip_address(place_of(str(text))[0])
         length = address.max_prefixlen if lengths is None else lengths[isinstance(address, ipaddress.IPv6Address)]
         network = str(ipaddress.ip_network(f"{address}/{length}", strict=False))
         found[network] = found[network].again(seen) if network in found else seen

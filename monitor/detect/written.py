@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from monitor.detect.behaviors import aws_form, expected
-from monitor.detect.learn import AMOUNTS, FORBIDDEN, MOST
+from monitor.detect.learn import AMOUNTS, FORBIDDEN, MOST, NAMES
 from monitor.detect.profile import Behavior
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def watch_table(  # noqa: PLR0913, PLR0917 - what a table consists of
         amount = getattr(learned.expect, rule)
         if amount is not None:
             lines.append(f"{rule} = {amount}  # {learned.most[rule]} {_WHAT[rule]}")
-    for rule in MOST:
+    for rule in (*MOST, NAMES):
         if getattr(learned.expect, rule) is not None:
             lines += _set(rule, learned.seen[rule], users if rule == "uids" else {})
     lines += [f"{rule} = false" for rule in FORBIDDEN if getattr(learned.expect, rule) is False]

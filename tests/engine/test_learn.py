@@ -16,7 +16,7 @@ from monitor import config
 from monitor.capture.recordfile import RecordedWatch, RecordWriter
 from monitor.engine._native import lib
 from monitor.engine.records import Endpoint, exit_record, lost_record, socket_record
-from monitor.errors import ConfigInvalid
+from monitor.errors import ConfigInvalid, RecordFileInvalid
 from monitor.learning.command import fired, learn, observe
 from monitor.options import LearnOptions
 
@@ -166,6 +166,30 @@ def test_each_rule_fires_on_a_run_that_breaks_it(
     assert watch.expect.destinations is None, "a rule that the file leaves unset stays so"
 
 
+def test_destinations_by_port_and_name_are_compared_and_kept(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, started = world.start_root(0)
+    owner = world.live[0]
+    parts = [started, *(_connects(world, owner, 1 + at, address) for at, address in enumerate(ADDRESSES[:3]))]
+    source, output = _write(tmp_path / "records", *parts), tmp_path / "out.toml"
+    places = 'destinations = ["192.0.2.0/24:443", "198.51.100.0/24:80"]'
+    names = 'destination_names = ["*.example"]'
+    for expected in (places, f"{places}\n{names}"):
+        output.write_text(
+            f'[capture]\npackets = true\n\n[[watch]]\nname = "one"\nprocess = "myapp"\n[watch.expect]\n{expected}\n'
+        )
+        before = config.load(output)
+        assert learn(None, LearnOptions(source=source, output=output)) == 1
+        said = capsys.readouterr().err
+        assert [line for line in said.splitlines() if "new: " in line] == [
+            "kinwatch: new: watch one: destinations: 198.51.100.3:443"
+        ]
+        assert learn(None, LearnOptions(source=source, widen=output)) == 1
+        assert "watch one: destinations: 1 alarms on what was learned from" in capsys.readouterr().err
+        assert config.load(output).watches == before.watches
+
+
 def test_a_user_that_only_the_exit_tells_is_learned(world: World, tmp_path: Path) -> None:
     root, started = world.start_root(0)
     _, forked = world.fork(root)
@@ -224,14 +248,14 @@ def test_what_is_in_the_way_is_said_before_anybody_waits(world: World, tmp_path:
     there = tmp_path / "there"
     there.write_text("")
     for options, words in (
-        (LearnOptions(source=tmp_path / "none"), "--from .*: No such file"),
-        (LearnOptions(source=source, check=tmp_path / "none"), "--check .*: No such file"),
+        (LearnOptions(source=tmp_path / "none"), r"none: cannot be read \(No such file"),
+        (LearnOptions(source=source, check=tmp_path / "none"), r"none: cannot be read \(No such file"),
         (LearnOptions(source=source, widen=tmp_path / "none"), "cannot be read"),
         (LearnOptions(source=source, output=tmp_path / "no" / "file"), "its directory cannot be written to"),
         (LearnOptions(source=source, profile=there), "exists; name a new file with --profile"),
         (LearnOptions(source=source, widen=source, output=there), "exists; name a new file with -o"),
     ):
-        with pytest.raises(ConfigInvalid, match=words):
+        with pytest.raises((ConfigInvalid, RecordFileInvalid), match=words):
             learn(None, options)
     assert there.read_text() == ""
 

@@ -96,6 +96,28 @@ def test_what_is_widened_knows_both_and_does_not_grow_again(one: Observed, other
     assert (watch.expect, watch.enforce) == (wide.expect, "kill")
 
 
+@pytest.mark.parametrize(
+    "old",
+    [
+        Expect(destinations=("10.0.0.0/8:443", "[fd00::/8]:443")),
+        Expect(destination_names=("a.example",)),
+        Expect(destinations=("10.0.0.0/8",), destination_names=("*.example",)),
+    ],
+)
+def test_destinations_by_port_or_name_are_kept_as_a_person_wrote_them(old: Expect) -> None:
+    observed = seen({}, {"destinations": ["192.0.2.1", "10.1.2.3"]})
+    observed.told("destinations", "192.0.2.1:443", TIME)
+    observed.told("destinations", "[2001:db8::1]:443", TIME)
+    made = learned(observed, Terms(), anything)
+    assert made.expect.destinations == ("192.0.2.1/32", "10.1.2.3/32", "2001:db8::1/128")
+    assert news(old, made) == []
+    wide = widened(old, made)
+    assert wide.expect == old
+    table = watch_table("app", "process", "app", "off", wide, {})
+    (watch,) = config.parse(f"[capture]\npackets = true\n{table}", "test").watches
+    assert watch.expect == old
+
+
 @settings(deadline=None)
 @given(RUNS, TERMS)
 def test_the_security_profile_is_one_that_the_service_takes(observed: Observed, terms: Terms) -> None:
