@@ -77,7 +77,6 @@ def findings(config: Config | None, *, connect: bool = True, send_report: bool =
     if planned.judged:
         # What the hooks do not tell is known only now.
         unknown = netfacts.unknown(name for name, reason in found["network"].items() if reason)
-        judged = plan(config or settings, unknown).judged
         found["clocks"] = [
             {
                 "name": one.name,
@@ -85,7 +84,7 @@ def findings(config: Config | None, *, connect: bool = True, send_report: bool =
                 "why": one.why,
                 **({"normal": f"{one.behavior.metric} {one.behavior.normal()}"} if one.behavior else {}),
             }
-            for one in judged
+            for one in planned.found(unknown)
         ]
     if settings.defender is not None:
         found["endpoint"] = f"{settings.defender.endpoint}:{settings.defender.port}"

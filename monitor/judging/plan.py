@@ -100,15 +100,12 @@ def written(config: Config) -> tuple[bytes, str] | None:
         raise ConfigInvalid(msg) from error
 
 
-def plan(config: Config, unknown: Collection[str] = ()) -> Plan:
-    """Read the profile that the configuration names. `unknown`: as for clocks, beside what the configuration says.
-
-    Raises ConfigInvalid: the file, the place in it, what was expected.
-    """
+def plan(config: Config) -> Plan:
+    """Read the profile that the configuration names. Raises ConfigInvalid: the file, the place, what was expected."""
     found = written(config)
     if found is None:
         return Plan(config, NO_PROFILE, ())
     profile = load(*found)
-    missing = unreported_fields(config) | frozenset(unknown)
+    missing = unreported_fields(config)
     judged = clocks(profile, config.watches, unknown=missing, cpu_usage=config.report.cpu_usage)
     return Plan(msgspec.structs.replace(config, watches=expecting(config.watches, judged)), profile, judged)
