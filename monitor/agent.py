@@ -14,6 +14,7 @@ import signal
 import threading
 import time
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -22,7 +23,7 @@ import msgspec
 from monitor import __version__
 from monitor.capture import device
 from monitor.capture.core import CoreCapture
-from monitor.capture.recordfile import RecordedWatch, RecordWriter
+from monitor.capture.recordfile import recorder
 from monitor.config import expectation_notes, require_watches
 from monitor.control import ControlServer
 from monitor.defender.link import Unreachable
@@ -44,6 +45,7 @@ from monitor.watch import COMMAND_PID
 from monitor.window import FileStore, Store, Window
 
 if TYPE_CHECKING:
+    from monitor.capture.recordfile import RecordWriter
     from monitor.config import Config
     from monitor.detect.snapshot import WatchSnapshot
     from monitor.judging.plan import Plan
@@ -76,7 +78,7 @@ class Agent:
 
     def __init__(self, parts: Parts) -> None:
         self._config, self._options, self._choice = parts.config, parts.options, parts.choice
-        self._plan = parts.plan
+        self._plan = parts.plan or plan(self._config)
         self._engine, self._capture = parts.engine, parts.capture
         self._notifier, self._command = parts.notifier, parts.command
         self._daemon = not (self._options.once or self._options.attended) and self._command is None
@@ -399,9 +401,7 @@ class Agent:
 
     def _lose(self, count: int) -> None:
         """A sink was too slow: say so in the log, as soon as there is room."""
-        self._engine.ingest(
-            records.lost_record(time_ns=time.clock_gettime_ns(time.CLOCK_BOOTTIME), stage="sink_full", count=count)
-        )
+        self._note_lost("sink_full", count)
         self._pump()
 
     def _sink_ended(self, _: object) -> None:
@@ -415,17 +415,18 @@ class Agent:
         )
         if isinstance(self._capture, CoreCapture):
             self._since_ns -= time.clock_gettime_ns(time.CLOCK_BOOTTIME) - self._capture.since_boot_ns
+        return self._window_of(READER, store)
+
+    def _window_of(self, reader: int, store: Store | None) -> Window:
         return Window(
-            self._capture, self._engine, READER, self._read_device, store=store, generation=self._generation()
+            self._capture, self._engine, reader, self._read_device, store=store, generation=self._generation()
         )
 
     def _open_detection(self) -> None:
         store = FileStore(Path(self._config.daemon.state_dir, "detect.json")) if self._daemon else None
         self._detection = Detection(
             self._plan,
-            lambda held: Window(
-                self._capture, self._engine, DETECT, self._read_device, store=held, generation=self._generation()
-            ),
+            partial(self._window_of, DETECT),
             kin=self._engine.tree,
             store=store,
             anew=not isinstance(self._capture, CoreCapture) or self._capture.origin == "new",
@@ -447,14 +448,9 @@ class Agent:
             return
         from monitor.publication import Audience, Publication  # noqa: PLC0415 - the AWS library costs 7 MB
 
-        def window(store: Store) -> Window:
-            return Window(
-                self._capture, self._engine, PUBLISHER, self._read_device, store=store, generation=self._generation()
-            )
-
         self._publication = Publication(
             self._config,
-            window,
+            partial(self._window_of, PUBLISHER),
             say=say,
             on_drop=self._spool_dropped,
             audience=Audience(self._stdout.write, self._first_connection_failed, self._stop_soon)
@@ -473,32 +469,17 @@ class Agent:
 
     def _spool_dropped(self, count: int) -> None:
         """Say so in the log; the next batch carries it, for this may be called in the middle of one."""
-        self._engine.ingest(
-            records.lost_record(time_ns=time.clock_gettime_ns(time.CLOCK_BOOTTIME), stage="spool_full", count=count)
-        )
+        self._note_lost("spool_full", count)
         self._capture.interrupt()
+
+    def _note_lost(self, stage: str, count: int) -> None:
+        boot_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        self._engine.ingest(records.lost_record(time_ns=boot_ns, stage=stage, count=count))
 
     def _open_record(self) -> None:
         if self._options.record is None:
             return
-        watches = [
-            RecordedWatch(
-                slot=held.slot,
-                name=held.watch.name,
-                kind=held.watch.kind,
-                value=held.watch.value,
-                expect=held.watch.expect,
-                enforce=held.watch.enforce,
-                files=held.files,
-            )
-            for held in self._capture.watches
-        ]
-        try:
-            wall_ns = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-            self._recorder = RecordWriter(self._options.record, watches, wall_ns)
-        except OSError as error:
-            msg = f"--record {self._options.record}: {error.strerror}; name a file that can be written"
-            raise ConfigInvalid(msg) from error
+        self._recorder = recorder(self._options.record, self._capture.watches)
         self._engine.record(on=True)
 
     def _keep_records(self, kept: bytes) -> None:

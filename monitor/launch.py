@@ -24,7 +24,6 @@ from monitor.capture.idle import IdleCapture
 from monitor.command import Command
 from monitor.engine import Engine
 from monitor.errors import AlreadyRunning, CaptureUnavailable, ConfigInvalid
-from monitor.judging.plan import plan
 from monitor.notify import Notifier
 from monitor.sinks.text import say
 
@@ -49,7 +48,8 @@ class Parts:
     """What `run` consists of when the capture is open and nothing flows yet."""
 
     config: Config
-    plan: Plan
+    plan: Plan | None
+    """None: no security profile is configured."""
     options: RunOptions
     choice: Choice
     engine: Engine
@@ -72,8 +72,12 @@ def launched(config: Config, options: RunOptions, meanwhile: str) -> Iterator[Pa
 
         for warning in credentials.check(config.defender, time.time()):
             say(warning)
-    planned = plan(config)
-    config = planned.config
+    planned = None
+    if config.security_profile:
+        from monitor.judging.plan import plan  # noqa: PLC0415 - as above: nothing of the kernel goes on meanwhile
+
+        planned = plan(config)
+        config = planned.config
     notifier = Notifier.from_environment()
     choice = choose(probe(config.capture.btf), config.capture.kind) if config.watches else NOTHING
     # Whoever sits in front of a run ends it with the terminal: nothing may stay in the kernel, no daemon be in the way.

@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import os
 import struct
+import time
 from typing import TYPE_CHECKING, NoReturn, Self
 
 import msgspec
 
 from monitor.capture.rules import FileIdentity  # noqa: TC001 - msgspec reads the fields' types
 from monitor.engine._native import ffi, lib
-from monitor.errors import RecordFileInvalid
+from monitor.errors import ConfigInvalid, RecordFileInvalid
 from monitor.expect import Expect, written
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
+
+    from monitor.capture import SlotWatch
 
 MAGIC = b"KINWATCH"
 BYTE_ORDER = 0x01020304
@@ -99,6 +102,26 @@ class RecordWriter:
     def __exit__(self, *_: object) -> None:
         """Close."""
         self.close()
+
+
+def recorder(path: Path, held: Iterable[SlotWatch]) -> RecordWriter:
+    """Begin a record of these watches now. ConfigInvalid: the file cannot be written."""
+    watches = [
+        RecordedWatch(
+            slot=one.slot,
+            name=one.watch.name,
+            kind=one.watch.kind,
+            value=one.watch.value,
+            expect=one.watch.expect,
+            enforce=one.watch.enforce,
+            files=one.files,
+        )
+        for one in held
+    ]
+    try:
+        return RecordWriter(path, watches, time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME))
+    except OSError as error:
+        raise ConfigInvalid(f"--record {path}: {error.strerror}; name a file that can be written") from error
 
 
 class RecordReader:

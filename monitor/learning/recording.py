@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from monitor.capture.choose import choose, probe
-from monitor.capture.recordfile import RecordedWatch, RecordWriter
+from monitor.capture.recordfile import recorder
 from monitor.engine import Engine, records
 from monitor.errors import ConfigInvalid
 from monitor.expect import Expect
@@ -66,13 +66,12 @@ def record(settings: Config, path: Path, duration_s: float) -> Run:
 def _recorded(
     capture: LiveCapture, engine: Engine, choice: Choice, path: Path, until: tuple[threading.Event, float]
 ) -> Run:
-    wall_ns = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
     engine.record(on=True)
     _mark_time(engine)
     capture.start()
     failures: list[BaseException] = []
     ended, duration_s = until
-    with _writer(path, capture, wall_ns) as writer:
+    with recorder(path, capture.watches) as writer:
 
         def keep() -> None:
             try:
@@ -102,17 +101,6 @@ def _recorded(
     losses = engine.losses()
     lost = {stage: max(count, snapshot.lost.get(stage, 0)) for stage, count in losses.items()}
     return Run(path=path, capture=choice.kind, unknown=unknown, lost=lost)
-
-
-def _writer(path: Path, capture: LiveCapture, wall_ns: int) -> RecordWriter:
-    watches = [
-        RecordedWatch(slot=held.slot, name=held.watch.name, kind=held.watch.kind, value=held.watch.value)
-        for held in capture.watches
-    ]
-    try:
-        return RecordWriter(path, watches, wall_ns)
-    except OSError as error:
-        raise ConfigInvalid(f"--record {path}: {error.strerror}; name a file that can be written") from error
 
 
 def _mark_time(engine: Engine) -> None:
