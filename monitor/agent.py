@@ -114,6 +114,7 @@ class Agent:
                 asyncio.run(self._main())
                 clean = True
             finally:
+                self._actions.finish(FINISH_S)  # after a failure as well: nothing that was started runs on
                 self._fanout.close()
                 if self._recorder is not None:
                     self._recorder.close()

@@ -105,12 +105,18 @@ class Actions:
         if thread is not None:
             thread.join(timeout_s)
         with self._change:
+            self._counts["skipped"] += len(self._queue)
+            self._queue.clear()
             self._change.wait_for(lambda: not self._running, max(0.0, deadline - time.monotonic()))
+        os.close(self._hurried)  # makes the other end readable, also to a command that begins only now
+        if thread is not None:
+            thread.join(timeout_s)
+        with self._change:
             rest = list(self._running.values())
-        os.close(self._hurried)  # makes the other end readable
         for one in rest:
             one.join(timeout_s)
-        os.close(self._hurry)
+        if not any(one is not None and one.is_alive() for one in (thread, *rest)):
+            os.close(self._hurry)
 
     def status(self) -> dict[str, int]:
         """What was done, for `kinwatch status`."""

@@ -277,6 +277,25 @@ def test_the_end_waits_for_what_runs_and_then_ends_it(acts: Callable[..., Acts],
     assert slow.actions.status()["commands"] == 1
 
 
+def test_what_waits_when_the_time_is_over_is_skipped_and_nothing_runs_on(acts: Callable[..., Acts]) -> None:
+    asked, answer = threading.Event(), threading.Event()
+
+    def tree() -> bytes:
+        asked.set()
+        answer.wait()
+        return b""
+
+    made = acts(Action(freeze="stop", command=python("import time; time.sleep(1000)"), timeout_s=600), tree)
+    for _ in range(3):
+        made.actions.alarm(alarm())
+    eventually(asked.is_set, "the first to be acted on")
+    made.actions.finish(0.1)
+    answer.set()
+    made.wait(1)
+    assert made.errors() == ["killed, for kinwatch ends"]
+    assert made.actions.status() == {"commands": 1, "failed": 1, "skipped": 2, "stopped": 0, "frozen": 0}
+
+
 # -------- freeze --------
 
 
@@ -349,6 +368,29 @@ def test_stop_stops_the_descendants_of_the_alarms_root_and_nobody_else(acts: Cal
         ]
         assert "T" not in {_stat(root.pid)[0], _stat(other.pid)[0]}
         assert made.actions.status()["stopped"] == 2
+
+
+@pytest.mark.parametrize(("named", "stopped"), [(1, {"mine"}), (2, {"mine", "theirs"})])
+def test_an_alarm_about_several_processes_stops_the_descendants_of_every_root(
+    acts: Callable[..., Acts], named: int, stopped: set[str]
+) -> None:
+    with sleeper() as mine, sleeper() as theirs:
+        pids = {"mine": mine.pid, "theirs": theirs.pid}
+        names = {who: process_id(pid) for who, pid in pids.items()}
+        tree = (
+            row("1-1", root=True)
+            + row("2-2", root=True)
+            + row(names["mine"], of="1-1")
+            + row(names["theirs"], of="2-2")
+        )
+        made = acts(Action(freeze="stop"), lambda: tree)
+        about = [names["mine"], names["theirs"]][:named]
+        made.actions.alarm(alarm(process_ids=about, lineage=[{"process_id": "1-1"}, {"process_id": names["mine"]}]))
+        made.actions.finish(30)
+        assert {line.process_id for line in made.told} == {names[who] for who in stopped}
+        for who, pid in pids.items():
+            state = "T" if who in stopped else "S"
+            eventually(lambda pid=pid, state=state: _stat(pid)[0] == state, f"{who} to be in {state}")  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(
