@@ -8,42 +8,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-import msgspec
-
 from monitor.detect.clocks import owner
 from monitor.engine.lines import Ancestor
+from monitor.judging.kin import kin_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection
+
+    from monitor.judging.kin import Kin
 
 SHOWN: Final = 16
 """Most process ids of an alarm."""
 LINEAGE_SHOWN: Final = 64
 """Most processes in a lineage, as of the engine's alarms; the nearest ancestors are kept."""
-
-
-class _Place(msgspec.Struct):
-    """What a process is to one watch."""
-
-    watch: str
-    root: bool = False
-    root_process_id: str = ""
-
-
-class _Kin(msgspec.Struct):
-    """One line of the engine's tree, as far as it is needed."""
-
-    process_id: str
-    pid: int
-    watches: tuple[_Place, ...] = ()
-    parent_process_id: str = ""
-    comm: str | msgspec.UnsetType = msgspec.UNSET
-    exe: str | msgspec.UnsetType = msgspec.UNSET
-
-    @property
-    def started(self) -> int:
-        """Clock ticks since boot, by which process ids tell processes apart."""
-        return int(self.process_id.rpartition("-")[2])
 
 
 class Culprits(NamedTuple):
@@ -63,15 +40,12 @@ def counted_watch(metric: str, watches: Collection[str]) -> str:
 
 def culprits(tree: bytes, watch: str) -> Culprits:
     """Choose from live kin. `tree`: as Engine.tree. Nobody, when no descendant lives any more."""
-    kin: dict[str, _Kin] = {}
+    kin: dict[str, Kin] = {}
     descendants = []
-    for line in tree.splitlines():
-        one = msgspec.json.decode(line, type=_Kin)
-        for place in one.watches:
-            if place.watch == watch:
-                kin[one.process_id] = one
-                if not place.root:
-                    descendants.append(one)
+    for one, place in kin_of(tree, watch):
+        kin[one.process_id] = one
+        if not place.root:
+            descendants.append(one)
     if not descendants:
         return Culprits()
     # Many start within one tick; the engine names parents before children, so the later line is the younger one.
@@ -80,11 +54,11 @@ def culprits(tree: bytes, watch: str) -> Culprits:
     return Culprits(tuple(one.process_id for one in youngest), _lineage(youngest[0], watch, kin))
 
 
-def _lineage(process: _Kin, watch: str, kin: dict[str, _Kin]) -> tuple[Ancestor, ...]:
+def _lineage(process: Kin, watch: str, kin: dict[str, Kin]) -> tuple[Ancestor, ...]:
     """From the root down; ancestors that ended are missing, and a root that did is told by its id alone."""
     root = next((place.root_process_id for place in process.watches if place.watch == watch), "")
     found: list[Ancestor] = []
-    at: _Kin | None = process
+    at: Kin | None = process
     while at is not None and at.process_id != root and len(found) < LINEAGE_SHOWN - 1:
         found.append(_ancestor(at))
         at = kin.get(at.parent_process_id)
@@ -95,5 +69,5 @@ def _lineage(process: _Kin, watch: str, kin: dict[str, _Kin]) -> tuple[Ancestor,
     return tuple(reversed(found))
 
 
-def _ancestor(one: _Kin) -> Ancestor:
+def _ancestor(one: Kin) -> Ancestor:
     return Ancestor(process_id=one.process_id, pid=one.pid, comm=one.comm, exe=one.exe)

@@ -10,9 +10,8 @@ import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-import msgspec
-
 from monitor.capture.rules import cgroup2_mount, unit_cgroup
+from monitor.judging.kin import kin_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -23,27 +22,12 @@ _STOPPED: Final = "tTZX"
 """States of proc(5) in which there is nothing to stop: stopped, traced, dead."""
 
 
-class _Membership(msgspec.Struct):
-    watch: str
-    root: bool = False
-    root_process_id: str = ""
-
-
-class _Member(msgspec.Struct):
-    process_id: str
-    watches: list[_Membership] = []
-
-
-_members: Final = msgspec.json.Decoder(_Member)
-
-
 def descendants(tree: bytes, watch: str, root: str = "") -> list[str]:
     """Process ids of the live descendants of a watch. `tree`: as Engine.tree; `root`: of this root only."""
     return [
-        member.process_id
-        for member in map(_members.decode, tree.splitlines())
-        for of in member.watches
-        if of.watch == watch and not of.root and (not root or of.root_process_id == root)
+        one.process_id
+        for one, place in kin_of(tree, watch)
+        if not place.root and (not root or place.root_process_id == root)
     ]
 
 
