@@ -241,19 +241,25 @@ def _path(text: str) -> str:
     return text
 
 
-def _executable(text: str) -> str:
-    path = _path(text)
+def mode_of(path: str) -> int | None:
+    """Mode of a file that is to be an executable, None where there is none. ImpossibleValue: it is no such file."""
     try:
         mode = os.stat(path).st_mode  # noqa: PTH116 - Path() would drop a trailing slash, which means something
     except FileNotFoundError:
-        return os.path.realpath(path)
+        return None
     except OSError as error:
         what = f"expected an executable file, but {path} cannot be looked at: {error.strerror}"
         raise ImpossibleValue(what, "correct the path or the permissions") from None
     if not stat.S_ISREG(mode):
         what = f"expected an executable file, found {path}, which is none"
         raise ImpossibleValue(what, "name the file itself")
-    if not mode & (stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH):
+    return mode
+
+
+def _executable(text: str) -> str:
+    path = _path(text)
+    mode = mode_of(path)
+    if mode is not None and not mode & (stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH):
         what = f"expected an executable file, found {path}, which nobody may execute"
         raise ImpossibleValue(what, "name the program; of a script, its interpreter")
     return os.path.realpath(path)

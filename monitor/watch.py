@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, get_args
 
 import msgspec
 
-from monitor.expect import MAX_PATH_BYTES, Expect, ImpossibleValue
+from monitor.expect import MAX_PATH_BYTES, Expect, ImpossibleValue, mode_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -135,20 +134,12 @@ def _exe(value: str) -> str:
     if len(value.encode()) > MAX_PATH_BYTES:
         what = f"expected at most {MAX_PATH_BYTES} bytes, found {len(value.encode())}"
         raise ImpossibleValue(what, "the kernel has no longer paths")
-    try:
-        mode = os.stat(value).st_mode  # noqa: PTH116 - Path() would drop a trailing slash, which means something
-    except FileNotFoundError:
+    if mode_of(value) is None:
         directory = os.path.dirname(value)  # noqa: PTH120
         if os.path.isdir(directory):  # noqa: PTH112
             return value
         what = f"expected an executable, found neither {value} nor the directory {directory}"
-        raise ImpossibleValue(what, "correct the path, or create the directory first") from None
-    except OSError as error:
-        what = f"expected an executable, but {value} cannot be looked at: {error.strerror}"
-        raise ImpossibleValue(what, "correct the path or the permissions") from None
-    if not stat.S_ISREG(mode):
-        what = f"expected an executable file, found {value}, which is none"
-        raise ImpossibleValue(what, "name the file itself")
+        raise ImpossibleValue(what, "correct the path, or create the directory first")
     if not os.access(value, os.R_OK):
         what = f"expected a readable executable, found {value}, which is not readable"
         raise ImpossibleValue(what, "run as root, or correct the permissions")
