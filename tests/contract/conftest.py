@@ -331,6 +331,16 @@ def programs(compiled: Path, tmp_path: Path) -> Iterator[Programs]:
     running.close()
 
 
+def open_place(folder: Path) -> Path:
+    """A directory in which anybody may write, below directories that anybody may pass."""
+    for above in (folder, *folder.parents[:2]):
+        above.chmod(above.stat().st_mode | 0o011)
+    path = folder / "place"
+    path.mkdir()
+    path.chmod(0o777)
+    return path
+
+
 @pytest.fixture
 def name() -> str:
     """A process name nobody else has, short enough for comm."""

@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from monitor.engine.lines import Alarm, Clear, Enforced, Exit, Fork
-from tests.contract.conftest import eventually
+from tests.contract.conftest import eventually, open_place
 from tests.kernel.conftest import kinwatch
 
 if TYPE_CHECKING:
@@ -238,13 +238,8 @@ TOUCH = [
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """A directory in which anybody may write, below directories that anybody may pass."""
-    for above in (tmp_path, *tmp_path.parents[:2]):
-        above.chmod(above.stat().st_mode | 0o011)
-    path = tmp_path / "place"
-    path.mkdir()
-    path.chmod(0o777)
-    return path
+    """Where a command that is nobody can leave a trace."""
+    return open_place(tmp_path)
 
 
 def action(command: list[str], **more: object) -> str:

@@ -25,7 +25,7 @@ from monitor.judging.actions import AT_ONCE, WAITING, Actions
 from monitor.judging.freeze import NoCgroup, descendants, freeze, stop
 from monitor.schema import Action
 from monitor.watch import Watch
-from tests.contract.conftest import eventually
+from tests.contract.conftest import eventually, open_place
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -76,13 +76,8 @@ def acts() -> Iterator[Callable[..., Acts]]:
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """A directory in which anybody may write, below directories that anybody may pass."""
-    for above in (tmp_path, *tmp_path.parents[:2]):
-        above.chmod(above.stat().st_mode | 0o011)
-    path = tmp_path / "place"
-    path.mkdir()
-    path.chmod(0o777)
-    return path
+    """Where a command that is nobody can leave a trace."""
+    return open_place(tmp_path)
 
 
 def python(program: str, *arguments: object) -> tuple[str, ...]:
