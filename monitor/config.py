@@ -460,7 +460,7 @@ def _check_detect(origin: str, file: File) -> None:
         _refuse(origin, "detect.security_profile", what, "one profile is judged: keep one of the two keys")
     action = file.detect.action
     for word in action.command:
-        if "\0" in word or not word.isprintable():
+        if not word.isprintable():
             _refuse(origin, "detect.action.command", f"expected printable words, found {word!r}", "no shell reads them")
     if action.command and not action.command[0]:
         _refuse(origin, "detect.action.command", "expected a program, found ''", "name it by its absolute path")

@@ -32,8 +32,11 @@ class Running:
         except (KeyError, ValueError):
             raise Cannot(f"there is no user {user!r}") from None
         environment = {"PATH": PATH, "LANG": "C.UTF-8", "HOME": who.pw_dir, "USER": user, "LOGNAME": user, **told}
-        # A file in memory: a command that does not read must not block whoever writes.
-        fd = os.memfd_create("kinwatch-alarm", os.MFD_CLOEXEC)
+        try:
+            # A file in memory: a command that does not read must not block whoever writes.
+            fd = os.memfd_create("kinwatch-alarm", os.MFD_CLOEXEC)
+        except OSError as error:
+            raise Cannot(f"the alarm cannot be handed to it: {error.strerror}") from error
         try:
             os.write(fd, stdin)
             os.lseek(fd, 0, os.SEEK_SET)
@@ -68,11 +71,20 @@ class Running:
         What it started in its group ends with it. The group's number cannot be another's meanwhile: the command is
         collected last.
         """
-        fd = os.pidfd_open(self.pid)
+        ended, trouble = False, ""
         try:
-            ready, _, _ = select.select([fd, hurry], [], [], timeout_s)
-        finally:
-            os.close(fd)
+            fd = os.pidfd_open(self.pid)
+            try:
+                poll = select.poll()
+                for one in (fd, hurry):
+                    poll.register(one, select.POLLIN)
+                ready = [one for one, _ in poll.poll(timeout_s * 1000)]
+                ended = fd in ready
+                trouble = "" if ended else ", for kinwatch ends" if ready else f" after {timeout_s:g} s"
+            finally:
+                os.close(fd)
+        except OSError as error:  # no descriptor is left, or the kernel has none of these (before 5.3)
+            trouble = f", for it could not be waited for: {error.strerror}"
         how = "killed"
         try:
             os.killpg(self.pid, signal.SIGKILL)
@@ -81,8 +93,8 @@ class Running:
         except PermissionError:
             how = "could not be killed without CAP_KILL"
         code = self._process.wait()
-        if fd not in ready:
-            return f"{how}, for kinwatch ends" if ready else f"{how} after {timeout_s:g} s"
+        if not ended:
+            return how + trouble
         if code < 0:
             return f"signal {-code}"
         return f"exit {code}" if code else ""

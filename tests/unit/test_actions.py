@@ -5,6 +5,7 @@ Owns the commands and their traces. Refuses to know the daemon: tests/kernel doe
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -208,6 +209,32 @@ def test_a_failure_is_said_once_and_counted(
     assert len(made.said) == 1
     assert why in made.said[0]
     assert made.actions.status()["failed"] == 2
+
+
+@pytest.mark.parametrize(
+    ("call", "why"),
+    [
+        ("memfd_create", "the alarm cannot be handed to it: Too many open files"),
+        ("pidfd_open", "killed, for it could not be waited for: Too many open files"),
+    ],
+)
+def test_without_a_descriptor_no_command_runs_on_and_the_next_alarm_is_acted_on(
+    acts: Callable[..., Acts], monkeypatch: pytest.MonkeyPatch, call: str, why: str
+) -> None:
+    made = acts(Action(command=python("import time; time.sleep(1000)"), timeout_s=600))
+
+    def fail(*_: object) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, call, fail)
+        for count in range(1, AT_ONCE + 2):
+            made.actions.alarm(alarm())
+            made.wait(count)
+    made.actions.change(Action(command=("/bin/true",)), (APP,))
+    made.actions.alarm(alarm("next"))
+    made.wait(AT_ONCE + 2)
+    assert made.errors() == [why] * (AT_ONCE + 1) + [msgspec.UNSET]
 
 
 def test_of_more_alarms_than_commands_at_once_the_rest_is_skipped_and_counted(
