@@ -117,12 +117,17 @@ def _facts(**changed: bool) -> Facts:
 
 
 def test_without_ebpf_the_connector_is_taken_and_without_it_the_poller() -> None:
-    assert choose(_facts(proc_connector=True), "auto").kind == "netlink"
-    choice = choose(_facts(), "auto")
+    assert choose(_facts(), "auto", lambda: True).kind == "netlink"
+    choice = choose(_facts(), "auto", lambda: False)
     assert choice.kind == "poll"
     assert "CONFIG_PROC_EVENTS" in choice.reason
     with pytest.raises(CaptureUnavailable, match="CONFIG_PROC_EVENTS"):
-        choose(_facts(), "netlink")
+        choose(_facts(), "netlink", lambda: False)
+
+
+def test_where_ebpf_works_the_connector_is_not_asked() -> None:
+    facts = _facts(btf=True, tracing=True, ring_buffer=True, capable=True)
+    assert choose(facts, "auto", lambda: pytest.fail("asked")).kind == "core"
 
 
 @pytest.mark.skipif(not connector.answers(), reason="the process connector does not speak to this process")
