@@ -1,7 +1,7 @@
 """The template of an account with Device Defender Detect.
 
 Owns the metrics, the security profile, who is alarmed, what is exported and the quarantine. Refuses to know how a
-behavior is written and what the text of a template looks like.
+behavior is written.
 """
 
 from __future__ import annotations
