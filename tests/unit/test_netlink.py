@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -53,6 +55,14 @@ class _Reader:
             self.kernel.send(message)
         count = lib.kw_proc_read(self.native, self._socket.fileno(), self._cells, 256, self.lost)
         return [(cell.kind, cell.pid, cell.tid, cell.other) for cell in ffi.unpack(self._cells, max(count, 0))]
+
+    def wait(self, timeout_ms: int) -> int:
+        """What waiting for events returned."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as nobody:
+            count: int = lib.kw_proc_wait(
+                self.native, self._socket.fileno(), nobody.fileno(), timeout_ms, self._cells, 256, self.lost
+            )
+        return count
 
     def close(self) -> None:
         self.kernel.close()
@@ -110,6 +120,31 @@ def test_other_messages_are_nothing(reader: _Reader) -> None:
     assert reader.read(_message(0, EXEC, NOBODY, NOBODY, index=2), whole[:40], b"", whole + bytes(4000)) == [
         (lib.KW_PROC_EXEC, NOBODY, NOBODY, 0)
     ]
+
+
+def test_a_wait_ends_though_strangers_go_on(reader: _Reader) -> None:
+    lib.kw_proc_filter(reader.native, 1)
+    ended = threading.Event()
+    gave_up = []
+
+    def go_on() -> None:
+        deadline = time.monotonic() + DEADLINE_S
+        number = 0
+        while not ended.wait(0.001):
+            reader.kernel.send(_message(number, FORK, NOBODY, NOBODY, NOBODY + 1, NOBODY + 1))
+            number += 1
+            if time.monotonic() > deadline:
+                gave_up.append(number)
+                return
+
+    strangers = threading.Thread(target=go_on)
+    strangers.start()
+    try:
+        assert reader.wait(20) == -errno.EAGAIN
+    finally:
+        ended.set()
+        strangers.join()
+    assert not gave_up, "it waited for as long as they went on"
 
 
 def _facts(**changed: bool) -> Facts:
