@@ -203,3 +203,34 @@ def test_what_a_full_socket_dropped_is_counted_and_mended() -> None:
         finally:
             capture.close(keep=False)
             root.kill()
+
+
+@pytest.mark.skipif(not connector.answers(), reason="the process connector does not speak to this process")
+def test_nothing_is_kept_of_children_that_have_ended() -> None:
+    program = (
+        "import os, sys\nsys.stdin.readline()\nfor _ in range(50):\n pid = os.fork()\n"
+        " if not pid: os._exit(0)\n os.waitpid(pid, 0)\nprint('ended', flush=True)\nsys.stdin.readline()\n"
+    )
+    with (
+        subprocess.Popen(
+            [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+        ) as root,
+        Engine(256) as engine,
+    ):
+        assert root.stdin is not None
+        assert root.stdout is not None
+        capture = NetlinkCapture(engine, [Watch(name="myapp", kind="pid", value=str(root.pid), expect=Expect())])
+        try:
+            capture.start()
+            root.stdin.write(b"\n")
+            root.stdout.readline()
+            capture.drain()
+            watch = capture.snapshot(None, 0).watches[0]
+            assert (watch.spawned, watch.exits, watch.alive) == (50, 50, 0)
+            kept = (capture._seen, capture._threads, capture._since_ns, capture._leader_codes, capture._lingering)
+            assert {pid for table in kept for pid in table} == {root.pid}
+            assert not capture._named
+            assert not capture._execs
+        finally:
+            capture.close(keep=False)
+            root.kill()
