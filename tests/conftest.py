@@ -1,12 +1,14 @@
-"""What every test shares: how hypothesis searches, and the table that a run with full numbers leaves in docs/.
+"""What every test shares: how hypothesis searches, how a run is ended, and the table that one with full numbers leaves.
 
-Owns hypothesis's profile and that page. Refuses to know fixtures: they stand beside the tests that use them.
+Owns hypothesis's profile, the meaning of SIGTERM and that page in docs/. Refuses to know fixtures: they stand beside
+the tests that use them.
 """
 
 from __future__ import annotations
 
 import os
 import platform
+import signal
 import subprocess
 from collections import Counter, defaultdict
 from datetime import UTC, datetime
@@ -28,6 +30,9 @@ settings.register_profile(
     print_blob=True,
 )
 settings.load_profile("kinwatch")
+
+# Whoever ends a run ends what its tests started: without this a SIGTERM leaves daemons, pins and namespaces behind.
+signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 if LONG:
     PAGE = Path(__file__).resolve().parents[1] / "docs" / "test-long.md"

@@ -101,7 +101,7 @@ def test_an_id_is_a_number_or_one_in_quotes_and_anything_else_is_none(given_id: 
         ({"ErrorCode": None, "ErrorMessage": None}, "", ""),
         ({"ErrorCode": 429}, "429", ""),
         ({"ErrorCode": "Throttled"}, "Throttled", ""),
-        ({"ErrorMessage": "XXXX Not a Thing"}, "", "XXXX Not a Thing"),
+        ({"ErrorMessage": "Not a Thing"}, "", "Not a Thing"),
         ({"ErrorCode": "a\nb\x1b[1m"}, "a?b?[1m", ""),
         ({"ErrorCode": "x" * 10_000}, "x" * 200, ""),
     ],
