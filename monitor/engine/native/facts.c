@@ -92,15 +92,9 @@ static int quiet(enum libbpf_print_level level, const char *format, va_list argu
 	return 0;
 }
 
-int kw_facts_bpffs(void)
-{
-	struct statfs mounted;
-
-	return statfs("/sys/fs/bpf", &mounted) == 0 && mounted.f_type == BPF_FS_MAGIC;
-}
-
 void kw_facts_probe(const char *path, struct kw_facts *facts)
 {
+	struct statfs mounted;
 	struct btf *btf;
 
 	memset(facts, 0, sizeof(*facts));
@@ -116,7 +110,7 @@ void kw_facts_probe(const char *path, struct kw_facts *facts)
 	}
 	facts->ring_buffer = libbpf_probe_bpf_map_type(BPF_MAP_TYPE_RINGBUF, NULL) == 1;
 	facts->capable = capable();
-	facts->bpffs = kw_facts_bpffs();
+	facts->bpffs = statfs("/sys/fs/bpf", &mounted) == 0 && mounted.f_type == BPF_FS_MAGIC;
 	facts->lockdown_confidentiality = locked_down();
 	facts->lsm = lsm_is_active();
 }

@@ -192,5 +192,3 @@ struct kw_facts {
 	int lsm;		      /* programs can refuse an exec: the BPF LSM is active */
 };
 void kw_facts_probe(const char *btf, struct kw_facts *facts);
-/* bpffs alone; the others take a while. */
-int kw_facts_bpffs(void);
