@@ -389,7 +389,7 @@ def _cloud(options: argparse.Namespace) -> int:
     _, config = _watched(options, _overrides(options))
     from monitor.cloud import command
 
-    _print(command.template(config, wanted, options.format, options.output))
+    _print(command.template(config, wanted, options.output))
     return 0
 
 

@@ -17,7 +17,7 @@ import msgspec
 
 from monitor import __version__
 from monitor import config as configuration
-from monitor.capture import netfacts
+from monitor.capture import connector, netfacts
 from monitor.capture.choose import choose, obstacles, probe
 from monitor.capture.core import PINS
 from monitor.capture.poll import LOWER_BOUNDS
@@ -41,17 +41,23 @@ def findings(config: Config | None, *, connect: bool = True, send_report: bool =
     planned = plan(config or configuration.Config())
     settings = planned.config
     facts = probe(settings.capture.btf)
+    speaks = connector.answers()
     found: dict[str, Any] = {
         "version": __version__,
         "kernel": platform.release(),
         "machine": platform.machine(),
-        "facts": msgspec.to_builtins(facts) | {"cgroup2": str(cgroup2_mount() or ""), "root": os.geteuid() == 0},
+        "facts": {
+            **msgspec.to_builtins(facts),
+            "proc_connector": speaks,
+            "cgroup2": str(cgroup2_mount() or ""),
+            "root": os.geteuid() == 0,
+        },
         "pinned": Path(PINS).exists() if os.geteuid() == 0 else False,
         "core_obstacles": obstacles(facts),
         "notes": list(configuration.notes(settings)),
     }
     try:
-        choice = choose(facts, settings.capture.kind)
+        choice = choose(facts, settings.capture.kind, lambda: speaks)
         found |= {"capture": choice.kind, "reason": choice.reason, "hooks": list(choice.hooks)}
         if choice.kind in {"netlink", "poll"}:
             found["lower_bounds"] = [

@@ -51,7 +51,8 @@ class Expect(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     forks_per_minute: int | None = None
     """Most descendants forked within 60 s."""
     uids: tuple[int, ...] | None = None
-    """Effective user ids that descendants may have, in the initial user namespace, ascending; (): none."""
+    """Real user ids that descendants may have, in the initial user namespace, ascending; (): none. Enforcement looks at
+    the effective ones as well."""
     memfd: bool | None = None
     """False: no image may be in memory only."""
     deleted: bool | None = None

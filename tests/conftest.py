@@ -38,7 +38,9 @@ if LONG:
     PAGE = Path(__file__).resolve().parents[1] / "docs" / "test-long.md"
 
     def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-        """Write the table of a run with full numbers, one row a file."""
+        """Write the table of a run with full numbers, one row a file; a part of the suite is no page."""
+        if terminalreporter.config.invocation_params.args != ("tests",):
+            return
         rows: dict[str, Counter[str]] = defaultdict(Counter)
         seconds: Counter[str] = Counter()
         for outcome in ("passed", "failed", "skipped", "error", "xfailed", "xpassed"):

@@ -6,13 +6,16 @@ distributions backport.
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 
 from monitor.capture import connector
 from monitor.engine._native import ffi, lib
 from monitor.errors import CaptureUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 Kind = Literal["core", "netlink", "poll", "none"]
 
@@ -37,7 +40,7 @@ _MUTE: Final = (
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
-    """What the machine offers (source: monitor/engine/native/facts.c, and connector.py for its own)."""
+    """What the machine offers (source: monitor/engine/native/facts.c)."""
 
     btf: bool
     """Type information of the kernel is readable."""
@@ -55,8 +58,6 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """A program can signal another task (bpf_send_signal_task): a forked child is killed before it runs."""
     lsm: bool
     """The BPF LSM is active. Nothing uses it in this version."""
-    proc_connector: bool
-    """The process connector speaks to this process."""
 
 
 class Choice(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,8 +72,7 @@ def probe(btf: str = "") -> Facts:
     """Ask the kernel. `btf`: a BTF file in place of the kernel's own."""
     facts = ffi.new("struct kw_facts *")
     lib.kw_facts_probe(btf.encode(), facts)
-    native = {name: bool(getattr(facts, name)) for name in Facts.__struct_fields__ if name != "proc_connector"}
-    return Facts(**native, proc_connector=connector.answers())
+    return Facts(**{name: bool(getattr(facts, name)) for name in Facts.__struct_fields__})
 
 
 def obstacles(facts: Facts) -> list[str]:
@@ -91,15 +91,18 @@ def obstacles(facts: Facts) -> list[str]:
     return found
 
 
-def choose(facts: Facts, wanted: str) -> Choice:
-    """Decide. `wanted`: [capture] kind. Raises CaptureUnavailable when what is wanted cannot work here."""
+def choose(facts: Facts, wanted: str, speaks: Callable[[], bool] = connector.answers) -> Choice:
+    """Decide. `wanted`: [capture] kind. Raises CaptureUnavailable when what is wanted cannot work here.
+
+    `speaks`: whether the process connector does; asked only where that decides, for silence is known by waiting.
+    """
     if wanted == "bcc":
         msg = 'capture "bcc" is not in this version; use "core", "netlink" or "poll", or "auto"'
         raise CaptureUnavailable(msg)
     if wanted == "poll":
         return Choice(kind="poll", reason="poll was asked for: short-lived processes go unseen", hooks=HOOKS["poll"])
     if wanted == "netlink":
-        if not facts.proc_connector:
+        if not speaks():
             raise CaptureUnavailable(f'capture "netlink" cannot work here: {_MUTE}')
         return Choice(kind="netlink", reason=f"netlink was asked for: {_HOLES}", hooks=HOOKS["netlink"])
     against = obstacles(facts)
@@ -109,6 +112,6 @@ def choose(facts: Facts, wanted: str) -> Choice:
     if wanted == "core":
         raise CaptureUnavailable('capture "core" cannot work here: ' + "; ".join(against))
     reason = "eBPF cannot be used: " + "; ".join(against)
-    if facts.proc_connector:
+    if speaks():
         return Choice(kind="netlink", reason=f"{reason}; {_HOLES}", hooks=HOOKS["netlink"])
     return Choice(kind="poll", reason=f"{reason}; {_MUTE}; short-lived processes go unseen", hooks=HOOKS["poll"])

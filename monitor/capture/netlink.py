@@ -179,7 +179,8 @@ class NetlinkCapture(PollCapture):
                 self._waiting.append(event)
                 if event.kind in {lib.KW_PROC_FORK, lib.KW_PROC_EXEC}:
                     self._named[event.pid] += 1
-                    self._execs[event.pid] += event.kind == lib.KW_PROC_EXEC
+                if event.kind == lib.KW_PROC_EXEC:
+                    self._execs[event.pid] += 1
         return True
 
     def _handle_all(self) -> bool:

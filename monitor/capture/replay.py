@@ -82,34 +82,10 @@ class ReplayCapture:
         Of the network records tell what happened and not how much, nor which hooks were live: its counters are unknown.
         """
         boot_ns = self._reader.last_boot_ns
-        watches = []
-        for watch in self.watches:
-            counters = self._engine.counters(watch.slot, reader)
-            enforcing = watch.enforce != "off"
-            exes, missed = self._engine.exes(watch.slot, mark)
-            watches.append(
-                WatchSnapshot(
-                    name=watch.name,
-                    roots=counters.roots,
-                    alive=counters.alive,
-                    peak=counters.peak,
-                    spawned=counters.spawned,
-                    adopted=counters.adopted,
-                    execs=counters.execs,
-                    exits=counters.exits,
-                    root_starts=counters.root_starts,
-                    root_exits=counters.root_exits,
-                    enforced=counters.enforced if enforcing else None,
-                    would_enforce=counters.would_enforce if enforcing else None,
-                    window_peak=counters.window_peak,
-                    exes=exes,
-                    exes_missed=missed,
-                )
-            )
         return Snapshot(
             wall_ns=boot_ns + self._reader.wall_ns,
             boot_ns=boot_ns,
-            watches=tuple(watches),
+            watches=tuple(self._watch_snapshot(watch, reader, mark) for watch in self.watches),
             lost=self._engine.losses(),
             unknown=NETWORK,
         )
@@ -118,3 +94,10 @@ class ReplayCapture:
         """Close the file; there is nothing to keep."""
         del keep
         self._reader.close()
+
+    def _watch_snapshot(self, watch: RecordedWatch, reader: int | None, mark: int) -> WatchSnapshot:
+        fields = msgspec.structs.asdict(self._engine.counters(watch.slot, reader))
+        if watch.enforce == "off":
+            fields |= {"enforced": None, "would_enforce": None}
+        exes, missed = self._engine.exes(watch.slot, mark)
+        return WatchSnapshot(name=watch.name, exes=exes, exes_missed=missed, **fields)

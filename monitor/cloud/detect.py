@@ -1,7 +1,7 @@
 """The template of an account with Device Defender Detect.
 
 Owns the metrics, the security profile, who is alarmed, what is exported and the quarantine. Refuses to know how a
-behavior is written and what the text of a template looks like.
+behavior is written.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ def parts(  # noqa: PLR0913 - what a profile consists of
     Raises ConfigInvalid.
     """
     judged, notes = behaviors.of_config(config, kinds, profile)
-    parameters, conditions, resources = alert_topic()
+    sections = alert_topic()
+    resources = sections["Resources"]
     resources |= {
         logical(behaviors.METRIC, metric): {
             "Type": "AWS::IoT::CustomMetric",
@@ -70,17 +71,11 @@ def parts(  # noqa: PLR0913 - what a profile consists of
         # cfn-lint takes networks for IPv4, which the service does not.
         resources["SecurityProfile"]["Metadata"] = {"cfn-lint": {"config": {"ignore_checks": ["E3002"]}}}
     resources |= _quarantine(base)
-    outputs: Json = {
-        "AlarmTopicArn": {"Value": ref("AlarmTopic")},
+    sections["Outputs"] |= {
         "SecurityProfileName": {"Value": ref("SecurityProfile")},
         "QuarantineAction": {"Value": f"{base}-quarantine"},
     }
-    return {
-        "Parameters": parameters,
-        "Conditions": conditions,
-        "Resources": resources,
-        "Outputs": outputs,
-    }, notes
+    return sections, notes
 
 
 def _has_ipv6(judged: Sequence[Json]) -> bool:

@@ -47,7 +47,6 @@ def add(verb: argparse.ArgumentParser) -> None:
         metavar="TOPIC",
         help="where Detect exports metrics to, empty: nowhere (default: kinwatch/metrics)",
     )
-    verb.add_argument("--format", choices=("json", "yaml"), default="yaml", help="of the template (default: yaml)")
     verb.add_argument("-o", "--output", type=Path, metavar="FILE", help="where it goes (default: stdout)")
 
 

@@ -42,8 +42,9 @@ def parts(config: Config, behaviors: Sequence[str], *, base: str) -> tuple[Json,
     settings = settings_of(config)
     if not settings.alarm_topic:
         raise ConfigInvalid(f"{config.origin}: defender.alarm_topic is off; without Detect alarms have no other way")
-    parameters, conditions, resources = alert_topic()
-    parameters[RETENTION] = {
+    sections = alert_topic()
+    resources = sections["Resources"]
+    sections["Parameters"][RETENTION] = {
         "Type": "Number",
         "Default": 90,
         "MinValue": 1,
@@ -74,20 +75,14 @@ def parts(config: Config, behaviors: Sequence[str], *, base: str) -> tuple[Json,
         bound=True,
     )
     resources |= _alarms(behaviors, base)
-    outputs: Json = {
-        "AlarmTopicArn": {"Value": ref("AlarmTopic")},
+    sections["Outputs"] |= {
         "BucketName": {"Value": ref("Bucket")},
         "DatabaseName": {"Value": ref("Database")},
         "WorkGroupName": {"Value": ref("WorkGroup")},
         "DeadLetterQueueUrl": {"Value": ref("DeadLetters")},
     }
     notes = ["without Detect nothing in the cloud judges reports: all alarms are those that devices raise themselves"]
-    return {
-        "Parameters": parameters,
-        "Conditions": conditions,
-        "Resources": resources,
-        "Outputs": outputs,
-    }, notes
+    return sections, notes
 
 
 def source(settings: Defender, key: str) -> tuple[str, str]:

@@ -98,17 +98,16 @@ def allow(actions: str | Sequence[str], resources: Any, **more: Any) -> Json:  #
     return {"Effect": "Allow", "Action": actions, "Resource": resources, **more}
 
 
-def alert_topic() -> tuple[Json, Json, Json]:
-    """Parameters, conditions and resources of the SNS topic of alarms, with a subscription if an address is given."""
-    parameters: Json = {
+def alert_topic() -> Json:
+    """Sections of a template that has the SNS topic of alarms, with a subscription if an address is given."""
+    parameters = {
         EMAIL: {
             "Type": "String",
             "Default": "",
             "Description": "Address that gets the alarms, once it has confirmed; empty: nobody is subscribed",
         }
     }
-    conditions: Json = {_HAS_EMAIL: {"Fn::Not": [{"Fn::Equals": [ref(EMAIL), ""]}]}}
-    resources: Json = {
+    resources = {
         "AlarmTopic": {"Type": "AWS::SNS::Topic", "Properties": {"DisplayName": "kinwatch alarms"}},
         "AlarmSubscription": {
             "Type": "AWS::SNS::Subscription",
@@ -116,7 +115,12 @@ def alert_topic() -> tuple[Json, Json, Json]:
             "Properties": {"TopicArn": ref("AlarmTopic"), "Protocol": "email", "Endpoint": ref(EMAIL)},
         },
     }
-    return parameters, conditions, resources
+    return {
+        "Parameters": parameters,
+        "Conditions": {_HAS_EMAIL: {"Fn::Not": [{"Fn::Equals": [ref(EMAIL), ""]}]}},
+        "Resources": resources,
+        "Outputs": {"AlarmTopicArn": {"Value": ref("AlarmTopic")}},
+    }
 
 
 def device_policy(defender: Defender, base: str) -> Json:

@@ -8,7 +8,6 @@ from subprocess import run
 from typing import TYPE_CHECKING
 
 import pytest
-import yaml
 
 from monitor import cli, config
 from monitor.cloud.flags import LATER
@@ -36,22 +35,20 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     return err
 
 
-def test_the_template_goes_to_stdout_as_yaml_or_json(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_template_goes_to_stdout(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([*WATCH, "--expect", "child_processes=0"]) == 0
-    as_yaml = yaml.safe_load(capsys.readouterr().out)
-    assert cli.main([*WATCH, "--expect", "child_processes=0", "--format", "json"]) == 0
-    assert json.loads(capsys.readouterr().out) == as_yaml
-    (behavior,) = as_yaml["Resources"]["SecurityProfile"]["Properties"]["Behaviors"]
+    written = json.loads(capsys.readouterr().out)
+    (behavior,) = written["Resources"]["SecurityProfile"]["Properties"]["Behaviors"]
     assert behavior["Name"] == "child_processes_myapp"
 
 
 def test_the_template_goes_to_a_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    path = tmp_path / "kinwatch.yaml"
+    path = tmp_path / "kinwatch.json"
     assert cli.main([*WATCH, "--no-detect", "-o", str(path)]) == 0
     out, err = capsys.readouterr()
     assert out == ""
     assert "Detect" in err
-    assert "AlarmsRule" in yaml.safe_load(path.read_text())["Resources"]
+    assert "AlarmsRule" in json.loads(path.read_text())["Resources"]
 
 
 def test_the_profile_of_the_configuration_is_in_the_template(
@@ -61,7 +58,7 @@ def test_the_profile_of_the_configuration_is_in_the_template(
     written.write_text(json.dumps(PROFILE))
     path.write_text(MYAPP + DEFENDER + f'[detect]\nsecurity_profile = "{written}"\n')
     assert cli.main(["cloud", "template", "-c", str(path), "--target", "all", "--export-topic", ""]) == 0
-    properties = yaml.safe_load(capsys.readouterr().out)["Resources"]["SecurityProfile"]["Properties"]
+    properties = json.loads(capsys.readouterr().out)["Resources"]["SecurityProfile"]["Properties"]
     assert properties["SecurityProfileName"] == "fleet:1"
     assert [one["Name"] for one in properties["Behaviors"]] == [one["name"] for one in PROFILE["behaviors"]]
     assert "MetricsExportConfig" not in properties
@@ -81,7 +78,7 @@ def test_what_cannot_be_is_refused(capsys: pytest.CaptureFixture[str], tmp_path:
     assert "--target" in refused(capsys, *WATCH, "--no-detect", "--target", "all")
     assert "--export-topic" in refused(capsys, *WATCH, "--no-detect", "--export-topic", "a")
     assert "thing group" in refused(capsys, *WATCH, "--target", "mything1")
-    assert "No such file" in refused(capsys, *WATCH, "-o", str(tmp_path / "nowhere" / "t.yaml"))
+    assert "No such file" in refused(capsys, *WATCH, "-o", str(tmp_path / "nowhere" / "t.json"))
     assert "STEP" in refused(capsys, "cloud", "improve")
 
 

@@ -1,4 +1,4 @@
-"""cfn-lint finds nothing in the templates of many configurations, as JSON and as YAML. It needs no network."""
+"""cfn-lint finds nothing in the templates of many configurations. It needs no network."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import yaml
 from cfnlint.api import lint
 from cfnlint.core import get_rules
 
-from monitor.cloud.text import encode
 from tests.cloud.configurations import EXPECTING, PROFILE, TEXTS, made
 
 if TYPE_CHECKING:
@@ -23,19 +21,13 @@ if TYPE_CHECKING:
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
 def test_cfn_lint_finds_nothing(text: str, profile: dict[str, Any] | None, *, detect: bool) -> None:
     document = made(text, profile, detect=detect).document
-    assert found(encode(document, "yaml" if profile else "json")) == []
+    assert found(document) == []
 
 
 def test_cfn_lint_finds_what_is_wrong() -> None:
     document = made(EXPECTING).document
     document["Resources"]["AlarmRole"]["Properties"]["Colour"] = "red"
-    assert [text for text in found(encode(document, "yaml")) if "Colour" in text]
-
-
-@pytest.mark.parametrize("detect", [True, False], ids=["detect", "no detect"])
-def test_yaml_says_what_json_says(*, detect: bool) -> None:
-    document = made(TEXTS["a client id of one device"], PROFILE, detect=detect).document
-    assert yaml.safe_load(encode(document, "yaml")) == json.loads(encode(document, "json")) == document
+    assert [text for text in found(document) if "Colour" in text]
 
 
 def test_only_networks_of_ipv6_switch_a_check_off() -> None:
@@ -45,9 +37,9 @@ def test_only_networks_of_ipv6_switch_a_check_off() -> None:
     assert "Metadata" not in without
 
 
-def found(text: str) -> list[str]:
+def found(document: dict[str, Any]) -> list[str]:
     """What cfn-lint says, in words."""
-    return [f"{match.rule.id} {match.message}" for match in lint(text, _rules(), ["eu-west-1"])]
+    return [f"{match.rule.id} {match.message}" for match in lint(json.dumps(document), _rules(), ["eu-west-1"])]
 
 
 @cache

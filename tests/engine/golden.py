@@ -6,6 +6,7 @@ is committed: `.venv/bin/python tests/engine/golden.py`.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
@@ -30,7 +31,7 @@ from monitor.engine.records import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 EXPECTED: tuple[tuple[int, list[str]], tuple[int, list[int]]] = ((0, ["192.0.2.0/24", "fd00::/8"]), (0, [80]))
@@ -336,20 +337,22 @@ SCENARIOS: tuple[Callable[[], bytes], ...] = (
 )
 
 
-def lines_of(stream: bytes) -> bytes:
-    """What an engine with the golden watches says of a stream."""
+@contextlib.contextmanager
+def golden_engine() -> Iterator[Engine]:
+    """An engine with the golden watches."""
     with Engine(64) as engine:
         for slot, (name, limit) in enumerate(WATCHES):
             engine.watch(slot, name, limit)
         engine.expect_destinations(*EXPECTED[0])
         engine.expect_ports(*EXPECTED[1])
         engine.expect_lineage(len(WATCHES) - 1, RULES)
-        engine.ingest(stream)
-        return engine.take().lines
+        yield engine
 
 
 if __name__ == "__main__":
     for scenario in SCENARIOS:
         records = scenario()
         (DATA / f"{scenario.__name__}.rec").write_bytes(records)
-        (DATA / f"{scenario.__name__}.jsonl").write_bytes(lines_of(records))
+        with golden_engine() as engine:
+            engine.ingest(records)
+            (DATA / f"{scenario.__name__}.jsonl").write_bytes(engine.take().lines)

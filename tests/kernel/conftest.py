@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from monitor.capture.core import PINS
+from monitor.capture.core import PINS, unpin
 from monitor.capture.rules import cgroup2_mount
 from monitor.launch import LOCK
 from tests.compiling import compiled as build
@@ -176,6 +176,17 @@ class Daemons:
                 life.send(signal.SIGCONT)
             life.close()
         kinwatch("unload")
+
+
+@pytest.fixture
+def pins(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A pin directory of the file's own, empty before and after."""
+    path = f"{PINS}_{request.path.stem}"
+    unpin(path)
+    try:
+        yield path
+    finally:
+        unpin(path)
 
 
 @pytest.fixture

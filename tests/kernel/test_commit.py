@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Self
 
 import pytest
 
-from monitor.capture.core import CoreCapture, unpin
+from monitor.capture.core import CoreCapture
 from monitor.engine import Engine
 from monitor.engine.lines import Alarm, Clear, Exec, Exit, Fork, Lost, Root, decode
 from monitor.expect import Expect
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 ALARM_AND_CLEAR: list[type] = [Alarm, Clear]
 OBJECT = ROOT / "monitor" / "capture" / "kinwatch.bpf.o"
-PINS = "/sys/fs/bpf/kinwatch_commit_test"
 PAGE_BYTES = 4096
 READER = """
 import sys
@@ -56,16 +55,6 @@ sys.stdout.flush()
 sys.stdin.read()
 """
 """A reader that polls the root and three children to their end, commits nothing, and waits to be killed."""
-
-
-@pytest.fixture
-def pins() -> Iterator[str]:
-    """A pin directory of the test's own, empty before and after."""
-    unpin(PINS)
-    try:
-        yield PINS
-    finally:
-        unpin(PINS)
 
 
 def _watch(name: str, limit: int | None = None) -> Watch:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from monitor.capture.core import PROGRAMS, CoreCapture, unpin
+from monitor.capture.core import PROGRAMS, CoreCapture
 from monitor.engine import Engine
 from monitor.engine.lines import Enforced, decode
 from monitor.expect import Expect
@@ -21,24 +21,11 @@ from tests.kernel.enforcing import MANY, killing, opened
 from tests.kernel.follow import poll
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from monitor.detect.snapshot import WatchSnapshot
     from tests.contract.conftest import Programs
 
 ROOT = Path(__file__).resolve().parents[2]
-PINS = "/sys/fs/bpf/kinwatch_enforce_test"
 COUNT = 20_000
-
-
-@pytest.fixture
-def pins() -> Iterator[str]:
-    """A pin directory of the test's own, empty before and after."""
-    unpin(PINS)
-    try:
-        yield PINS
-    finally:
-        unpin(PINS)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from monitor.capture.core import CoreCapture, unpin
+from monitor.capture.core import CoreCapture
 from monitor.engine import Engine
 from monitor.engine.lines import Exit, Fork, Root, decode
 from monitor.errors import CaptureUnavailable
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from monitor.detect.snapshot import Snapshot
 
-PINS = "/sys/fs/bpf/kinwatch_swap_test"
 OBJECT = Path(__file__).parents[2] / "monitor" / "capture" / "kinwatch.bpf.o"
 NAME = "kwswapped"
 
@@ -42,16 +41,6 @@ def _running(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
         finally:
             with contextlib.suppress(OSError):
                 process.kill()
-
-
-@pytest.fixture
-def pins() -> Iterator[str]:
-    """A pin directory of the test's own, empty before and after."""
-    unpin(PINS)
-    try:
-        yield PINS
-    finally:
-        unpin(PINS)
 
 
 def _capture(engine: Engine, pins: str, programs: Path, watches: tuple[Watch, ...]) -> CoreCapture:

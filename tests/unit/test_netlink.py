@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -53,6 +55,14 @@ class _Reader:
             self.kernel.send(message)
         count = lib.kw_proc_read(self.native, self._socket.fileno(), self._cells, 256, self.lost)
         return [(cell.kind, cell.pid, cell.tid, cell.other) for cell in ffi.unpack(self._cells, max(count, 0))]
+
+    def wait(self, timeout_ms: int) -> int:
+        """What waiting for events returned."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as nobody:
+            count: int = lib.kw_proc_wait(
+                self.native, self._socket.fileno(), nobody.fileno(), timeout_ms, self._cells, 256, self.lost
+            )
+        return count
 
     def close(self) -> None:
         self.kernel.close()
@@ -112,17 +122,47 @@ def test_other_messages_are_nothing(reader: _Reader) -> None:
     ]
 
 
+def test_a_wait_ends_though_strangers_go_on(reader: _Reader) -> None:
+    lib.kw_proc_filter(reader.native, 1)
+    ended = threading.Event()
+    gave_up = []
+
+    def go_on() -> None:
+        deadline = time.monotonic() + DEADLINE_S
+        number = 0
+        while not ended.wait(0.001):
+            reader.kernel.send(_message(number, FORK, NOBODY, NOBODY, NOBODY + 1, NOBODY + 1))
+            number += 1
+            if time.monotonic() > deadline:
+                gave_up.append(number)
+                return
+
+    strangers = threading.Thread(target=go_on)
+    strangers.start()
+    try:
+        assert reader.wait(20) == -errno.EAGAIN
+    finally:
+        ended.set()
+        strangers.join()
+    assert not gave_up, "it waited for as long as they went on"
+
+
 def _facts(**changed: bool) -> Facts:
     return Facts(**{name: changed.get(name, False) for name in Facts.__struct_fields__})
 
 
 def test_without_ebpf_the_connector_is_taken_and_without_it_the_poller() -> None:
-    assert choose(_facts(proc_connector=True), "auto").kind == "netlink"
-    choice = choose(_facts(), "auto")
+    assert choose(_facts(), "auto", lambda: True).kind == "netlink"
+    choice = choose(_facts(), "auto", lambda: False)
     assert choice.kind == "poll"
     assert "CONFIG_PROC_EVENTS" in choice.reason
     with pytest.raises(CaptureUnavailable, match="CONFIG_PROC_EVENTS"):
-        choose(_facts(), "netlink")
+        choose(_facts(), "netlink", lambda: False)
+
+
+def test_where_ebpf_works_the_connector_is_not_asked() -> None:
+    facts = _facts(btf=True, tracing=True, ring_buffer=True, capable=True)
+    assert choose(facts, "auto", lambda: pytest.fail("asked")).kind == "core"
 
 
 @pytest.mark.skipif(not connector.answers(), reason="the process connector does not speak to this process")
@@ -160,6 +200,37 @@ def test_what_a_full_socket_dropped_is_counted_and_mended() -> None:
                 assert time.monotonic() < deadline, capture.snapshot(None, 0)
                 capture.drain()
             assert capture.snapshot(None, 0).watches[0].roots == 1
+        finally:
+            capture.close(keep=False)
+            root.kill()
+
+
+@pytest.mark.skipif(not connector.answers(), reason="the process connector does not speak to this process")
+def test_nothing_is_kept_of_children_that_have_ended() -> None:
+    program = (
+        "import os, sys\nsys.stdin.readline()\nfor _ in range(50):\n pid = os.fork()\n"
+        " if not pid: os._exit(0)\n os.waitpid(pid, 0)\nprint('ended', flush=True)\nsys.stdin.readline()\n"
+    )
+    with (
+        subprocess.Popen(
+            [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+        ) as root,
+        Engine(256) as engine,
+    ):
+        assert root.stdin is not None
+        assert root.stdout is not None
+        capture = NetlinkCapture(engine, [Watch(name="myapp", kind="pid", value=str(root.pid), expect=Expect())])
+        try:
+            capture.start()
+            root.stdin.write(b"\n")
+            root.stdout.readline()
+            capture.drain()
+            watch = capture.snapshot(None, 0).watches[0]
+            assert (watch.spawned, watch.exits, watch.alive) == (50, 50, 0)
+            kept = (capture._seen, capture._threads, capture._since_ns, capture._leader_codes, capture._lingering)
+            assert {pid for table in kept for pid in table} == {root.pid}
+            assert not capture._named
+            assert not capture._execs
         finally:
             capture.close(keep=False)
             root.kill()

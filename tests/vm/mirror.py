@@ -77,7 +77,7 @@ class Apt:
     """An apt of its own, for one architecture and some suites."""
 
     def __init__(self, folder: Path, suites: Iterable[str], architecture: str = "amd64") -> None:
-        """Fetches the lists when the folder has none of today's suites."""
+        """Fetches the lists of the suites."""
         self._folder = folder
         self._options = [
             *("-o", f"Dir::Etc::sourcelist={folder}/sources.list", "-o", "Dir::Etc::sourceparts=/dev/null"),

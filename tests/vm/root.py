@@ -3,7 +3,7 @@
 Owns what is installed there and how it becomes an image. Refuses to know kernels and tests.
 
 Nothing in it is executed here, and the guest has no compiler: emulated, one would take longer than the tests. The
-test programs are compiled here, and `compiled` in tests/programs.py finds them.
+test programs are compiled here, and `compiled` in tests/compiling.py finds them.
 """
 
 from __future__ import annotations

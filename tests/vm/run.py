@@ -21,6 +21,7 @@ from xml.etree import ElementTree as ET
 
 import msgspec
 
+from tests.contract.conftest import CAPTURES
 from tests.vm import kernels, machine, mirror, root
 
 HERE: Final = Path(__file__).resolve().parent
@@ -34,7 +35,9 @@ QUICK: Final = ("tests/contract/test_lineage.py", "tests/contract/test_counts.py
 WHOLE: Final = ("tests/contract", "tests/kernel", "tests/net")
 LIMIT_S: Final = {True: 600.0, False: 5400.0}
 """By whether it is the quick run."""
-COLUMNS: Final = ("contract, core", "contract, poll", "contract, replay", "kernel", "network")
+WITHOUT_CORE: Final = " -k 'netlink or poll'"
+"""What pytest runs where core is impossible."""
+COLUMNS: Final = (*(f"contract, {capture}" for capture in CAPTURES), "kernel", "network")
 SHOWN: Final = 6
 """Failures that a cell names."""
 
@@ -119,7 +122,7 @@ def _run(run: Run, kernel: kernels.Kernel | str, image: Path, select: str, *, qu
     command = (
         ".venv/bin/kinwatch doctor --json >/run/result/doctor.json; "
         f"KINWATCH_PATIENCE={PATIENCE} CI=1 .venv/bin/python -m pytest -q -o cache_dir=/tmp/pytest "
-        f"--junitxml=/run/result/tests.xml {select}{'' if run.core else ' -k poll'}"
+        f"--junitxml=/run/result/tests.xml {select}{'' if run.core else WITHOUT_CORE}"
     )
     print(f"{run.name}: {kernel.version}", file=sys.stderr, flush=True)
     try:
@@ -189,7 +192,7 @@ def _cells(file: Path) -> dict[str, str]:
 
 def _column(module: str, name: str) -> str:
     if module.startswith("tests.contract"):
-        for capture in ("core", "poll", "replay"):
+        for capture in CAPTURES:
             if f"[{capture}" in name or f"-{capture}" in name:
                 return f"contract, {capture}"
         return "contract, core"

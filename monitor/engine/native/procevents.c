@@ -16,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "procevents.h"
@@ -234,9 +235,20 @@ int kw_proc_read(struct kw_proc_reader *reader, int netlink, struct kw_proc_even
 	return (int)count;
 }
 
+static int64_t now_ms(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
 int kw_proc_wait(struct kw_proc_reader *reader, int netlink, int wake, int timeout_ms, struct kw_proc_event *events,
 		 uint32_t room, uint64_t *lost)
 {
+	int64_t until_ms = now_ms() + timeout_ms;
+	int left_ms = timeout_ms;
+
 	for (;;) {
 		struct pollfd sources[] = {{.fd = netlink, .events = POLLIN}, {.fd = wake, .events = POLLIN}};
 		int count = kw_proc_read(reader, netlink, events, room, lost);
@@ -244,10 +256,15 @@ int kw_proc_wait(struct kw_proc_reader *reader, int netlink, int wake, int timeo
 
 		if (*lost || (count && count != -EAGAIN))
 			return count;
-		ready = poll(sources, 2, timeout_ms);
+		ready = poll(sources, 2, left_ms);
 		if (ready < 0)
 			return errno == EINTR ? -EAGAIN : -errno;
 		if (!ready || sources[1].revents)
+			return -EAGAIN;
+		if (timeout_ms < 0)
+			continue;
+		left_ms = (int)(until_ms - now_ms()); /* strangers do not put it off */
+		if (left_ms <= 0)
 			return -EAGAIN;
 	}
 }
