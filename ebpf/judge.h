@@ -13,7 +13,7 @@
 enum {
 	JUDGEMENT_FLAGS =
 	    32, /* of a judgement: slots that do not expect the file, then from this bit on enum kw_flag */
-	DIRECTORIES_ABOVE = 16 /* of a file, that are looked at */
+	DIRECTORIES_ABOVE = 64 /* of a file, that are looked at */
 };
 
 /* Files here are the verifier's own pointers, which are read without a call: a judgement takes a tenth of the time. */
@@ -44,7 +44,8 @@ static __always_inline uint16_t file_state(const struct file *file)
 
 /*
  * KW_TEMPORARY: does it lie where anybody may write: in a file system in memory, or below a directory of its file
- * system that is open to all? Not only the directory it is in: who may write to /tmp may make one there that is closed.
+ * system that is open to all? Not only the directory it is in: who may write to /tmp may make one there that is closed,
+ * or so many, one in the other, that the open one is out of sight: what lies deeper than we look is temporary.
  */
 static __noinline uint32_t is_temporary(const struct file *file)
 {
@@ -62,7 +63,7 @@ static __noinline uint32_t is_temporary(const struct file *file)
 			return KW_TEMPORARY;
 		dentry = parent;
 	}
-	return 0;
+	return KW_TEMPORARY;
 }
 
 /* What is to be said of the image of a task for these watches: a judgement, as JUDGEMENT_FLAGS has it. */
