@@ -72,9 +72,9 @@ def learn(settings: Config | None, options: LearnOptions) -> int:
     Raises ConfigInvalid, RecordFileInvalid, CaptureUnavailable.
     """
     before = _before(options)
-    for flag, path in (("--from", options.source), ("--check", options.check)):
+    for path in (options.source, options.check):
         if path is not None:
-            _readable(flag, path)
+            RecordReader(path).close()  # what is no record file is said before anybody waits
     with contextlib.ExitStack() as stack:
         if options.source is not None:
             run = Run(path=options.source, capture="record")
@@ -87,14 +87,6 @@ def learn(settings: Config | None, options: LearnOptions) -> int:
         else:
             raise ConfigInvalid("nothing to learn from; name a watch, or a record file with --from")
         return _made(run, options, before)
-
-
-def _readable(flag: str, path: Path) -> None:
-    """Look at the head of a record file. ConfigInvalid: it cannot be read; RecordFileInvalid: it is none."""
-    try:
-        RecordReader(path).close()
-    except OSError as error:
-        raise ConfigInvalid(f"{flag} {path}: {error.strerror}; name a record file") from error
 
 
 def observe(path: Path, lost: Mapping[str, int]) -> Findings:
