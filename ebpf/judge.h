@@ -16,7 +16,8 @@ enum {
 	DIRECTORIES_ABOVE = 64 /* of a file, that are looked at */
 };
 
-/* Files here are the verifier's own pointers, which are read without a call: a judgement takes a tenth of the time. */
+/* Files here are the verifier's own pointers, which are read without a call: a judgement takes a tenth of the time. But
+ * for each look at a pointer read so the verifier searches all names of the kernel's types, 0.1 ms: not in a loop. */
 static __always_inline void identity_fill(struct kw_identity *identity, const struct file *file)
 {
 	const struct inode *inode = file->f_inode;
@@ -55,11 +56,11 @@ static __noinline uint32_t is_temporary(const struct file *file)
 	if (magic == TMPFS_MAGIC || magic == (uint32_t)RAMFS_MAGIC)
 		return KW_TEMPORARY;
 	for (int i = 0; i < DIRECTORIES_ABOVE; i++) {
-		const struct dentry *parent = dentry->d_parent;
+		const struct dentry *parent = BPF_CORE_READ(dentry, d_parent);
 
 		if (parent == dentry)
 			return 0;
-		if (parent->d_inode->i_mode & S_IWOTH)
+		if (BPF_CORE_READ(parent, d_inode, i_mode) & S_IWOTH)
 			return KW_TEMPORARY;
 		dentry = parent;
 	}
