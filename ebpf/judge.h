@@ -13,10 +13,11 @@
 enum {
 	JUDGEMENT_FLAGS =
 	    32, /* of a judgement: slots that do not expect the file, then from this bit on enum kw_flag */
-	DIRECTORIES_ABOVE = 16 /* of a file, that are looked at */
+	DIRECTORIES_ABOVE = 64 /* of a file, that are looked at */
 };
 
-/* Files here are the verifier's own pointers, which are read without a call: a judgement takes a tenth of the time. */
+/* Files here are the verifier's own pointers, which are read without a call: a judgement takes a tenth of the time. But
+ * for each look at a pointer read so the verifier searches all names of the kernel's types, 0.1 ms: not in a loop. */
 static __always_inline void identity_fill(struct kw_identity *identity, const struct file *file)
 {
 	const struct inode *inode = file->f_inode;
@@ -44,7 +45,8 @@ static __always_inline uint16_t file_state(const struct file *file)
 
 /*
  * KW_TEMPORARY: does it lie where anybody may write: in a file system in memory, or below a directory of its file
- * system that is open to all? Not only the directory it is in: who may write to /tmp may make one there that is closed.
+ * system that is open to all? Not only the directory it is in: who may write to /tmp may make one there that is closed,
+ * or so many, one in the other, that the open one is out of sight: what lies deeper than we look is temporary.
  */
 static __noinline uint32_t is_temporary(const struct file *file)
 {
@@ -54,15 +56,15 @@ static __noinline uint32_t is_temporary(const struct file *file)
 	if (magic == TMPFS_MAGIC || magic == (uint32_t)RAMFS_MAGIC)
 		return KW_TEMPORARY;
 	for (int i = 0; i < DIRECTORIES_ABOVE; i++) {
-		const struct dentry *parent = dentry->d_parent;
+		const struct dentry *parent = BPF_CORE_READ(dentry, d_parent);
 
 		if (parent == dentry)
 			return 0;
-		if (parent->d_inode->i_mode & S_IWOTH)
+		if (BPF_CORE_READ(parent, d_inode, i_mode) & S_IWOTH)
 			return KW_TEMPORARY;
 		dentry = parent;
 	}
-	return 0;
+	return KW_TEMPORARY;
 }
 
 /* What is to be said of the image of a task for these watches: a judgement, as JUDGEMENT_FLAGS has it. */

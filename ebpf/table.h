@@ -35,8 +35,7 @@ struct kw_control {
 	uint64_t wake_bytes;	 /* wake a napping reader when the ring holds more */
 	uint64_t cmdline;	 /* watches that a command line decides about */
 	uint64_t adopt_watches;	 /* watches whose running processes the task walk takes in */
-	uint64_t limited;	 /* watches with a limit of children, whose breach is urgent */
-	uint64_t limits[32];	 /* that limit, by slot (KW_SLOTS); KW_NO_LIMIT */
+	uint64_t limits[32];	 /* of children, by slot (KW_SLOTS), whose breach is urgent; KW_NO_LIMIT */
 	uint64_t forget_watches; /* watches whose memberships the forget walk takes away */
 	uint64_t generation;	 /* random, made when the maps were; names the life of these counters */
 	uint64_t since_ns;	 /* CLOCK_BOOTTIME when the maps were made */
@@ -57,7 +56,7 @@ struct kw_control {
 	uint32_t rates[32];	  /* most forks in a minute, by slot */
 	uint32_t max_kills;	  /* in a minute, of all watches */
 	uint32_t hiring;	  /* the next run of `identify` makes its reader the daemon */
-	uint64_t pad_to_line[2];  /* keep what hooks write off the lines above */
+	uint64_t pad_to_line[3];  /* keep what hooks write off the lines above */
 	uint32_t daemon_pid;	  /* whose end stops enforcement, 0: nobody's; beside what every exit reads */
 	uint32_t stopped;	  /* mask of enum kw_stop */
 	uint64_t daemon_start_ns; /* of that daemon */

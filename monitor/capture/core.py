@@ -429,9 +429,7 @@ def _identity(watch: Watch) -> int:
 
 def _mount_bpffs() -> None:
     """Pins need a bpffs; systemd mounts one, a small init may not have."""
-    facts = ffi.new("struct kw_facts *")
-    lib.kw_facts_probe(b"", facts)
-    if facts.bpffs:
+    if lib.kw_bpffs_mounted():
         return
     import subprocess  # noqa: PLC0415 - once in a machine's life, and slow to import
 

@@ -321,6 +321,30 @@ def test_who_was_running_is_judged_by_name_or_file_and_not_for_what_its_root_run
     assert told == [("alarm", "executables", ("/bin/sh",))]
 
 
+def test_a_file_that_is_replaced_while_it_runs_stays_expected(family: Family) -> None:
+    """An upgrade, then a reload: whoever runs the old file ran what was expected; and so after a sync."""
+    family.engine.expect_lineage(0, LineageRules(executables=["/bin/cat"], files=[CAT]))
+    child = family.fork()
+    adopted, _ = family.world.adopt(family.root)
+    cause = {"kind": lib.KW_ADOPT, "fresh": 1, "cause": lib.KW_CAUSE_RUNNING}
+    assert family.judged(family.image(adopted, b"/bin/cat", SHELL, **cause)) == []
+    assert family.judged(family.image(child, b"/bin/cat", CAT, unexpected=0)) == []
+    assert family.judged(family.world.rows()) == []
+    family.engine.expect_lineage(0, LineageRules(executables=["/bin/cat"], files=[APP]))
+    assert family.judged() == []
+    family.engine.expect_lineage(0, LineageRules(executables=["/bin/dog"], files=[APP]))
+    assert family.judged() == [("alarm", "executables", ("/bin/cat",))]
+
+
+def test_a_sync_keeps_what_the_kernel_said_of_an_image(family: Family) -> None:
+    """The same file with other content."""
+    family.engine.expect_lineage(0, LineageRules(executables=["/bin/cat"], files=[CAT]))
+    child = family.fork()
+    assert len(family.judged(family.image(child, b"/bin/cat", CAT, unexpected=1))) == 1
+    assert family.judged(family.world.rows()) == []
+    assert family.judged(family.world.end(child)) == [("clear", "executables", ())]
+
+
 def test_other_watches_are_not_judged(family: Family) -> None:
     family.engine.expect_lineage(1, LineageRules(executables=[], files=[], depth=0, uids=[]))
     child = family.fork()

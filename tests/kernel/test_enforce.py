@@ -114,6 +114,24 @@ def test_an_image_below_a_closed_directory_is_not_temporary(programs: Programs, 
         shutil.rmtree(directory)
 
 
+@pytest.mark.parametrize("deep", [30, 70])
+def test_an_image_is_temporary_however_deep_below_the_open_directory(programs: Programs, name: str, deep: int) -> None:
+    """All that lie between are closed."""
+    top = Path("/usr/lib") / f"kwtest{name}"
+    directory = top.joinpath(*["d"] * deep)
+    directory.mkdir(parents=True)
+    try:
+        kept = shutil.copy(programs.path("mark", f"mark{name}"), directory / "mark")
+        watch = killing(name, Expect(temporary=False))
+        for mode, killed in ((0o755, deep > 64), (0o1777, True)):
+            top.chmod(mode)
+            with opened([watch]) as enforcing, enforcing.polled():
+                app = programs.start("attempts", name, "exec_fork", "20", str(kept))
+                assert app.fact("attempts") == _did(20, killed=killed)
+    finally:
+        shutil.rmtree(top)
+
+
 def test_a_script_is_judged_by_its_interpreter(programs: Programs, name: str, tmp_path: Path) -> None:
     script = tmp_path / "script"
     script.write_text(f"#!{SHELL}\nprintf x >&9\n")

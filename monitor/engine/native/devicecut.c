@@ -84,12 +84,12 @@ static int in_order(const void *one, const void *other)
 	return memcmp(first->shown, second->shown, SHOWN_BYTES); /* what is shorter is padded with zeros */
 }
 
-static int fill(struct rowset *set, const uint8_t *rows, uint64_t count, uint64_t stride)
+static int fill(struct rowset *set, const uint8_t *rows, uint64_t count)
 {
 	int failed = rowset_reserve(set, count);
 
 	for (uint64_t i = 0; !failed && i < count; i++)
-		failed = rowset_put(set, rows + i * stride) < 0;
+		failed = rowset_put(set, rows + i * set->width) < 0;
 	return failed ? -ENOMEM : 0;
 }
 
@@ -126,7 +126,7 @@ static int choose(struct kept *kept, uint64_t seed, const uint8_t *before, uint6
 	const struct form *form = kept->form;
 	struct rowset known = {.width = form->width, .seed = seed};
 	uint32_t *shares = shares_of(form, seed, now, count);
-	int failed = !shares || fill(&known, before, before_count, form->width) ? -ENOMEM : 0;
+	int failed = !shares || fill(&known, before, before_count) ? -ENOMEM : 0;
 
 	for (uint64_t i = 0; !failed && i < count; i++) {
 		const uint8_t *row = now + i * form->width;

@@ -8,7 +8,6 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <signal.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
@@ -17,8 +16,9 @@
 #include <bpf/bpf.h>
 
 #include "loader_parts.h"
+#include "procstart.h"
 
-enum { REASONS = sizeof(((struct kw_control *)0)->enforced) / sizeof(uint64_t), STAT_START_FIELD = 22 };
+enum { REASONS = sizeof(((struct kw_control *)0)->enforced) / sizeof(uint64_t) };
 
 static void mask_set(uint64_t *mask, uint32_t slot, int on)
 {
@@ -251,27 +251,6 @@ int kw_loader_enforcement(struct kw_loader *loader, uint32_t max_kills_per_minut
 }
 
 /* -------- what the kernel leaves to us -------- */
-
-/* When a process began, in ticks (proc(5), stat: starttime); 0: it is not there. */
-static uint64_t start_ticks(uint32_t pid)
-{
-	char path[64], line[1024];
-	unsigned long long ticks = 0;
-	char *field;
-	FILE *file;
-
-	snprintf(path, sizeof(path), "/proc/%u/stat", pid);
-	file = fopen(path, "re");
-	if (!file)
-		return 0;
-	field = fgets(line, sizeof(line), file) ? strrchr(line, ')') : NULL;
-	fclose(file);
-	for (int number = 2; field && number < STAT_START_FIELD; number++)
-		field = strchr(field + 1, ' ');
-	if (field)
-		sscanf(field, " %llu", &ticks);
-	return ticks;
-}
 
 /*
  * The descriptor is of whoever has the pid now. The start time that is read afterwards is of who has it then: if it is

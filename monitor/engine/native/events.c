@@ -350,7 +350,7 @@ static void sync_end(struct kw_engine *engine)
 	}
 	engine->syncing = false;
 	for (uint64_t left = engine->ruled; left; left &= left - 1)
-		kw_rules_anew(engine, lowest_slot(left));
+		kw_rules_anew(engine, lowest_slot(left), false); /* a sync tells no images */
 	judge_all(engine, engine->defined);
 }
 

@@ -92,9 +92,15 @@ static int quiet(enum libbpf_print_level level, const char *format, va_list argu
 	return 0;
 }
 
-void kw_facts_probe(const char *path, struct kw_facts *facts)
+int kw_bpffs_mounted(void)
 {
 	struct statfs mounted;
+
+	return statfs("/sys/fs/bpf", &mounted) == 0 && mounted.f_type == BPF_FS_MAGIC;
+}
+
+void kw_facts_probe(const char *path, struct kw_facts *facts)
+{
 	struct btf *btf;
 
 	memset(facts, 0, sizeof(*facts));
@@ -110,7 +116,7 @@ void kw_facts_probe(const char *path, struct kw_facts *facts)
 	}
 	facts->ring_buffer = libbpf_probe_bpf_map_type(BPF_MAP_TYPE_RINGBUF, NULL) == 1;
 	facts->capable = capable();
-	facts->bpffs = statfs("/sys/fs/bpf", &mounted) == 0 && mounted.f_type == BPF_FS_MAGIC;
+	facts->bpffs = kw_bpffs_mounted();
 	facts->lockdown_confidentiality = locked_down();
 	facts->lsm = lsm_is_active();
 }

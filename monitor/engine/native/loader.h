@@ -192,3 +192,5 @@ struct kw_facts {
 	int lsm;		      /* programs can refuse an exec: the BPF LSM is active */
 };
 void kw_facts_probe(const char *btf, struct kw_facts *facts);
+/* Of these facts the one that needs no look through the kernel's BTF: kw_facts.bpffs. */
+int kw_bpffs_mounted(void);

@@ -4,7 +4,6 @@
  * Knows the layout of the messages and how the kernel numbers them, not who is kin: monitor/capture/netlink.py does.
  */
 #include <errno.h>
-#include <fcntl.h>
 #include <linux/cn_proc.h>
 #include <linux/connector.h>
 #include <linux/netlink.h>
@@ -12,22 +11,19 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <time.h>
-#include <unistd.h>
 
 #include "procevents.h"
+#include "procstart.h"
 
 enum {
 	BATCH = 256,
 	MESSAGE_BYTES = 256, /* a message has 76 */
 	PIDS = 1 << 22,	     /* PID_MAX_LIMIT of a 64-bit kernel */
 	CPUS = 8192,	     /* the most that a kernel can be built for (NR_CPUS) */
-	STAT_BYTES = 1024,
-	START_FIELD = 20 /* of proc_pid_stat(5), counted from the state, the first behind the name: 22 - 2 */
 };
 
 struct kw_proc_reader {
@@ -74,28 +70,6 @@ static bool concerns(const struct kw_proc_reader *reader, uint32_t pid)
 	return !reader->filtering || pid >= PIDS || (reader->set[pid / 8] >> pid % 8 & 1);
 }
 
-/* Start of a process in ticks since boot; 0: there is none any more. */
-static uint64_t start_of(uint32_t pid)
-{
-	char path[32], text[STAT_BYTES], *at;
-	ssize_t length;
-	int file;
-
-	snprintf(path, sizeof(path), "/proc/%u/stat", pid);
-	file = open(path, O_RDONLY | O_CLOEXEC);
-	if (file < 0)
-		return 0;
-	length = read(file, text, sizeof(text) - 1);
-	close(file);
-	if (length <= 0)
-		return 0;
-	text[length] = 0;
-	at = strrchr(text, ')'); /* a name may hold anything, parentheses too */
-	for (int field = 0; at && field < START_FIELD; field++)
-		at = strchr(at + 1, ' ');
-	return at ? strtoull(at + 1, NULL, 10) : 0;
-}
-
 /*
  * The kernel numbers the messages of each processor, and counts on when one could not be delivered (cn_proc.c,
  * send_msg); so a gap is a loss, and its width the count.
@@ -133,7 +107,7 @@ static bool forked(struct kw_proc_reader *reader, const struct proc_event *told,
 		return false;
 	}
 	kw_proc_follow(reader, child, 1);
-	event->start_ticks = start_of(child);
+	event->start_ticks = start_ticks(child);
 	return true;
 }
 

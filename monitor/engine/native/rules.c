@@ -111,13 +111,21 @@ static bool path_among(const struct kw_engine *engine, const struct kw_texts *te
 	return path != NONE && kw_texts_have(texts, kw_path_at(engine, path));
 }
 
+/* Whether the image has the name of an executable. Of what runs already that is enough: its file may have been replaced
+ * since, as an upgrade does. */
+static bool named_as_expected(const struct kw_engine *engine, const struct kw_rules *rules,
+			      const struct kw_process *process)
+{
+	return path_among(engine, &rules->executables, process->path);
+}
+
 /* Whether the image that the process runs is among the executables, by what is known of it. */
 static bool executable_expected(const struct kw_engine *engine, const struct kw_rules *rules,
 				const struct kw_process *process)
 {
 	if (rules->files_known && process->inode)
 		return identity_among(rules, process->inode, process->device);
-	return path_among(engine, &rules->executables, process->path);
+	return named_as_expected(engine, rules, process);
 }
 
 static bool unexpected(const struct kw_engine *engine, uint32_t slot, const struct kw_image *record,
@@ -129,8 +137,7 @@ static bool unexpected(const struct kw_engine *engine, uint32_t slot, const stru
 		return record->unexpected & slot_bit(slot);
 	if (!(record->header.flags & KW_HAS_EXE))
 		return false;
-	/* What runs already may be a file that was replaced since, as an upgrade does: its name is enough. */
-	if (record->header.kind == KW_ADOPT && path_among(engine, &rules->executables, process->path))
+	if (record->header.kind == KW_ADOPT && named_as_expected(engine, rules, process))
 		return false;
 	return !executable_expected(engine, rules, process);
 }
@@ -239,22 +246,26 @@ static void image_anew(struct kw_engine *engine, uint32_t slot, struct kw_proces
 {
 	const struct kw_rules *rules = engine->slots[slot].rules;
 	const struct kw_breach *breach = kw_breach_of(engine, process, slot, RULE_EDGES);
+	bool expected = executable_expected(engine, rules, process);
 
 	if (breach && edge_expected(engine, rules, breach->before, breach->path))
 		kw_breaks_no_more(engine, slot, process, 1 << RULE_EDGES);
-	if (kw_breach_of(engine, process, slot, RULE_ROOT) && executable_expected(engine, rules, process))
+	if (kw_breach_of(engine, process, slot, RULE_ROOT) && expected)
 		kw_breaks_no_more(engine, slot, process, 1 << RULE_ROOT);
 	if (process->roots & slot_bit(slot) || !(process->flags & PROCESS_EXECUTED))
 		return;
-	verdict(engine, slot, process, RULE_EXECUTABLES,
-		!executable_expected(engine, rules, process) && (process->path != NONE || process->inode), NONE, NULL);
+	if (!kw_breach_of(engine, process, slot, RULE_EXECUTABLES))
+		expected |= named_as_expected(engine, rules, process);
+	verdict(engine, slot, process, RULE_EXECUTABLES, !expected && (process->path != NONE || process->inode), NONE,
+		NULL);
 	verdict(engine, slot, process, RULE_MEMFD, process->flags & PROCESS_MEMFD, NONE, NULL);
 	verdict(engine, slot, process, RULE_DELETED, process->flags & PROCESS_DELETED, NONE, NULL);
 	verdict(engine, slot, process, RULE_TEMPORARY, process->flags & PROCESS_TEMPORARY, NONE, NULL);
 }
 
-/* The rules of slot have changed: judge all who live, by what was kept of them. Edges that they came by are not. */
-void kw_rules_anew(struct kw_engine *engine, uint32_t slot)
+/* Judge all who live, by what was kept of them. images: the rules of slot have changed, so what everybody runs is
+ * judged too, but not the edge that they came by. */
+void kw_rules_anew(struct kw_engine *engine, uint32_t slot, bool images)
 {
 	const struct kw_rules *rules = engine->slots[slot].rules;
 	uint32_t count = kw_table_order(engine);
@@ -264,7 +275,7 @@ void kw_rules_anew(struct kw_engine *engine, uint32_t slot)
 
 		if (!(process->watches & slot_bit(slot)))
 			continue;
-		if (rules->judged & (IMAGE_RULES | 1 << RULE_ROOT))
+		if (images && rules->judged & (IMAGE_RULES | 1 << RULE_ROOT))
 			image_anew(engine, slot, process);
 		if (process->roots & slot_bit(slot))
 			continue;

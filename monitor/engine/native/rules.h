@@ -103,7 +103,7 @@ void kw_rules_forked(struct kw_engine *engine, uint32_t slot, struct kw_process 
 void kw_rules_image(struct kw_engine *engine, uint32_t slot, const struct kw_image *record, struct kw_process *process,
 		    uint32_t before);
 void kw_rules_user(struct kw_engine *engine, uint32_t slot, struct kw_process *process);
-void kw_rules_anew(struct kw_engine *engine, uint32_t slot);
+void kw_rules_anew(struct kw_engine *engine, uint32_t slot, bool images);
 void kw_rate_reaches(struct kw_rate *rate, uint64_t time_ns);
 
 /* breaches.c */

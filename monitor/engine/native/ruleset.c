@@ -124,7 +124,7 @@ static int rules_place(struct kw_engine *engine, uint32_t slot, struct kw_rules 
 	memcpy(fresh->broken, rules->broken, sizeof(fresh->broken));
 	*rules = *fresh;
 	engine->ruled |= slot_bit(slot);
-	kw_rules_anew(engine, slot);
+	kw_rules_anew(engine, slot, true);
 	kw_rules_settle(engine, slot, 0);
 	return 0;
 }

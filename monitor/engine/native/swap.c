@@ -201,7 +201,6 @@ int swap_copy_tables(struct kw_loader *loader, const struct kernel_set *old)
 	}
 	ours->rules = theirs->rules;
 	ours->cgroup_rules = theirs->cgroup_rules;
-	ours->limited = theirs->limited;
 	memcpy(ours->limits, theirs->limits, sizeof(ours->limits));
 	memcpy(&ours->minded, &theirs->minded,
 	       offsetof(struct kw_control, hiring) - offsetof(struct kw_control, minded));

@@ -183,15 +183,9 @@ void kw_loader_unmatch_place(struct kw_loader *loader, uint32_t slot, uint32_t m
 
 int kw_loader_limit(struct kw_loader *loader, uint32_t slot, int64_t limit)
 {
-	struct kw_control *control = loader->set.control;
-
 	if (slot >= KW_SLOTS)
 		return loader_fail(loader, -EINVAL, "slot %u is out of range", slot);
-	control->limits[slot] = limit < 0 ? KW_NO_LIMIT : (uint64_t)limit;
-	if (limit >= 0)
-		__sync_fetch_and_or(&control->limited, slot_bit(slot));
-	else
-		__sync_fetch_and_and(&control->limited, ~slot_bit(slot));
+	loader->set.control->limits[slot] = limit < 0 ? KW_NO_LIMIT : (uint64_t)limit;
 	return 0;
 }
 
