@@ -35,6 +35,14 @@ static __always_inline uint32_t group_status(const struct task_struct *task)
 	return task->group_leader->exit_code;
 }
 
+/* The same of a task that is no pointer of the verifier's. */
+static __always_inline uint32_t group_status_read(const struct task_struct *task)
+{
+	if (BPF_CORE_READ(task, signal, flags) & SIGNAL_GROUP_EXIT)
+		return BPF_CORE_READ(task, signal, group_exit_code);
+	return BPF_CORE_READ(task, group_leader, exit_code);
+}
+
 /*
  * When an inode was last changed, ns since the epoch. "fs: rename i_ctime field to __i_ctime" (13bc24457850, in 6.6),
  * "fs: switch timespec64 fields in inode to discrete integers" (3aa63a569c64, in 6.11), and bit 31 of the nanoseconds

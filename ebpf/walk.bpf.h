@@ -131,7 +131,7 @@ int walk(struct bpf_iter__task *context)
 	if (control.seeding) {
 		if (!known && seed_add(task, pid, start_ns, &row)) {
 			__sync_fetch_and_add(&control.adopted, 1);
-			bury_if_dead(task, &row, pid);
+			bury_if_dead((uint64_t)BPF_CORE_READ(task, group_leader), &row, pid);
 		}
 		return 0;
 	}
@@ -148,7 +148,7 @@ int walk(struct bpf_iter__task *context)
 	}
 	__sync_fetch_and_add(&control.adopted, 1);
 	adopt_emit(task, &row, fresh, KW_CAUSE_RUNNING);
-	bury_if_dead(task, &row, pid);
+	bury_if_dead((uint64_t)BPF_CORE_READ(task, group_leader), &row, pid);
 	return 0;
 }
 
