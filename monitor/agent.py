@@ -362,8 +362,8 @@ class Agent:
         if self._publication is not None and new is not None:
             self._publication.delivery.change(config.report.interval_s, new.min_spacing_s, config.report.names)
         same = msgspec.structs.replace(new, min_spacing_s=old.min_spacing_s) if old and new else new
-        if same != old or config.spool != self._config.spool:
-            say("reload: changes in [defender] and [spool] take effect at the next start")
+        if (same, config.spool, config.provisioning) != (old, self._config.spool, self._config.provisioning):
+            say("reload: changes in [defender], [provisioning] and [spool] take effect at the next start")
 
     def _change_detection(self, planned: Plan) -> None:
         self._plan = planned

@@ -40,7 +40,7 @@ exit codes:
   2  wrong usage or configuration; nothing was started
   3  cannot capture, or no daemon answers
   4  cannot publish or write the report (report, run --once, agent), no broker is there (defender),
-     or a step to the broker failed (doctor)
+     no certificate came (provision), or a step to the broker failed (doctor)
   70 a bug in kinwatch; the traceback is on stderr
 """
 
@@ -128,6 +128,7 @@ def parser() -> argparse.ArgumentParser:
     _add_replay(verbs)
     _add_learn(verbs)
     _add_machine(verbs)
+    _add_provision(verbs)
     _add_defender(verbs)
     _add_agent(verbs)
     _add_cloud(verbs)
@@ -251,6 +252,19 @@ def _add_machine(verbs: Verbs) -> None:
     _add(verbs, "unload", _unload, "remove every pinned program and map that a daemon left in the kernel")
 
 
+def _add_provision(verbs: Verbs) -> None:
+    verb = _add(
+        verbs,
+        "provision",
+        _provision,
+        "get the device its own certificate from AWS IoT fleet provisioning",
+        "\nWhat was reached is kept, and the next call goes on there. 'kinwatch run' does the\nsame by itself, and"
+        " gets another certificate before one ends.",
+    )
+    _add_config(verb, "configuration with [provisioning] (default: /etc/kinwatch/config.toml)")
+    _add_json(verb)
+
+
 def _add_defender(verbs: Verbs) -> None:
     from monitor.local import flags
 
@@ -368,6 +382,25 @@ def _doctor(options: argparse.Namespace) -> int:
     from monitor import doctor
 
     return doctor.main(settings, options.json, connect=not options.no_connect, send_report=options.send_report)
+
+
+def _provision(options: argparse.Namespace) -> int:
+    import time
+
+    from monitor import config
+    from monitor.provisioning import command, look
+    from monitor.sinks.text import safe, say
+
+    settings = config.load(options.config or config.DEFAULT_PATH)
+    command.run(settings, say)
+    found = look.described(settings, time.time())
+    if options.json:
+        import msgspec
+
+        _print(msgspec.json.encode(found).decode() + "\n")
+    else:
+        _print("".join(f"{safe(line.strip())}\n" for line in look.lines(found)))
+    return 0
 
 
 def _unload(_options: argparse.Namespace) -> int:

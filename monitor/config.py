@@ -28,7 +28,7 @@ from monitor.expect import (
     ports,
     uids,
 )
-from monitor.publishing import rules
+from monitor.publishing import provisioning_rules, rules
 from monitor.schema import (
     TABLES,
     Capture,
@@ -41,6 +41,7 @@ from monitor.schema import (
     File,
     Log,
     Names,
+    Provisioning,
     Report,
     Spool,
     WatchTable,
@@ -79,6 +80,7 @@ __all__ = [
     "Expect",
     "Log",
     "Names",
+    "Provisioning",
     "Report",
     "Spool",
     "Watch",
@@ -141,6 +143,7 @@ def parse(text: str, origin: str) -> Config:
         report=file.report,
         daemon=file.daemon,
         defender=file.defender,
+        provisioning=file.provisioning,
         detect=file.detect,
         spool=file.spool,
         enforcement=file.enforcement,
@@ -420,11 +423,7 @@ def _value_at(raw: object, key: str) -> object:
 
 def _check_tables(origin: str, file: File) -> None:
     """Rules that a type cannot say."""
-    if file.defender is not None:
-        try:
-            rules(file.defender)
-        except ConfigInvalid as wrong:
-            raise ConfigInvalid(f"{origin}: {wrong}") from None
+    _check_defender(origin, file)
     ring = file.capture.ring_bytes
     if ring & (ring - 1):
         nearest = 1 << (ring.bit_length() - 1)
@@ -451,6 +450,18 @@ def _check_tables(origin: str, file: File) -> None:
     if file.daemon.user and not _is_user(file.daemon.user):
         _refuse(origin, "daemon.user", f"there is no user {file.daemon.user!r}", "create it, or leave it empty")
     _check_detect(origin, file)
+
+
+def _check_defender(origin: str, file: File) -> None:
+    if file.defender is not None and not file.defender.thing and file.provisioning is None:
+        _refuse(origin, "defender.thing", "expected a value, found none", keys()["defender.thing"])
+    try:
+        if file.provisioning is not None:
+            provisioning_rules(file.provisioning, file.defender)
+        if file.defender is not None:
+            rules(file.defender)
+    except ConfigInvalid as wrong:
+        raise ConfigInvalid(f"{origin}: {wrong}") from None
 
 
 def _check_detect(origin: str, file: File) -> None:

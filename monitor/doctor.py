@@ -26,13 +26,14 @@ from monitor.defender.link import Unreachable
 from monitor.defender.trial import trial
 from monitor.detect.behaviors import aws_form, expected, rules
 from monitor.detect.metrics import FIELDS
-from monitor.errors import CaptureUnavailable
+from monitor.errors import CaptureUnavailable, ConfigInvalid
 from monitor.judging.plan import plan
+from monitor.provisioning import look
 from monitor.publishing import SERVICE_SPACING_S
 from monitor.sinks.text import safe
 
 if TYPE_CHECKING:
-    from monitor.config import Config
+    from monitor.config import Config, Defender
     from monitor.defender.trial import Step
 
 
@@ -94,10 +95,25 @@ def findings(config: Config | None, *, connect: bool = True, send_report: bool =
         ]
     if settings.defender is not None:
         found["endpoint"] = f"{settings.defender.endpoint}:{settings.defender.port}"
-        found["connection"] = asyncio.run(
-            trial(settings.defender, now_s=time.time(), connect=connect, send_report=send_report)
-        )
+        publisher = _identity(found, settings, settings.defender)
+        if publisher is not None:
+            found["connection"] = asyncio.run(
+                trial(publisher, now_s=time.time(), connect=connect, send_report=send_report)
+            )
     return found
+
+
+def _identity(found: dict[str, Any], settings: Config, defender: Defender) -> Defender | None:
+    """The settings to try the connection with; None: the device has no certificate of its own yet."""
+    if settings.provisioning is None:
+        return defender
+    now_s = time.time()
+    found["identity"] = look.described(settings, now_s)
+    try:
+        found["notes"] += look.check(defender, settings.provisioning, settings.daemon.state_dir, now_s)
+    except ConfigInvalid as error:
+        found["identity"]["trouble"] = str(error)
+    return look.used(defender, settings.daemon.state_dir)
 
 
 def _network(settings: Config, capture: str | None) -> dict[str, str]:
@@ -135,7 +151,8 @@ def main(config: Config | None, as_json: bool, *, connect: bool = True, send_rep
         sys.stdout.write("".join(f"{line}\n" for line in _lines(found)))
     if not found["capture"]:
         return CaptureUnavailable.exit_code
-    return Unreachable.exit_code if any(step.ok is False for step in found.get("connection", ())) else 0
+    failed = any(step.ok is False for step in found.get("connection", ()))
+    return Unreachable.exit_code if failed or "trouble" in found.get("identity", {}) else 0
 
 
 def _lines(found: dict[str, Any]) -> list[str]:
@@ -165,6 +182,8 @@ def _lines(found: dict[str, Any]) -> list[str]:
     if found.get("clocks"):
         lines += ["", "behaviors of the security profile, and the clock that judges each"]
         lines += [line for row in found["clocks"] for line in _clock(row)]
+    if found.get("identity"):
+        lines += ["", "identity, from fleet provisioning"] + [safe(line) for line in look.lines(found["identity"])]
     if found.get("connection"):
         lines += ["", f"connection to {found['endpoint']}"]
         lines += [line for step in found["connection"] for line in _step(step)]

@@ -61,7 +61,7 @@ class Publication:
         try:
             self.delivery = Delivery(
                 config.defender,
-                _link(config.defender, audience, say, dry=dry),
+                self._link(config, audience, say, dry=dry),
                 self._spool,
                 window(_State(self._spool)),
                 say,
@@ -73,6 +73,32 @@ class Publication:
             raise
         if dry:  # somebody waits for it
             self.delivery.reporter.want()
+
+    def _link(self, config: Config, audience: Audience | None, say: Callable[[str], None], *, dry: bool) -> Link:
+        settings = config.defender
+        if settings is None:
+            raise ValueError("nothing is to be published")
+        if config.provisioning is not None:
+            try:
+                from monitor.provisioning.link import ProvisionedLink  # noqa: PLC0415 - for the few who are provisioned
+            except ImportError as error:
+                raise no_library("provisioning", error) from error
+            return ProvisionedLink(settings, config.provisioning, config.daemon.state_dir, self._identified, say)
+        if audience is None:
+            return _mqtt(settings)
+        from monitor.defender import attended  # noqa: PLC0415 - the local Device Defender, for the few who look
+
+        if dry:
+            return attended.dry_link(audience.show, say, audience.gone)
+
+        def failed(why: str) -> None:
+            say(f"cannot connect to {settings.endpoint}:{settings.port}: {why}")
+            audience.no_connection()
+
+        return attended.AttendedLink(_mqtt(settings), settings.thing, say, failed)
+
+    def _identified(self, settings: Defender) -> None:
+        self.delivery.identify(settings)
 
     def close(self) -> None:
         """Close the spool; what has not arrived waits in it for the next start."""
@@ -90,21 +116,6 @@ class _State:
 
     def save(self, state: bytes) -> None:
         self._spool.save(_WINDOW, state)
-
-
-def _link(settings: Defender, audience: Audience | None, say: Callable[[str], None], *, dry: bool) -> Link:
-    if audience is not None:
-        from monitor.defender import attended  # noqa: PLC0415 - the local Device Defender, for the few who look
-
-        if dry:
-            return attended.dry_link(audience.show, say, audience.gone)
-
-        def failed(why: str) -> None:
-            say(f"cannot connect to {settings.endpoint}:{settings.port}: {why}")
-            audience.no_connection()
-
-        return attended.AttendedLink(_mqtt(settings), settings.thing, say, failed)
-    return _mqtt(settings)
 
 
 def _mqtt(settings: Defender) -> Link:

@@ -108,8 +108,12 @@ class Defender(Table, frozen=True, kw_only=True):
     """[defender]: without this table nothing is published."""
 
     thing: Annotated[
-        str, Meta(pattern=r"^[a-zA-Z0-9:_-]{1,128}\Z", description="a thing's name: 1 to 128 of [a-zA-Z0-9:_-]")
-    ]
+        str,
+        Meta(
+            pattern=r"^[a-zA-Z0-9:_-]{0,128}\Z",
+            description="a thing's name: 1 to 128 of [a-zA-Z0-9:_-]; with [provisioning] its template names it",
+        ),
+    ] = ""
     endpoint: Annotated[str, Meta(min_length=1, max_length=253, description="host name of the AWS IoT data endpoint")]
     client_id: Annotated[str, Meta(max_length=128, description='MQTT client id; "" is "<thing>-kinwatch"')] = ""
     port: Annotated[int, Meta(ge=1, le=65535, description="443 uses ALPN")] = 8883
@@ -134,6 +138,27 @@ class Defender(Table, frozen=True, kw_only=True):
     security_profile: Annotated[str, Meta(description='the same as detect.security_profile; "" is none')] = ""
     auth: Annotated[Auth, Meta(description="how the device proves who it is")] = Auth()
     proxy: Annotated[Proxy, Meta(description="an HTTP proxy on the way to the endpoint")] = Proxy()
+
+
+class Provisioning(Table, frozen=True, kw_only=True):
+    """[provisioning]: the device gets its own certificate from AWS IoT fleet provisioning, and a new one in time."""
+
+    template: Annotated[
+        str, Meta(pattern=r"^[0-9A-Za-z_-]{1,36}\Z", description="a template's name: 1 to 36 of [0-9A-Za-z_-]")
+    ]
+    claim_certificate: Annotated[str, Meta(pattern="^/", description="absolute path of the claim certificate, PEM")]
+    claim_private_key: Annotated[str, Meta(description="path of its private key, PEM")] = ""
+    claim_key_label: Annotated[str, Meta(description="pkcs11: label of its private key in the token")] = ""
+    parameters: Annotated[
+        dict[str, str],
+        Meta(description="for the template: texts; {hostname}, {machine_id} and {file:/path} are filled in"),
+    ] = {}
+    rotate_days: Annotated[
+        int, Meta(ge=0, le=3650, description="days before its end when a certificate is replaced; 0: never")
+    ] = 30
+    max_age_days: Annotated[
+        int, Meta(ge=0, le=36_500, description="days after its beginning when a certificate is replaced; 0: never")
+    ] = 0
 
 
 class Action(Table, frozen=True, kw_only=True):
@@ -191,6 +216,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     report: Report = Report()
     daemon: Daemon = Daemon()
     defender: Defender | None = None
+    provisioning: Provisioning | None = None
     detect: Detect = Detect()
     spool: Spool = Spool()
     enforcement: Enforcement = Enforcement()
@@ -275,6 +301,7 @@ class File(Table, frozen=True, kw_only=True):
     report: Report = Report()
     daemon: Daemon = Daemon()
     defender: Defender | None = None
+    provisioning: Provisioning | None = None
     detect: Detect = Detect()
     spool: Spool = Spool()
     enforcement: Enforcement = Enforcement()
@@ -290,6 +317,7 @@ TABLES: Final[dict[str, type[Table]]] = {
     "defender": Defender,
     "defender.auth": Auth,
     "defender.proxy": Proxy,
+    "provisioning": Provisioning,
     "detect": Detect,
     "detect.action": Action,
     "spool": Spool,
@@ -306,11 +334,12 @@ def keys() -> dict[str, str]:
 def reference() -> str:
     """Render every key with its default as commented TOML.
 
-    Tables that mean something by being there ([[watch]], [defender]) are commented out; the text means the defaults.
+    Tables that mean something by being there ([[watch]], [defender], [provisioning]) are commented out; the text means
+    the defaults.
     """
     lines: list[str] = []
     for name, table in TABLES.items():
-        off = "# " if name.startswith(("watch", "defender")) else ""
+        off = "# " if name.startswith(("watch", "defender", "provisioning")) else ""
         lines.append(f"{off}[[{name}]]" if name == "watch" else f"{off}[{name}]")
         for key, meaning, default in _fields(table):
             if f"{name}.{key}" in TABLES:

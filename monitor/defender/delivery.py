@@ -182,6 +182,14 @@ class Delivery:
         """Take new settings. In the loop's thread."""
         self.reporter.change(interval_s, spacing_s, names)
 
+    def identify(self, settings: Defender) -> None:
+        """Learn who the device is, before the first connection as that. In the loop's thread."""
+        self._settings = settings
+        self._alarms.identify(settings.thing)
+        self._alarm_channel.topic = topic(settings, "alarm_topic")
+        self._event_channel.topic = topic(settings, "events_topic")
+        self.reporter.identify(settings.thing)
+
     async def first_report(self) -> bool:
         """Have the first report sent as soon as it may be; True: accepted, False: not, or there is no connection."""
         with contextlib.suppress(TimeoutError):
