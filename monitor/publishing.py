@@ -57,7 +57,7 @@ _RULES: Final = re.compile(r"\$aws/rules/[a-zA-Z0-9_]{1,128}(/|\Z)")
 
 def client_id_of(defender: Defender) -> str:
     """Who we are at the broker: not the thing, which the application may be."""
-    return defender.client_id or f"{defender.thing}-kinwatch"
+    return defender.client_id.replace("{thing}", defender.thing) or f"{defender.thing}-kinwatch"
 
 
 def is_thing(name: str) -> bool:

@@ -115,7 +115,7 @@ class Defender(Table, frozen=True, kw_only=True):
         ),
     ] = ""
     endpoint: Annotated[str, Meta(min_length=1, max_length=253, description="host name of the AWS IoT data endpoint")]
-    client_id: Annotated[str, Meta(max_length=128, description='MQTT client id; "" is "<thing>-kinwatch"')] = ""
+    client_id: Annotated[str, Meta(max_length=128, description='MQTT client id; "" is "{thing}-kinwatch"')] = ""
     port: Annotated[int, Meta(ge=1, le=65535, description="443 uses ALPN")] = 8883
     root_ca: Annotated[str, Meta(description='path of the CA certificates, PEM; "" is those of the system')] = ""
     certificate: Annotated[str, Meta(description="path of the device certificate, PEM")] = ""
@@ -354,4 +354,6 @@ def reference() -> str:
 def _fields(table: type[Table]) -> Iterator[tuple[str, str, object]]:
     hints = get_type_hints(table, include_extras=True)
     for field in msgspec.structs.fields(table):
-        yield field.name, hints[field.name].__metadata__[0].description, field.default
+        made = field.default_factory
+        default = field.default if made is msgspec.NODEFAULT else made()
+        yield field.name, hints[field.name].__metadata__[0].description, default

@@ -1,4 +1,7 @@
-"""What the service answers to the two calls of fleet provisioning; knows neither MQTT nor files."""
+"""The two calls of fleet provisioning: their topics and what the service answers; knows neither MQTT nor files.
+
+Source: AWS IoT Developer Guide, "Device provisioning MQTT API".
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ from typing import Final, NamedTuple
 
 from monitor.errors import KinwatchError
 
+CREATE: Final = "$aws/certificates/create-from-csr/json"
+REGISTER: Final = "$aws/provisioning-templates/{template}/provision/json"
 _TOKEN: Final = "InvalidCertificateOwnershipToken"  # noqa: S105 - the name of an error
 _TOO_MANY: Final = 429
 _THEIRS: Final = 500

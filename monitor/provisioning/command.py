@@ -50,8 +50,8 @@ async def _run(
         if newest.state.step == "registered":
             async with connected(newest.applied(defender)):
                 pass
-            await asyncio.to_thread(identities.confirm, newest, defender.auth)
             say("the broker took it")
+        await asyncio.to_thread(identities.confirm, newest, defender.auth)
 
 
 async def _made(

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-from pathlib import Path  # noqa: TC003 - used at run time by its methods
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _PARTIAL = ".partial"
 
@@ -25,7 +28,7 @@ def write_secret(path: Path, data: bytes) -> None:
         os.fsync(file)
     finally:
         os.close(file)
-    os.replace(partial, path)  # noqa: PTH105 - tests stop here by the function's name
+    os.replace(partial, path)  # noqa: PTH105 - a test ends the process beside it
     sync_directory(path.parent)
 
 

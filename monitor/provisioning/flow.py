@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
 from monitor.defender.link import Unreachable
-from monitor.defender.x509 import der, public_key
+from monitor.defender.x509 import der, public_key, validities
 from monitor.errors import ConfigInvalid
 from monitor.provisioning.answers import Rejected
 from monitor.provisioning.files import write_secret
@@ -90,6 +90,7 @@ async def provision(
 async def _issue(generation: Generation, calls: Calls, clock: Callable[[], float]) -> None:
     issued = await calls.create(generation.request.read_text(encoding="ascii"))
     try:
+        validities(issued.certificate)
         ours = public_key(generation.request.read_text(encoding="ascii")) in der(issued.certificate)
     except ValueError as error:
         raise Unreachable(f"CreateCertificateFromCsr: what came is no certificate: {error}") from error

@@ -32,7 +32,7 @@ AGAIN_S: Final = 3600.0
 """After that the old one serves this long before the new one is tried again."""
 MOST_REFUSALS: Final = 3
 """Then the new one is given up, and another one is asked for."""
-BACK_OFF_S: Final = (5.0, 3600.0)
+BACK_OFF_S: Final = (2.0, 3600.0)
 """First and longest wait after an attempt at provisioning that failed; random within, doubled each time."""
 LOOK_S: Final = 3600.0
 """From one look at the certificate's dates to the next: the clock may be set meanwhile."""

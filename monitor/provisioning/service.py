@@ -14,15 +14,13 @@ from awsiot import V2ServiceException
 from awsiot.iotidentity import CreateCertificateFromCsrRequest, IotIdentityClientV2, RegisterThingRequest
 
 from monitor.defender.link import Unreachable
-from monitor.provisioning.answers import Issued, Registered, Rejected
+from monitor.provisioning.answers import CREATE, REGISTER, Issued, Registered, Rejected
 
 if TYPE_CHECKING:
     from monitor.defender.publish import MqttLink
 
 ANSWER_S: Final = 30
 """Longest wait for an answer, subscribing included."""
-CREATE: Final = "$aws/certificates/create-from-csr/json"
-REGISTER: Final = "$aws/provisioning-templates/{template}/provision/json"
 
 
 class Service:

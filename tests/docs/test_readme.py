@@ -186,6 +186,22 @@ def test_every_call_of_aws_on_the_page_about_the_cloud_exists() -> None:
         assert set(re.findall(r"--([a-z-]+)", rest)) <= known | local, name
 
 
+def test_the_page_about_provisioning_shows_commands_and_configurations_that_are_right() -> None:
+    page = (CHECKOUT / "docs" / "provisioning.md").read_text()
+    commands = re.findall(r"^sudo kinwatch (.*)$", page, re.MULTILINE)
+    assert {cli.parser().parse_args(shlex.split(line)).verb for line in commands} == {"run", "provision", "doctor"}
+    shown = re.findall(r"^```toml\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    assert len(shown) == 2
+    assert all(config.parse(text, "page").provisioning is not None for text in shown)
+    example = "\n".join(re.findall(r"^# (\[provisioning\]|\w+ = .*)$", TOML, re.MULTILINE)[:8])
+    parsed = config.parse('[defender]\nendpoint = "e"\n' + example, "example").provisioning
+    assert parsed is not None
+    told = {"template", "claim_certificate", "claim_private_key", "parameters"}
+    defaults = schema.Provisioning(template="a", claim_certificate="/a")
+    same = {name: getattr(defaults, name) for name in schema.Provisioning.__struct_fields__ if name not in told}
+    assert {name: getattr(parsed, name) for name in same} == same
+
+
 def test_links_lead_somewhere() -> None:
     links = re.findall(r"\]\(([^)#:]+)\)", README)
     assert links

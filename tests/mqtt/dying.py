@@ -1,7 +1,7 @@
 """kinwatch that dies by SIGKILL beside a step of its journal: `python -m tests.mqtt.dying MOMENT ARGUMENTS...`.
 
-MOMENT counts renames, the moment at which what was written becomes true: 2n is right before the nth, 2n + 1 right behind
-it. Owns nothing else. Exit code 77: there were fewer.
+MOMENT counts renames, by which what was written becomes true: 2n is right before the nth, 2n + 1 right behind it.
+Owns nothing else. Exit code 77: there were fewer.
 """
 
 from __future__ import annotations
