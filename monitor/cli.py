@@ -129,6 +129,7 @@ def parser() -> argparse.ArgumentParser:
     _add_learn(verbs)
     _add_machine(verbs)
     _add_provision(verbs)
+    _add_sign(verbs)
     _add_defender(verbs)
     _add_agent(verbs)
     _add_cloud(verbs)
@@ -265,6 +266,22 @@ def _add_provision(verbs: Verbs) -> None:
     _add_json(verb)
 
 
+def _add_sign(verbs: Verbs) -> None:
+    verb = _add(
+        verbs,
+        "sign",
+        _sign,
+        "sign a configuration for devices that take one from their shadow",
+        "\nIt prints the document for 'aws iot-data update-thing-shadow --shadow-name kinwatch'.\nThe private key need"
+        " not be on a device, and should not.",
+    )
+    verb.add_argument("--key", required=True, metavar="FILE", help="private key, Ed25519, PEM")
+    verb.add_argument(
+        "--version-number", required=True, type=_whole_number, metavar="N", help="above that of every one before"
+    )
+    verb.add_argument("file", type=Path, metavar="FILE", help="the configuration: [[watch]], [report], [detect]")
+
+
 def _add_defender(verbs: Verbs) -> None:
     from monitor.local import flags
 
@@ -376,9 +393,10 @@ def _learn(options: argparse.Namespace) -> int:
 
 def _doctor(options: argparse.Namespace) -> int:
     from monitor import config
+    from monitor.overlay import laid_over
 
     path = options.config or (config.DEFAULT_PATH if config.DEFAULT_PATH.exists() else None)
-    settings = config.load(path) if path else None
+    settings = laid_over(path, None) if path else None
     from monitor import doctor
 
     return doctor.main(settings, options.json, connect=not options.no_connect, send_report=options.send_report)
@@ -400,6 +418,17 @@ def _provision(options: argparse.Namespace) -> int:
         _print(msgspec.json.encode(found).decode() + "\n")
     else:
         _print("".join(f"{safe(line.strip())}\n" for line in look.lines(found)))
+    return 0
+
+
+def _sign(options: argparse.Namespace) -> int:
+    from monitor import config
+    from monitor.shadow import document, signature
+
+    text = config.read(options.file)
+    config.overlaid("", "the file on the device", text, str(options.file))
+    signed = signature.sign(options.key, options.version_number, text)
+    _print(document.desired(text, options.version_number, signed).decode() + "\n")
     return 0
 
 
@@ -498,6 +527,13 @@ def _absolute(target: str | None) -> str | None:
 def _whole(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         msg = f"expected a whole number of seconds, 1 or more, found {text!r}"
+        raise argparse.ArgumentTypeError(msg)
+    return int(text)
+
+
+def _whole_number(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:20]) < 1 << 53:
+        msg = f"expected a whole number, 1 or more, found {text!r}"
         raise argparse.ArgumentTypeError(msg)
     return int(text)
 

@@ -42,6 +42,7 @@ from monitor.schema import (
     Log,
     Names,
     Provisioning,
+    Remote,
     Report,
     Spool,
     WatchTable,
@@ -81,6 +82,7 @@ __all__ = [
     "Log",
     "Names",
     "Provisioning",
+    "Remote",
     "Report",
     "Spool",
     "Watch",
@@ -89,8 +91,10 @@ __all__ = [
     "keys",
     "load",
     "notes",
+    "overlaid",
     "parse",
     "parse_expect",
+    "read",
     "reference",
     "require_watches",
     "with_command_line",
@@ -114,21 +118,60 @@ def load(path: Path) -> Config:
 
     Raises ConfigInvalid: the file, the key, what was expected, what was found, what to do.
     """
+    return parse(read(path), str(path))
+
+
+def read(path: Path) -> str:
+    """The text of a configuration file. Raises ConfigInvalid."""
     try:
-        text = path.read_bytes().decode()
+        return path.read_bytes().decode()
     except OSError as error:
         _refuse(str(path), "", f"cannot be read: {error.strerror}", "name a readable TOML file with -c")
     except UnicodeDecodeError as error:
         _refuse(str(path), "", f"is not UTF-8 at byte {error.start}", "TOML files are UTF-8")
-    return parse(text, str(path))
 
 
 def parse(text: str, origin: str) -> Config:
     """Check a configuration's text; `origin` names it in messages. Raises ConfigInvalid."""
+    return _checked(_toml(text, origin), origin)
+
+
+FROM_AFAR: Final[dict[str, frozenset[str]]] = {
+    "watch": frozenset(WatchTable.__struct_fields__),
+    "report": frozenset({"interval_s", "names", "cpu_usage"}),
+    "detect": frozenset({"security_profile"}),
+}
+"""Tables and keys that may be set from afar: what is watched and told; never who we are, where files are, what is run.
+"""
+
+
+def overlaid(text: str, origin: str, over: str, over_origin: str) -> Config:
+    """Check a configuration over which another text is laid: its watches replace, its keys go before.
+
+    Raises ConfigInvalid, also where the text laid over it names what may not be set from afar (FROM_AFAR).
+    """
+    base, top = _toml(text, origin), _toml(over, over_origin)
+    for table, found in top.items():
+        if table not in FROM_AFAR:
+            remedy = f"tables that are: {', '.join(FROM_AFAR)}; write it into {origin}"
+            _refuse(over_origin, table, "is not set from afar", remedy)
+        for key in found if isinstance(found, dict) else ():
+            if key not in FROM_AFAR[table]:
+                remedy = f"keys of {table} that are: {', '.join(sorted(FROM_AFAR[table]))}"
+                _refuse(over_origin, f"{table}.{key}", "is not set from afar", remedy)
+    _checked(top, over_origin)
+    merged = {name: {**base.get(name, {}), **one} if isinstance(one, dict) else one for name, one in top.items()}
+    return _checked(base | merged, f"{origin} with {over_origin}")
+
+
+def _toml(text: str, origin: str) -> dict[str, Any]:
     try:
-        raw = tomllib.loads(text)
+        return tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         _refuse(origin, "", f"is not TOML: {error}", "see https://toml.io")
+
+
+def _checked(raw: dict[str, Any], origin: str) -> Config:
     try:
         file = msgspec.convert(raw, File)
     except msgspec.ValidationError as error:
@@ -144,6 +187,7 @@ def parse(text: str, origin: str) -> Config:
         daemon=file.daemon,
         defender=file.defender,
         provisioning=file.provisioning,
+        remote=file.remote,
         detect=file.detect,
         spool=file.spool,
         enforcement=file.enforcement,
@@ -289,7 +333,7 @@ def notes(config: Config) -> tuple[str, ...]:
 
 def expectation_notes(config: Config) -> tuple[str, ...]:
     """Say which expected executables are not there, and what enforcement does not reach: also at a start and reload."""
-    said = []
+    said = [f"what was set from afar is left out: {config.left_out}"] if config.left_out else []
     for watch in config.watches:
         said += [
             f"watch {watch.name}: the expected executable {path} does not exist; it is not expected before a reload"
@@ -453,6 +497,8 @@ def _check_tables(origin: str, file: File) -> None:
 
 
 def _check_defender(origin: str, file: File) -> None:
+    if file.remote is not None and file.defender is None:
+        _refuse(origin, "remote", "there is no [defender]", "endpoint and way to the broker stand there")
     if file.defender is not None and not file.defender.thing and file.provisioning is None:
         _refuse(origin, "defender.thing", "expected a value, found none", keys()["defender.thing"])
     try:

@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, NamedTuple
 from monitor.defender.delivery import Delivery
 from monitor.defender.link import no_library
 from monitor.defender.spool import Spool
+from monitor.errors import ConfigInvalid
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from monitor.config import Config
     from monitor.defender.link import Link
-    from monitor.schema import Defender
+    from monitor.schema import Defender, Remote
+    from monitor.shadow.keeper import Changes, Keeper
     from monitor.window import Store, Window
 
 SPOOL: str = "spool.db"
@@ -47,8 +49,9 @@ class Publication:
         on_drop: Callable[[int], None],
         audience: Audience | None = None,
         dry: bool = False,
+        changes: Changes | None = None,
     ) -> None:
-        """`dry`: show to the audience, send nothing and keep nothing.
+        """`dry`: show to the audience, send nothing and keep nothing. `changes`: what may be set from afar is set so.
 
         Raises ConfigInvalid, AlreadyRunning: somebody publishes from there.
         """
@@ -59,15 +62,18 @@ class Publication:
             path, max_bytes=config.spool.max_bytes, max_age_s=config.spool.max_age_s, on_drop=on_drop, say=say
         )
         try:
+            link = self._link(config, audience, say, dry=dry)
             self.delivery = Delivery(
                 config.defender,
-                self._link(config, audience, say, dry=dry),
+                link,
                 self._spool,
                 window(_State(self._spool)),
                 say,
                 interval_s=config.report.interval_s,
                 names=config.report.names,
             )
+            if config.remote is not None and changes is not None:
+                self.delivery.accompany(_keeper(config, config.remote, changes, link, say))
         except BaseException:
             self._spool.close()
             raise
@@ -116,6 +122,23 @@ class _State:
 
     def save(self, state: bytes) -> None:
         self._spool.save(_WINDOW, state)
+
+
+def _keeper(config: Config, settings: Remote, changes: Changes, link: Link, say: Callable[[str], None]) -> Keeper:
+    """Who sets what comes from afar. Raises ConfigInvalid, OSError."""
+    from monitor.overlay import Journal  # noqa: PLC0415 - for the few who are configured from afar
+    from monitor.shadow import signature  # noqa: PLC0415
+    from monitor.shadow.keeper import Keeper  # noqa: PLC0415
+
+    signature.check(settings.public_key)
+    journal = Journal(config.daemon.state_dir)
+    try:
+        journal.recover()
+        if config.left_out and journal.standing.confirmed is not None:
+            journal.note(version=journal.standing.confirmed.version, outcome="rejected", error=config.left_out)
+    except OSError as error:
+        raise ConfigInvalid(f"daemon.state_dir: {error}; make it a directory that root can write to") from error
+    return Keeper(settings, journal, changes, link.publish, say)
 
 
 def _mqtt(settings: Defender) -> Link:

@@ -161,6 +161,17 @@ class Provisioning(Table, frozen=True, kw_only=True):
     ] = 0
 
 
+class Remote(Table, frozen=True, kw_only=True):
+    """[remote]: tables of this file may be set from afar, through the device shadow."""
+
+    public_key: Annotated[
+        str, Meta(pattern="^/", description="absolute path of the Ed25519 public key that signs, PEM")
+    ]
+    confirm_s: Annotated[
+        int, Meta(ge=1, le=3600, description="seconds within which the broker must hear of it, or it is rolled back")
+    ] = 60
+
+
 class Action(Table, frozen=True, kw_only=True):
     """detect.action: what the device does by itself when an alarm is raised."""
 
@@ -217,11 +228,14 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     daemon: Daemon = Daemon()
     defender: Defender | None = None
     provisioning: Provisioning | None = None
+    remote: Remote | None = None
     detect: Detect = Detect()
     spool: Spool = Spool()
     enforcement: Enforcement = Enforcement()
     origin: str = "command line"
     """Name of the file it came from, for messages."""
+    left_out: str = ""
+    """Why what was set from afar and confirmed does not hold here; "": it does, or there is nothing."""
 
     @property
     def security_profile(self) -> str:
@@ -302,6 +316,7 @@ class File(Table, frozen=True, kw_only=True):
     daemon: Daemon = Daemon()
     defender: Defender | None = None
     provisioning: Provisioning | None = None
+    remote: Remote | None = None
     detect: Detect = Detect()
     spool: Spool = Spool()
     enforcement: Enforcement = Enforcement()
@@ -318,6 +333,7 @@ TABLES: Final[dict[str, type[Table]]] = {
     "defender.auth": Auth,
     "defender.proxy": Proxy,
     "provisioning": Provisioning,
+    "remote": Remote,
     "detect": Detect,
     "detect.action": Action,
     "spool": Spool,
@@ -334,12 +350,12 @@ def keys() -> dict[str, str]:
 def reference() -> str:
     """Render every key with its default as commented TOML.
 
-    Tables that mean something by being there ([[watch]], [defender], [provisioning]) are commented out; the text means
-    the defaults.
+    Tables that mean something by being there ([[watch]], [defender], [provisioning], [remote]) are commented out; the
+    text means the defaults.
     """
     lines: list[str] = []
     for name, table in TABLES.items():
-        off = "# " if name.startswith(("watch", "defender", "provisioning")) else ""
+        off = "# " if name.startswith(("watch", "defender", "provisioning", "remote")) else ""
         lines.append(f"{off}[[{name}]]" if name == "watch" else f"{off}[{name}]")
         for key, meaning, default in _fields(table):
             if f"{name}.{key}" in TABLES:

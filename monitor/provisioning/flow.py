@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from monitor.defender.link import Unreachable
 from monitor.defender.x509 import der, public_key, validities
+from monitor.durable import write_secret
 from monitor.errors import ConfigInvalid
 from monitor.provisioning.answers import Rejected
-from monitor.provisioning.files import write_secret
 from monitor.publishing import is_thing
 
 if TYPE_CHECKING:

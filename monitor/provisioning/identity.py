@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Final, Literal
 import msgspec
 
 from monitor.defender.x509 import Validity, validities
+from monitor.durable import sync_directory, write_secret
 from monitor.errors import AlreadyRunning, ConfigInvalid
-from monitor.provisioning.files import sync_directory, write_secret
 from monitor.provisioning.keys import FileKeys, TokenKeys
 from monitor.publishing import rules
 

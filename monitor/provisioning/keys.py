@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 from urllib.parse import quote
 
+from monitor.durable import write_secret
 from monitor.errors import ConfigInvalid, KinwatchError
-from monitor.provisioning.files import write_secret
 
 if TYPE_CHECKING:
     from monitor.schema import Auth

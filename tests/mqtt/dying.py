@@ -1,6 +1,7 @@
-"""kinwatch that dies by SIGKILL beside a step of its journal: `python -m tests.mqtt.dying MOMENT ARGUMENTS...`.
+"""kinwatch that dies by SIGKILL beside a step of its journal: `python -m tests.mqtt.dying MOMENT[:NAME] ARGUMENTS...`.
 
-MOMENT counts renames, by which what was written becomes true: 2n is right before the nth, 2n + 1 right behind it.
+MOMENT counts renames, by which what was written becomes true: 2n is right before the nth, 2n + 1 right behind it;
+NAME: only those of files whose name ends so.
 Owns nothing else. Exit code 77: there were fewer.
 """
 
@@ -17,12 +18,16 @@ ENOUGH = 77
 
 def main() -> int:
     """Run the command."""
-    moment = int(sys.argv[1])
+    number, _, name = sys.argv[1].partition(":")
+    moment = int(number)
     rename = os.replace
     done = 0
 
     def dying(source: str, target: str) -> None:
         nonlocal done
+        if not str(target).endswith(name):
+            rename(source, target)
+            return
         if moment == 2 * done:
             os.kill(os.getpid(), signal.SIGKILL)
         rename(source, target)
