@@ -15,12 +15,12 @@ from monitor.defender.answers import TOPIC
 from monitor.provisioning.answers import CREATE, REGISTER
 from monitor.publishing import client_id_of, topic
 from monitor.schema import Defender
+from monitor.shadow.document import topic as shadow_topic
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from monitor.config import Config
-    from monitor.schema import Provisioning
 
 Json = dict[str, Any]
 
@@ -126,10 +126,10 @@ def alert_topic() -> Json:
     }
 
 
-def device_policy(defender: Defender, base: str, provisioning: Provisioning | None = None) -> Json:
+def device_policy(defender: Defender, base: str, config: Config) -> Json:
     """What a device may do at the broker, and no more: connect as kinwatch, report, hear the answers, tell alarms.
 
-    With `provisioning` also ask for its next certificate.
+    Where they are configured also ask for the next certificate, and speak with the shadow.
 
     Names of the thing become a policy variable, so that one policy serves every device of this configuration.
     """
@@ -142,8 +142,12 @@ def device_policy(defender: Defender, base: str, provisioning: Provisioning | No
         topic_of(defender, key, _MARK).replace("${", "?{").replace(_MARK, THING)
         for key in ("alarm_topic", "events_topic")
     ]
-    calls = [] if provisioning is None else [name.format(template=provisioning.template) for name in (CREATE, REGISTER)]
-    # * for accepted and rejected: a policy has room for 2048 bytes.
+    calls = []
+    if config.provisioning is not None:
+        calls += [name.format(template=config.provisioning.template) for name in (CREATE, REGISTER)]
+    if config.remote is not None:
+        calls += [shadow_topic(THING, what) for what in ("get", "update")]
+    # * for accepted, rejected and delta: a policy has room for 2048 bytes.
     answers = [f"{report}/accepted", f"{report}/rejected", *(f"{name}/*" for name in calls)]
     statements = [
         allow("iot:Connect", [iot_arn(f"client/{name}") for name in (client, client + DOCTOR)]),

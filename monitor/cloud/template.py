@@ -74,7 +74,7 @@ def make(config: Config, wanted: Wanted, written: Json, profile: Profile) -> Tem
             notes.append(f"{len(kinds)} custom metrics, and an account has {QUOTA_METRICS} until that quota is raised")
     else:
         sections, notes = ingest.parts(config, alarming(config, profile), base=base)
-    sections["Resources"]["DevicePolicy"] = device_policy(settings_of(config), base, config.provisioning)
+    sections["Resources"]["DevicePolicy"] = device_policy(settings_of(config), base, config)
     sections["Outputs"]["DevicePolicyName"] = {"Value": ref("DevicePolicy")}
     found = len(sections["Resources"])
     if found > MAX_RESOURCES:

@@ -202,6 +202,22 @@ def test_the_page_about_provisioning_shows_commands_and_configurations_that_are_
     assert {name: getattr(parsed, name) for name in same} == same
 
 
+def test_the_page_about_configuration_from_afar_says_what_may_be_set_and_shows_what_is_right() -> None:
+    page = (CHECKOUT / "docs" / "remote.md").read_text()
+    for line in re.findall(r"^kinwatch (.*?)(?: > .*)?$", page, re.MULTILINE):
+        assert cli.parser().parse_args(shlex.split(line)).verb == "sign"
+    (shown,) = re.findall(r"^```toml\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    parsed = config.parse('[defender]\nthing = "a"\nendpoint = "e"\n' + shown, "page").remote
+    assert parsed is not None
+    assert parsed.confirm_s == schema.Remote(public_key="/a").confirm_s
+    may = "".join(re.findall(r"^\| ([^|]+) \|", page.partition("\n## ")[0], re.MULTILINE))
+    told = set(re.findall(r"`([a-z]+)\.([a-z_]+)`", may))
+    assert told == {(table, key) for table, keys in config.FROM_AFAR.items() if table != "watch" for key in keys}
+    session = botocore.session.get_session().get_service_model("iot-data")
+    for call in re.findall(r"aws iot-data ([a-z-]+)", page):
+        assert call in {botocore.xform_name(name, "-") for name in session.operation_names}
+
+
 def test_links_lead_somewhere() -> None:
     links = re.findall(r"\]\(([^)#:]+)\)", README)
     assert links
