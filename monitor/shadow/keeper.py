@@ -51,6 +51,9 @@ class Keeper:
         self._thing = ""
         self._wanted: Wanted | None = None
         self._changed = asyncio.Event()
+        self._last = b""
+        """What was told last over this connection. The service answers each telling with a delta, as what is wanted is
+        never told back; so to tell the same again would go on for ever."""
         self._told: set[str] = set()
 
     # -------- what the publisher calls --------
@@ -61,7 +64,7 @@ class Keeper:
 
     def connected(self, thing: str) -> None:
         """Tell where we are and ask what is wanted."""
-        self._thing = thing
+        self._thing, self._last = thing, b""
         self._tell()
         self._send("get", b"{}")
 
@@ -88,9 +91,7 @@ class Keeper:
         while True:
             await self._changed.wait()
             self._changed.clear()
-            if self._wanted is not None:
-                await self._consider(self._wanted)
-                self._tell()
+            await self._turn()
 
     def status(self) -> dict[str, Any]:
         """What `kinwatch status` says of it."""
@@ -100,6 +101,11 @@ class Keeper:
         return {key: value for key, value in (told | {"confirmed": confirmed}).items() if value}
 
     # -------- the stages --------
+
+    async def _turn(self) -> None:
+        if self._wanted is not None:
+            await self._consider(self._wanted)
+            self._tell()
 
     async def _consider(self, wants: Wanted) -> None:
         """One version, to its end."""
@@ -127,8 +133,10 @@ class Keeper:
             await self._try(overlay)
 
     def _refuse(self, overlay: Overlay, why: str, **changes: int) -> None:
-        self._note(version=overlay.version, outcome="rejected", error=why, **changes)
-        self._say(f"{overlay.origin} is rejected: {why}")
+        standing = self._journal.standing
+        if (standing.version, standing.outcome, standing.error) != (overlay.version, "rejected", why) or changes:
+            self._note(version=overlay.version, outcome="rejected", error=why, **changes)
+            self._say(f"{overlay.origin} is rejected: {why}")
 
     async def _try(self, overlay: Overlay) -> None:
         """It is in the journal as on trial: from here on it is confirmed, or it never was."""
@@ -152,6 +160,7 @@ class Keeper:
                 while True:
                     try:
                         await self._publish(topic(self._thing, "update"), self._report())
+                        self._last = self._report()
                     except (Refused, Unreachable) as error:
                         why = str(error)
                         await asyncio.sleep(LOOK_S)
@@ -182,8 +191,9 @@ class Keeper:
         )
 
     def _tell(self) -> None:
-        if self._thing:
-            self._send("update", self._report())
+        if self._thing and self._last != (report := self._report()):
+            self._last = report
+            self._send("update", report)
 
     def _send(self, what: str, payload: bytes) -> None:
         """What does not arrive is told again with the next connection."""

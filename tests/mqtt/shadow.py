@@ -45,7 +45,10 @@ class Shadow:
             merged = {**self.reported, **told}
             self.reported = {key: value for key, value in merged.items() if value is not None}
             self.told.append(self.reported)
-            return []
+            differs = {key: value for key, value in self.desired.items() if self.reported.get(key) != value}
+            if not differs:
+                return []
+            return [(f"{BASE}/update/delta", json.dumps({"state": differs, "version": 1}).encode())]
 
     def wait(self, state: str, version: int) -> dict[str, Any]:
         """Wait until the device reports it."""

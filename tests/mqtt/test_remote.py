@@ -101,6 +101,8 @@ def test_a_configuration_from_the_shadow_is_applied_without_a_restart_and_holds_
         forged = {**fleet.shadow.desired, "version": 9}
         want(fleet.cloud, fleet.shadow, forged)
         assert "the signature is not" in fleet.shadow.wait("rejected", 9)["error"]
+        told_states = [(told.get("version"), told["state"]) for told in fleet.shadow.told]
+        assert len(told_states) == len(set(told_states)), "nothing is told over and over"
         assert device.stop() == 0
         count = len(fleet.cloud.on(ALARMS))
         device.start()

@@ -178,12 +178,19 @@ def test_a_text_that_is_wrong_or_does_not_go_with_the_file_is_refused_by_its_nam
         ("[report]\ninterval_s = 0\n", "r: report.interval_s: expected an integer >= 1, found 0"),
         (
             '[[watch]]\nprocess = "a"\nexpect = { destination_names = ["x.y"] }',
-            "r: capture.packets: watch a expects destination_names",
+            "f with r: capture.packets: watch a expects destination_names",
         ),
+        (TEXT + TEXT, "f with r: watch: two watches are called myapp"),
     ):
         with pytest.raises(ConfigInvalid) as found:
             laid(text)
         assert str(found.value).startswith(message)
+
+
+def test_what_a_text_needs_of_the_file_may_be_there() -> None:
+    over = '[[watch]]\nprocess = "a"\nexpect = { destination_names = ["x.y"] }\n'
+    found = config.overlaid("[capture]\npackets = true\n", "f", over, "r")
+    assert found.watches[0].expect.destination_names is not None
 
 
 # -------- the journal --------
@@ -279,6 +286,10 @@ class Bench:
             self.sent.append((name, msgspec.json.decode(payload)))
             done.set_result(None)
         return done
+
+    def updates(self) -> list[dict[str, Any]]:
+        """What was told, in order."""
+        return [body["state"]["reported"] for name, body in self.sent if name == UPDATE]
 
     def document(self, version: int, text: str = TEXT, key: str = "key") -> bytes:
         """What the shadow wants, signed."""
@@ -407,6 +418,23 @@ def test_what_the_shadow_says_that_nobody_understands_is_said_and_changes_nothin
     bench.run(scenario)
     assert len(bench.said) == 2
     assert bench.said[1] == "the shadow's service refuses update: 413 too large"
+
+
+def test_the_same_is_not_told_twice_in_a_connection_for_each_telling_rings_the_bell_again(bench: Bench) -> None:
+    async def scenario() -> None:
+        for document in (bench.document(7), bench.document(7), bench.document(8, key="other")) * 3:
+            bench.keeper.received(f"{GET}/accepted", document)
+            await bench.keeper._turn()
+        states = [(told["version"], told["state"]) for told in bench.updates()]
+        assert states == [(None, "none"), (7, "on_trial"), (7, "applied"), (8, "rejected")]
+        bench.keeper.connected(THING)
+        assert len(bench.updates()) == 5, "another connection hears where we are"
+
+    bench.run(scenario)
+    assert (
+        bench.said.count("remote configuration 8 is rejected: the signature is not of the key in remote.public_key")
+        == 1
+    )
 
 
 def test_a_delta_rings_the_bell(bench: Bench) -> None:
