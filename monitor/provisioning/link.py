@@ -145,9 +145,10 @@ class ProvisionedLink:
             await self._go_back(generation, before)
 
     async def _confirm(self, generation: Generation) -> None:
-        if generation.state.step == "registered":
-            self._say(f"connected with its own certificate, {generation.state.certificate_id[:16]}")
+        new = generation.state.step == "registered"
         await asyncio.to_thread(self._identities.confirm, generation, self._defender.auth)
+        if new:
+            self._say(f"connected with its own certificate, {generation.state.certificate_id[:16]}")
 
     async def _go_back(self, generation: Generation, before: Generation) -> None:
         """The broker did not take a new certificate: the one before serves, if the broker takes that."""
