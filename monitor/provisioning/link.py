@@ -120,8 +120,8 @@ class ProvisionedLink:
             except AlreadyRunning as error:
                 self.disconnected(str(error))
                 await asyncio.sleep(BACK_OFF_S[0])
-            except (KinwatchError, OSError, ValueError) as error:  # a full disk, a damaged file: it may get better
-                self.disconnected(str(error))
+            except Exception as error:  # noqa: BLE001 - a full disk, a damaged file: it may get better, and is said
+                self.disconnected(str(error) if isinstance(error, KinwatchError) else repr(error))
                 await asyncio.sleep(back_off_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
                 back_off_s = min(2 * back_off_s, BACK_OFF_S[1])
 

@@ -120,7 +120,7 @@ class Keeper:
             if wants.version < standing.seen:
                 self._refuse(overlay, f"version {standing.seen} was seen before, and an older one is not taken again")
                 return
-        except KinwatchError as error:  # not the text's fault: the next one may be looked at
+        except (KinwatchError, OSError) as error:  # not the text's fault: the next one may be looked at
             self._refuse(overlay, str(error))
             return
         try:
@@ -141,7 +141,10 @@ class Keeper:
     async def _try(self, overlay: Overlay) -> None:
         """It is in the journal as on trial: from here on it is confirmed, or it never was."""
         self._say(f"{overlay.origin} is tried")
-        why = await self._changes.apply(overlay) or await self._heard()
+        try:
+            why = await self._changes.apply(overlay) or await self._heard()
+        except Exception as error:  # noqa: BLE001 - a configuration that finds a bug is no good one
+            why = f"it finds a bug in kinwatch: {error!r}"
         if not why and self._note(confirmed=overlay, trial=None, outcome="applied"):
             self._say(f"{overlay.origin} is applied")
             return

@@ -5,12 +5,16 @@ Owns what exactly is signed. Refuses to know what the text says.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import subprocess
-import tempfile
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from monitor.errors import ConfigInvalid, KinwatchError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 WITHIN_S: Final = 30
 _GOOD: Final = b"Signature Verified Successfully"
@@ -62,20 +66,28 @@ def check(public_key: str) -> None:
 
 
 def _openssl(*flags: str, key: str, message: bytes, signature: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-    """Ed25519 takes the message at once, so openssl wants it in a file whose size it knows."""
-    with tempfile.TemporaryDirectory(prefix="kinwatch-") as folder:
-        text = Path(folder, "message")
-        text.write_bytes(message)
-        command = ["openssl", "pkeyutl", *flags, "-rawin", "-inkey", key, "-in", str(text)]
-        if signature:
-            Path(folder, "signature").write_bytes(signature)
-            command += ["-sigfile", str(Path(folder, "signature"))]
+    """Ed25519 takes the message at once, so openssl wants files whose size it knows; a hardened daemon has no /tmp."""
+    with _in_memory(message) as text, _in_memory(signature) as given:
+        command = ["openssl", "pkeyutl", *flags, "-rawin", "-inkey", key, "-in", f"/dev/fd/{text}"]
+        command += ["-sigfile", f"/dev/fd/{given}"] if signature else []
         try:
-            return subprocess.run(command, capture_output=True, timeout=WITHIN_S, check=False)
-        except FileNotFoundError:
-            raise CannotVerify("openssl is not installed; install Debian's openssl") from None
+            return subprocess.run(command, capture_output=True, timeout=WITHIN_S, check=False, pass_fds=(text, given))
+        except OSError as error:
+            raise CannotVerify(f"openssl cannot be run: {error.strerror}; install Debian's openssl") from error
         except subprocess.TimeoutExpired:
             raise CannotVerify(f"openssl did not end within {WITHIN_S} s") from None
+
+
+@contextlib.contextmanager
+def _in_memory(data: bytes) -> Iterator[int]:
+    """A file that is nowhere, by its descriptor."""
+    file = os.memfd_create("kinwatch")
+    try:
+        os.write(file, data)
+        os.lseek(file, 0, os.SEEK_SET)
+        yield file
+    finally:
+        os.close(file)
 
 
 def _said(done: subprocess.CompletedProcess[bytes]) -> str:

@@ -264,6 +264,7 @@ class Bench:
         self.fails = ""
         """Why what is tried cannot be applied."""
         self.invalid = ""
+        self.bug = False
         settings = Remote(public_key=str(keys / "key.pub"), confirm_s=1)
         self.keeper = Keeper(settings, self.journal, Changes(self._validate, self._apply), self._publish, self._say)
 
@@ -275,6 +276,8 @@ class Bench:
             raise ConfigInvalid(f"{overlay.origin}: {self.invalid}; do")
 
     async def _apply(self, trial: Overlay | None) -> str:
+        if trial is not None and self.bug:
+            raise RuntimeError("nobody expected this")
         self.applied.append(trial.version if trial else None)
         return self.fails if trial else ""
 
@@ -378,6 +381,17 @@ def test_what_cannot_be_applied_is_rolled_back_to_what_held_before(bench: Bench)
         assert bench.applied == [7, 8, None]
         await bench.decided(bench.document(8, "[report]\ninterval_s = 9\n"))
         assert bench.applied == [7, 8, None], "it is not tried again"
+
+    bench.run(scenario)
+
+
+def test_a_text_that_finds_a_bug_is_rolled_back(bench: Bench) -> None:
+    bench.bug = True
+
+    async def scenario() -> None:
+        told = await bench.decided(bench.document(7))
+        assert (told["state"], bench.applied) == ("rolled_back", [None])
+        assert "nobody expected this" in told["error"]
 
     bench.run(scenario)
 
