@@ -23,7 +23,7 @@ from monitor.provisioning import command, look, service
 from monitor.provisioning.answers import Rejected
 from monitor.provisioning.identity import Identities
 from tests.mqtt.broker import Authority, Broker
-from tests.mqtt.dying import ENOUGH
+from tests.mqtt.dying import ENOUGH, Mortal
 from tests.mqtt.fleet import ACL, CALLS, CREATE, REGISTER, Device, Fleet
 from tests.mqtt.fleet import service as serving
 
@@ -47,6 +47,18 @@ def fleet(tmp_path: Path) -> Iterator[Fleet]:
 def device(tmp_path: Path, fleet: Fleet) -> Device:
     """A device that has a claim and nothing else."""
     return Device(tmp_path / "device", fleet.broker)
+
+
+@pytest.fixture(scope="module")
+def mortal() -> Iterator[Mortal]:
+    """Who dies."""
+    with Mortal() as made:
+        yield made
+
+
+def dies(mortal: Mortal, device: Device, moment: int) -> int:
+    """The command, until that moment."""
+    return mortal.die(str(moment), "provision", "-c", str(device.configuration))
 
 
 def provision(device: Device) -> list[str]:
@@ -120,9 +132,10 @@ def test_only_one_at_a_time_provisions_a_device(device: Device) -> None:
 
 
 @pytest.mark.parametrize("moment", range(2 * RENAMES))
-def test_a_device_that_dies_at_any_step_goes_on_there(fleet: Fleet, device: Device, moment: int) -> None:
-    died = device.provision("-m", "tests.mqtt.dying", str(moment))
-    assert died.returncode == -signal.SIGKILL, died.stderr
+def test_a_device_that_dies_at_any_step_goes_on_there(
+    fleet: Fleet, device: Device, mortal: Mortal, moment: int
+) -> None:
+    assert dies(mortal, device, moment) == -signal.SIGKILL
     keys = [path.read_bytes() for path in device.identity.rglob("key.pem")]
     provision(device)
     assert [journal["step"] for journal in device.generations().values()] == ["confirmed"]
@@ -134,8 +147,8 @@ def test_a_device_that_dies_at_any_step_goes_on_there(fleet: Fleet, device: Devi
     assert connected_as(fleet.broker, fleet.active[0].name)
 
 
-def test_there_is_no_further_step_to_die_at(device: Device) -> None:
-    assert device.provision("-m", "tests.mqtt.dying", str(2 * RENAMES)).returncode == ENOUGH
+def test_there_is_no_further_step_to_die_at(device: Device, mortal: Mortal) -> None:
+    assert dies(mortal, device, 2 * RENAMES) == ENOUGH
     assert device.generations()[1]["step"] == "confirmed"
 
 
@@ -276,13 +289,12 @@ def test_a_certificate_that_has_ended_is_replaced_with_the_claim(fleet: Fleet, d
 
 @pytest.mark.parametrize("moment", [1, 9, 13, 15])
 def test_a_device_that_dies_while_it_replaces_its_certificate_has_one_that_works(
-    fleet: Fleet, device: Device, moment: int
+    fleet: Fleet, device: Device, mortal: Mortal, moment: int
 ) -> None:
     fleet.days, fleet.age_days = 40, 30
     provision(device)
     fleet.age_days = 0
-    died = device.provision("-m", "tests.mqtt.dying", str(moment))
-    assert died.returncode == -signal.SIGKILL, died.stderr
+    assert dies(mortal, device, moment) == -signal.SIGKILL
     usable = Identities(str(device.state)).newest()
     assert usable is not None
     assert usable.certificate.exists()
