@@ -6,7 +6,7 @@ FUZZ_SECONDS ?= 600
 PYTHON := .venv/bin/python
 PROGRAM := .venv/bin/kinwatch
 MODULE := monitor/engine/_native.abi3.so
-OBJECTS := monitor/capture/kinwatch.bpf.o monitor/capture/net.bpf.o
+OBJECTS := monitor/capture/kinwatch.bpf.o monitor/capture/net.bpf.o monitor/capture/kinwatch.bcc.c
 NATIVE := $(wildcard monitor/engine/native/*.[ch])
 EBPF := $(wildcard ebpf/*.[ch])
 
@@ -66,7 +66,7 @@ wheel: dev ## dist/*.whl, which needs no compiler and no package where it is ins
 	$(PYTHON) build/wheel.py
 
 clean: ## remove everything that was made, .venv/ included
-	rm -rf .venv .cache dist monitor/engine/_native*.so monitor/capture/*.bpf.o
+	rm -rf .venv .cache dist monitor/engine/_native*.so monitor/capture/*.bpf.o monitor/capture/*.bcc.c
 	find monitor build tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The packages are looked at every time (30 ms): a checkout may move to another machine. Everything else is made again only

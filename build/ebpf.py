@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
 """Recipe: ebpf/*.bpf.c -> monitor/capture/*.bpf.o, what runs in the kernel: kinwatch (processes) and net (network).
 
+And ebpf/kinwatch.bcc.c with the wire before it, for BCC to compile on a device whose kernel has no BTF.
+
 Owns: clang's flags for BPF. Refuses to know: loading, wheels, the engine. An object serves every kernel with BTF
 (CO-RE) of this byte order and register layout; it needs no header of the running kernel.
 """
@@ -19,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from recipe import ROOT, RecipeFailed, finish, is_current, key_of, run
 
 SOURCES = (ROOT / "ebpf" / "kinwatch.bpf.c", ROOT / "ebpf" / "net.bpf.c")
+DIALECT = (ROOT / "ebpf" / "event.h", ROOT / "ebpf" / "kinwatch.bcc.c")
 PLACE = ROOT / "monitor" / "capture"
 
 # libbpf's bpf_tracing.h picks the registers of an argument by this name.
@@ -48,7 +51,19 @@ def flags(machine: str | None = None) -> list[str]:
 
 def build() -> list[Path]:
     """Compile what changed and return the objects' paths. Raises RecipeFailed."""
-    return [_build(source) for source in SOURCES]
+    return [*(_build(source) for source in SOURCES), _join(DIALECT, PLACE / "kinwatch.bcc.c")]
+
+
+def _join(sources: tuple[Path, ...], output: Path) -> Path:
+    """Put these files into one: BCC compiles a text, and finds no file of ours."""
+    key = key_of([*sources, Path(__file__).resolve()], [])
+    if is_current(output, key):
+        return output
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".making-") as scratch:
+        made = Path(scratch) / output.name
+        made.write_text("\n".join(source.read_text(encoding="utf-8") for source in sources), encoding="utf-8")
+        finish(made, output, key)
+    return output
 
 
 def _build(source: Path) -> Path:

@@ -17,7 +17,9 @@ from monitor.errors import CaptureUnavailable
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-Kind = Literal["core", "netlink", "poll", "none"]
+    from monitor.schema import Capture as CaptureTable
+
+Kind = Literal["core", "bcc", "netlink", "poll", "none"]
 
 HOOKS: Final = {
     "core": (
@@ -28,6 +30,7 @@ HOOKS: Final = {
         "tp_btf/cgroup_mkdir",
         "tp_btf/cgroup_rmdir",
     ),
+    "bcc": ("raw_tp/sched_process_fork", "raw_tp/sched_process_exec", "raw_tp/sched_process_exit"),
     "netlink": ("proc_event/fork", "proc_event/exec", "proc_event/exit", "proc_event/id", "proc_event/comm"),
     "poll": (),
     "none": (),
@@ -66,6 +69,8 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
     kind: Kind
     reason: str
     hooks: tuple[str, ...]
+    ring: bool = True
+    """The hooks of `bcc` tell through a ring buffer; else through a perf buffer for each processor."""
 
 
 def probe(btf: str = "") -> Facts:
@@ -91,14 +96,39 @@ def obstacles(facts: Facts) -> list[str]:
     return found
 
 
-def choose(facts: Facts, wanted: str, speaks: Callable[[], bool] = connector.answers) -> Choice:
+def compiling(btf: str = "") -> list[str]:
+    """What keeps BCC from compiling on this machine, each with its remedy; empty: nothing. `btf`: as in probe."""
+    from monitor.capture import bccsource  # noqa: PLC0415 - who has `core` need not look for it
+
+    return bccsource.obstacles(btf)
+
+
+def bcc_obstacles(facts: Facts, lacking: list[str]) -> list[str]:
+    """What stands in the way of the `bcc` capture, each with its remedy. `lacking`: as compiling() says."""
+    found = []
+    if not facts.capable:
+        found.append("this process lacks CAP_BPF and CAP_PERFMON (run it as root)")
+    if facts.lockdown_confidentiality:
+        found.append("kernel lockdown is in confidentiality mode (boot with lockdown=integrity)")
+    return found + lacking
+
+
+def choose(
+    facts: Facts,
+    wanted: str,
+    speaks: Callable[[], bool] = connector.answers,
+    lacking: Callable[[], list[str]] = compiling,
+) -> Choice:
     """Decide. `wanted`: [capture] kind. Raises CaptureUnavailable when what is wanted cannot work here.
 
     `speaks`: whether the process connector does; asked only where that decides, for silence is known by waiting.
+    `lacking`: what keeps BCC from compiling; asked only where `core` is impossible, or bcc is wanted.
     """
     if wanted == "bcc":
-        msg = 'capture "bcc" is not in this version; use "core", "netlink" or "poll", or "auto"'
-        raise CaptureUnavailable(msg)
+        against = bcc_obstacles(facts, lacking())
+        if against:
+            raise CaptureUnavailable('capture "bcc" cannot work here: ' + "; ".join(against))
+        return _bcc(facts, "bcc was asked for")
     if wanted == "poll":
         return Choice(kind="poll", reason="poll was asked for: short-lived processes go unseen", hooks=HOOKS["poll"])
     if wanted == "netlink":
@@ -111,7 +141,25 @@ def choose(facts: Facts, wanted: str, speaks: Callable[[], bool] = connector.ans
         return Choice(kind="core", reason=reason, hooks=HOOKS["core"])
     if wanted == "core":
         raise CaptureUnavailable('capture "core" cannot work here: ' + "; ".join(against))
-    reason = "eBPF cannot be used: " + "; ".join(against)
+    without = bcc_obstacles(facts, lacking())
+    if not without:
+        return _bcc(facts, "core cannot be used: " + "; ".join(against))
+    reason = "eBPF cannot be used: " + "; ".join([*against, *(text for text in without if text not in against)])
     if speaks():
         return Choice(kind="netlink", reason=f"{reason}; {_HOLES}", hooks=HOOKS["netlink"])
     return Choice(kind="poll", reason=f"{reason}; {_MUTE}; short-lived processes go unseen", hooks=HOOKS["poll"])
+
+
+def decide(settings: CaptureTable) -> Choice:
+    """Choose on this machine. Raises CaptureUnavailable when what is wanted cannot work here."""
+    return choose(probe(settings.btf), settings.kind, lacking=lambda: compiling(settings.btf))
+
+
+def _bcc(facts: Facts, why: str) -> Choice:
+    way = "a ring buffer" if facts.ring_buffer else "a perf buffer, for the kernel has no ring buffer"
+    return Choice(
+        kind="bcc",
+        reason=f"{why}; BCC compiles the hooks on this machine, and they tell through {way}; sockets are not seen",
+        hooks=HOOKS["bcc"],
+        ring=facts.ring_buffer,
+    )

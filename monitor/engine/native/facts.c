@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/vfs.h>
+#include <unistd.h>
 
 #include <bpf/bpf.h>
 #include <bpf/btf.h>
@@ -119,4 +120,35 @@ void kw_facts_probe(const char *path, struct kw_facts *facts)
 	facts->bpffs = kw_bpffs_mounted();
 	facts->lockdown_confidentiality = locked_down();
 	facts->lsm = lsm_is_active();
+}
+
+int kw_reads_apart(void)
+{
+	libbpf_set_print(quiet);
+	return libbpf_probe_bpf_helper(BPF_PROG_TYPE_RAW_TRACEPOINT, BPF_FUNC_probe_read_kernel, NULL) == 1;
+}
+
+int kw_loops(void)
+{
+	const struct bpf_insn counts_to_four[] = {
+	    {.code = BPF_ALU64 | BPF_MOV | BPF_K, .dst_reg = BPF_REG_0, .imm = 0},
+	    {.code = BPF_ALU64 | BPF_ADD | BPF_K, .dst_reg = BPF_REG_0, .imm = 1},
+	    {.code = BPF_JMP | BPF_JNE | BPF_K, .dst_reg = BPF_REG_0, .imm = 4, .off = -2},
+	    {.code = BPF_JMP | BPF_EXIT},
+	};
+	int program;
+
+	libbpf_set_print(quiet);
+	program = bpf_prog_load(BPF_PROG_TYPE_SOCKET_FILTER, NULL, "GPL", counts_to_four,
+				sizeof(counts_to_four) / sizeof(counts_to_four[0]), NULL);
+	if (program < 0)
+		return 0;
+	close(program);
+	return 1;
+}
+
+int kw_raw_tracepoints(void)
+{
+	libbpf_set_print(quiet);
+	return libbpf_probe_bpf_prog_type(BPF_PROG_TYPE_RAW_TRACEPOINT, NULL) == 1;
 }

@@ -194,3 +194,15 @@ struct kw_facts {
 void kw_facts_probe(const char *btf, struct kw_facts *facts);
 /* Of these facts the one that needs no look through the kernel's BTF: kw_facts.bpffs. */
 int kw_bpffs_mounted(void);
+
+/*
+ * Where fields are in their structs, in bytes; fields: "task_struct.pid", ... btf: as above. offsets: -1 where there is
+ * no such struct or field. Returns 0, or a negative errno: there is no type information to read.
+ */
+int kw_btf_offsets(const char *btf, const char *const *fields, uint32_t count, int32_t *offsets);
+/* Programs read kernel memory and user memory by a helper each (bpf_probe_read_kernel, in 5.5): 1; by the one: 0. */
+int kw_reads_apart(void);
+/* Programs may loop, as long as the loop ends (5.3): 1. */
+int kw_loops(void);
+/* Programs attach to tracepoints as the kernel calls them, without a layout of their own (4.17): 1. */
+int kw_raw_tracepoints(void);
