@@ -14,8 +14,9 @@ BUILD="python3 python3-venv python3-dev gcc libc6-dev make pkg-config clang llvm
 # util-linux: unshare. procps, iproute2: the truth that tests compare with. forkstat: the bench's rival.
 # mosquitto, openssl, softhsm2, faketime: a broker, certificates, a PKCS#11 token, a clock that is set, to test publishing.
 # nginx, fcgiwrap: a service with CGI programs, to learn from.
+# python3-bpfcc: compiles the hooks on the device, for kernels without BTF. A device needs it for that capture only.
 DEV="bpftool clang-format clang-tidy cppcheck libclang-rt-dev binutils util-linux procps iproute2 forkstat
-	mosquitto openssl softhsm2 faketime nginx fcgiwrap"
+	mosquitto openssl softhsm2 faketime nginx fcgiwrap python3-bpfcc"
 # The broker of the demonstration of publishing.
 DEMO="mosquitto openssl"
 # Virtual machines with other kernels.

@@ -4,10 +4,10 @@
  * which stands before it when it is compiled, and tells the same records.
  *
  * Less is decided here than in kinwatch.bpf.c: which watch an image matches is user space's to say. The kernel keeps
- * those it follows alone, in `kin`: whoever is made by one of them is one before its first instruction. A stranger whose
- * image may match (`wanted`) is followed provisionally, so that none of its children can be missed. User space says of
- * which process, after how many images, nothing matched (`strangers`); its next image makes it provisional again. A row
- * stays as long as the process lives, so no verdict can hit a younger image or another process.
+ * those it follows alone, in `kin`: whoever is made by one of them is one before its first instruction. A stranger
+ * whose image may match (`wanted`) is followed provisionally, so that none of its children can be missed. User space
+ * says of which process, after how many images, nothing matched (`strangers`); its next image makes it provisional
+ * again. A row stays as long as the process lives, so no verdict can hit a younger image or another process.
  *
  * Raw tracepoints hand over task_struct and linux_binprm as they are: no layout of a tracepoint is relied on, which
  * changes between kernels. Where a field is in its struct the headers of the running kernel say, or numbers on the
@@ -63,7 +63,7 @@
 enum {
 	NAME_ROOM = 256, /* a path is written from its end; the last name written may start anywhere in it */
 	PATH_DEPTH = KW_UNROLLED ? 20 : 48, /* names and mounts a path may have */
-	GROUP_EXIT = 4,	 /* SIGNAL_GROUP_EXIT, include/linux/sched/signal.h */
+	GROUP_EXIT = 4,			    /* SIGNAL_GROUP_EXIT, include/linux/sched/signal.h */
 	QUIET_NS = 1000000, /* least time between two wake-ups: the reader looks so often once it is awake */
 };
 
@@ -337,8 +337,8 @@ static __always_inline bool path_put(struct kw_bcc_room *room, uint64_t path)
 	bool whole = false;
 
 	room->used = KW_PATH_BYTES;
-	LOOP
-	for (int i = 0; i < PATH_DEPTH; i++) {
+	LOOP for (int i = 0; i < PATH_DEPTH; i++)
+	{
 		uint64_t parent;
 
 		if (whole)
@@ -392,8 +392,8 @@ static __always_inline struct kw_text path_keep(struct kw_bcc_room *room, uint64
 /* Of the mapped file and of the directory it runs in; in a loop, so that clang has one path to compile. */
 static __always_inline void paths_keep(struct kw_bcc_room *room, uint64_t exe, uint64_t cwd)
 {
-	LOOP
-	for (int i = 0; i < 2; i++) {
+	LOOP for (int i = 0; i < 2; i++)
+	{
 		uint64_t path = i ? cwd : exe;
 		struct kw_text text = {};
 
@@ -522,7 +522,8 @@ int on_exec(struct bpf_raw_tracepoint_args *ctx)
 		room->image.header.flags |= KW_HAS_EXE | file_state(exe, inode);
 	}
 	filename = GET(uint64_t, binary, linux_binprm, filename);
-	if (filename != GET(uint64_t, binary, linux_binprm, interp)) /* where an interpreter runs it, it is the script */
+	if (filename !=
+	    GET(uint64_t, binary, linux_binprm, interp)) /* where an interpreter runs it, it is the script */
 		script_keep(room, filename);
 	argv_keep(room, mm);
 	size = (sizeof(room->image) + *(volatile uint32_t *)&room->filled + 7) & ~7ULL;

@@ -18,7 +18,7 @@ import msgspec
 from monitor import __version__
 from monitor import config as configuration
 from monitor.capture import connector, netfacts
-from monitor.capture.choose import choose, obstacles, probe
+from monitor.capture.choose import bcc_obstacles, choose, compiling, obstacles, probe
 from monitor.capture.core import PINS
 from monitor.capture.poll import LOWER_BOUNDS
 from monitor.capture.rules import cgroup2_mount
@@ -42,6 +42,7 @@ def findings(config: Config | None, *, connect: bool = True, send_report: bool =
     settings = planned.config
     facts = probe(settings.capture.btf)
     speaks = connector.answers()
+    lacking = compiling(settings.capture.btf)
     found: dict[str, Any] = {
         "version": __version__,
         "kernel": platform.release(),
@@ -54,10 +55,11 @@ def findings(config: Config | None, *, connect: bool = True, send_report: bool =
         },
         "pinned": Path(PINS).exists() if os.geteuid() == 0 else False,
         "core_obstacles": obstacles(facts),
+        "bcc_obstacles": bcc_obstacles(facts, lacking),
         "notes": list(configuration.notes(settings)),
     }
     try:
-        choice = choose(facts, settings.capture.kind, lambda: speaks)
+        choice = choose(facts, settings.capture.kind, lambda: speaks, lambda: lacking)
         found |= {"capture": choice.kind, "reason": choice.reason, "hooks": list(choice.hooks)}
         if choice.kind in {"netlink", "poll"}:
             found["lower_bounds"] = [
@@ -150,6 +152,8 @@ def _lines(found: dict[str, Any]) -> list[str]:
     lines.append(f"  {'pinned programs':26} {'yes, ' + PINS if found['pinned'] else 'none'}")
     if found["core_obstacles"]:
         lines += ["", "core cannot be used"] + [f"  {text}" for text in found["core_obstacles"]]
+    if found["bcc_obstacles"] and found["capture"] != "core":  # who has core misses nothing
+        lines += ["", "bcc cannot be used"] + [f"  {text}" for text in found["bcc_obstacles"]]
     lines += ["", "network"]
     for name, reason in found["network"].items():
         lines.append(f"  {name:10} {'-' if reason else 'ok':3} {netfacts.FACTS[name].purpose}")

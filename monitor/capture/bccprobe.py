@@ -63,7 +63,7 @@ def try_out(program: Program) -> _Records:
         msg = (
             f"capture bcc: what is known of the kernel's structs ({program.told}) is not of this kernel,"
             f" {os.uname().release}: of a process of our own {text}; install the headers of this very kernel"
-            " (apt-get install linux-headers-$(uname -r)), or name its BTF file in [capture] btf"
+            f" (apt-get install linux-headers-{os.uname().release}), or name its BTF file in [capture] btf"
         )
         raise CaptureUnavailable(msg)
     return came

@@ -146,7 +146,8 @@ class Program:
         flags = [*source.flags, f"-DKW_MAX_PROCESSES={max_processes}", f"-DKW_RING_PAGES={ring_bytes // page}"]
         if not ring:
             flags.append("-DKW_PERF")
-        self._pages = max(_LEAST_PAGES, 1 << (ring_bytes // page // (os.cpu_count() or 1)).bit_length() - 1)
+        each = max(_LEAST_PAGES, ring_bytes // page // (os.cpu_count() or 1))
+        self._pages = 1 << each.bit_length() - 1
         self._source = source
         self._bpf = self._compile(flags)
         library = self._library = self._bcc.lib
@@ -237,8 +238,12 @@ class Program:
         self._waiter.poll(timeout_ms)
 
     def losses(self) -> tuple[int, int]:
-        """Records that found no room, and processes; since the beginning."""
-        return self._cell(RING_FULL) + self._overrun, self._cell(TABLE_FULL)
+        """Records that found no room, and processes; since the beginning.
+
+        A hook is told when a perf buffer is full, but before 5.1 it was not: then the kernel's own count comes with the
+        next record that fits.
+        """
+        return max(self._cell(RING_FULL), self._overrun), self._cell(TABLE_FULL)
 
     def everybody(self, *, on: bool) -> None:
         """Tell, and follow, whoever forks and executes, kin or not."""
@@ -284,7 +289,8 @@ class Program:
         return int(value[0]) if value else 0
 
     def _take(self, _: object, data: int, size: int) -> None:
-        self._came.append(ctypes.string_at(data, size))
+        record = ctypes.string_at(data, size)
+        self._came.append(record[: int.from_bytes(record[:4], sys.byteorder)])  # a perf buffer pads
 
     def _count_overrun(self, count: int) -> None:
         self._overrun += count

@@ -118,9 +118,10 @@ def obstacles(btf: str = "") -> list[str]:
     if not lib.kw_raw_tracepoints():
         found.append("the kernel takes no programs at raw tracepoints (they came with 4.17; and it is for root)")
     if _offsets(btf) is None and not headers()[1]:
+        release = platform.release()
         found.append(
-            f"there are no headers of kernel {platform.release()} (apt-get install linux-headers-$(uname -r), or a"
-            " kernel with CONFIG_IKHEADERS) and no type information (name a BTF file in [capture] btf)"
+            f"there are no headers of kernel {release} (apt-get install linux-headers-{release}, or a kernel with"
+            " CONFIG_IKHEADERS) and no type information (name a BTF file in [capture] btf)"
         )
     return found
 

@@ -124,17 +124,8 @@ def choose(
     `speaks`: whether the process connector does; asked only where that decides, for silence is known by waiting.
     `lacking`: what keeps BCC from compiling; asked only where `core` is impossible, or bcc is wanted.
     """
-    if wanted == "bcc":
-        against = bcc_obstacles(facts, lacking())
-        if against:
-            raise CaptureUnavailable('capture "bcc" cannot work here: ' + "; ".join(against))
-        return _bcc(facts, "bcc was asked for")
-    if wanted == "poll":
-        return Choice(kind="poll", reason="poll was asked for: short-lived processes go unseen", hooks=HOOKS["poll"])
-    if wanted == "netlink":
-        if not speaks():
-            raise CaptureUnavailable(f'capture "netlink" cannot work here: {_MUTE}')
-        return Choice(kind="netlink", reason=f"netlink was asked for: {_HOLES}", hooks=HOOKS["netlink"])
+    if wanted in {"bcc", "netlink", "poll"}:
+        return _asked_for(facts, wanted, speaks, lacking)
     against = obstacles(facts)
     if not against:
         reason = "BTF, tracepoints, iterators and ring buffer are there, and the privileges to use them"
@@ -153,6 +144,20 @@ def choose(
 def decide(settings: CaptureTable) -> Choice:
     """Choose on this machine. Raises CaptureUnavailable when what is wanted cannot work here."""
     return choose(probe(settings.btf), settings.kind, lacking=lambda: compiling(settings.btf))
+
+
+def _asked_for(facts: Facts, wanted: str, speaks: Callable[[], bool], lacking: Callable[[], list[str]]) -> Choice:
+    """One of the captures beside `core`."""
+    if wanted == "bcc":
+        against = bcc_obstacles(facts, lacking())
+        if against:
+            raise CaptureUnavailable('capture "bcc" cannot work here: ' + "; ".join(against))
+        return _bcc(facts, "bcc was asked for")
+    if wanted == "poll":
+        return Choice(kind="poll", reason="poll was asked for: short-lived processes go unseen", hooks=HOOKS["poll"])
+    if not speaks():
+        raise CaptureUnavailable(f'capture "netlink" cannot work here: {_MUTE}')
+    return Choice(kind="netlink", reason=f"netlink was asked for: {_HOLES}", hooks=HOOKS["netlink"])
 
 
 def _bcc(facts: Facts, why: str) -> Choice:
