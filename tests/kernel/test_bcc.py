@@ -92,7 +92,8 @@ def here() -> Iterator[Callable[..., Here]]:
 @pytest.mark.parametrize("field", FELT if LONG else FELT[::4])
 def test_structs_of_another_kernel_are_refused(field: str) -> None:
     true = bccsource.source()
-    assert true.offsets, "this kernel has BTF, so that one field can be moved"
+    if not true.offsets:
+        pytest.skip("the compiler takes all fields from headers here: no single one can be moved")
     flag = f"-DKW_{field.replace('.', '__')}="
     wrong = [f"{flag}{int(word.removeprefix(flag)) + 16}" if word.startswith(flag) else word for word in true.flags]
     assert len(set(wrong) - set(true.flags)) == 1
