@@ -67,6 +67,8 @@ enum {
 	QUIET_NS = 1000000, /* least time between two wake-ups: the reader looks so often once it is awake */
 };
 
+typedef unsigned long address; /* as wide as the kernel's pointers, which may be 32 bits */
+
 enum kw_cell {
 	KW_CELL_EVERYBODY = 0, /* user space: tell of strangers too, while who runs is taken in */
 	KW_CELL_UNDECIDED = 1, /* user space: any image may match */
@@ -127,10 +129,10 @@ BPF_RINGBUF_OUTPUT(events, KW_RING_PAGES);
 
 #define hold(number) asm volatile("" : "+r"(number)) /* or clang forgets the bound that the verifier wants to see */
 
-#define GET(type, address, from, field)                                                                                \
+#define GET(type, where, from, field)                                                                                  \
 	({                                                                                                             \
 		type value = 0;                                                                                        \
-		read_kernel(&value, sizeof(value), (void *)((address) + OFFSET(from, field)));                         \
+		read_kernel(&value, sizeof(value), (void *)((where) + OFFSET(from, field)));                           \
 		value;                                                                                                 \
 	})
 
@@ -190,7 +192,7 @@ static __always_inline void header_fill(struct kw_header *header, uint32_t size,
 
 static __always_inline uint64_t start_of(uint64_t task)
 {
-	return GET(uint64_t, GET(uint64_t, task, task_struct, group_leader), task_struct, KW_START);
+	return GET(uint64_t, GET(address, task, task_struct, group_leader), task_struct, KW_START);
 }
 
 static __always_inline void key_fill(struct kw_bcc_key *key, uint32_t pid, uint64_t start_ns)
@@ -207,7 +209,7 @@ static __always_inline void comm_fill(uint8_t *comm, uint64_t task)
 
 static __always_inline uint32_t uid_of(uint64_t task)
 {
-	return GET(uint32_t, GET(uint64_t, task, task_struct, cred), cred, uid);
+	return GET(uint32_t, GET(address, task, task_struct, cred), cred, uid);
 }
 
 /* User space has looked at all its images, and none matched. */
@@ -254,8 +256,8 @@ int on_fork(struct bpf_raw_tracepoint_args *ctx)
 int on_exit(struct bpf_raw_tracepoint_args *ctx)
 {
 	uint64_t task = ctx->args[0];
-	uint64_t signal = GET(uint64_t, task, task_struct, signal);
-	uint64_t leader = GET(uint64_t, task, task_struct, group_leader);
+	uint64_t signal = GET(address, task, task_struct, signal);
+	uint64_t leader = GET(address, task, task_struct, group_leader);
 	struct kw_exit record = {};
 	struct kw_bcc_row *row;
 	struct kw_bcc_key key;
@@ -294,17 +296,17 @@ static __always_inline bool is_wanted(const struct kw_bcc_wanted *key)
 /* May user space find that this image matches? It looks closer; here nothing is missed. */
 static __always_inline bool may_match(uint64_t task, uint64_t exe, uint32_t pid)
 {
-	uint64_t inode = GET(uint64_t, exe, file, f_inode);
-	uint64_t dentry = GET(uint64_t, exe + OFFSET(file, f_path), path, dentry);
+	uint64_t inode = GET(address, exe, file, f_inode);
+	uint64_t dentry = GET(address, exe + OFFSET(file, f_path), path, dentry);
 	struct kw_bcc_wanted name = {}, base = {}, file = {}, number = {};
 
 	if (cell(KW_CELL_EVERYBODY) || cell(KW_CELL_UNDECIDED))
 		return true;
 	comm_fill(name.name, task);
 	read_kernel_str(base.name, sizeof(base.name),
-			(void *)GET(uint64_t, dentry + OFFSET(dentry, d_name), qstr, name));
+			(void *)GET(address, dentry + OFFSET(dentry, d_name), qstr, name));
 	file.inode = GET(unsigned long, inode, inode, i_ino);
-	file.device = GET(uint32_t, GET(uint64_t, inode, inode, i_sb), super_block, s_dev);
+	file.device = GET(uint32_t, GET(address, inode, inode, i_sb), super_block, s_dev);
 	number.pid = pid;
 	return is_wanted(&name) || is_wanted(&base) || is_wanted(&file) || is_wanted(&number);
 }
@@ -318,7 +320,7 @@ static __always_inline bool name_put(struct kw_bcc_room *room, uint64_t dentry)
 	if (length + 1 > start)
 		return false;
 	start -= length;
-	read_kernel(room->path + (start & (KW_PATH_BYTES - 1)), length, (void *)GET(uint64_t, qstr, qstr, name));
+	read_kernel(room->path + (start & (KW_PATH_BYTES - 1)), length, (void *)GET(address, qstr, qstr, name));
 	start--;
 	room->path[start & (KW_PATH_BYTES - 1)] = '/';
 	*(volatile uint32_t *)&room->used = start;
@@ -332,8 +334,8 @@ static __always_inline bool name_put(struct kw_bcc_room *room, uint64_t dentry)
  */
 static __always_inline bool path_put(struct kw_bcc_room *room, uint64_t path)
 {
-	uint64_t mount = GET(uint64_t, path, path, mnt); /* what others see of struct mount */
-	uint64_t dentry = GET(uint64_t, path, path, dentry);
+	uint64_t mount = GET(address, path, path, mnt); /* what others see of struct mount */
+	uint64_t dentry = GET(address, path, path, dentry);
 	bool whole = false;
 
 	room->used = KW_PATH_BYTES;
@@ -343,11 +345,12 @@ static __always_inline bool path_put(struct kw_bcc_room *room, uint64_t path)
 
 		if (whole)
 			continue;
-		if (dentry == GET(uint64_t, mount, vfsmount, mnt_root)) {
-			uint64_t above = 0;
+		if (dentry == GET(address, mount, vfsmount, mnt_root)) {
+			address above = 0, point = 0;
 
 			read_kernel(&above, sizeof(above), (void *)(mount + MOUNT_ABOVE));
-			read_kernel(&dentry, sizeof(dentry), (void *)(mount + MOUNT_POINT));
+			read_kernel(&point, sizeof(point), (void *)(mount + MOUNT_POINT));
+			dentry = point;
 			above += MOUNT_SEEN;
 			whole = above == mount;
 			mount = above;
@@ -355,7 +358,7 @@ static __always_inline bool path_put(struct kw_bcc_room *room, uint64_t path)
 		}
 		if (!name_put(room, dentry))
 			return false;
-		parent = GET(uint64_t, dentry, dentry, d_parent);
+		parent = GET(address, dentry, dentry, d_parent);
 		whole = parent == dentry; /* a memory file: no directory, its name is all */
 		dentry = parent;
 	}
@@ -409,12 +412,12 @@ static __always_inline void paths_keep(struct kw_bcc_room *room, uint64_t exe, u
 /* KW_DELETED where it has no name any more, KW_MEMFD where it never had one. */
 static __always_inline uint16_t file_state(uint64_t exe, uint64_t inode)
 {
-	uint64_t dentry = GET(uint64_t, exe + OFFSET(file, f_path), path, dentry);
+	uint64_t dentry = GET(address, exe + OFFSET(file, f_path), path, dentry);
 	char begin[6] = {};
 
 	if (GET(uint32_t, inode, inode, i_nlink))
 		return 0;
-	read_kernel(begin, sizeof(begin), (void *)GET(uint64_t, dentry + OFFSET(dentry, d_name), qstr, name));
+	read_kernel(begin, sizeof(begin), (void *)GET(address, dentry + OFFSET(dentry, d_name), qstr, name));
 	if (begin[0] == 'm' && begin[1] == 'e' && begin[2] == 'm' && begin[3] == 'f' && begin[4] == 'd' &&
 	    begin[5] == ':')
 		return KW_DELETED | KW_MEMFD;
@@ -462,8 +465,8 @@ static __always_inline void argv_keep(struct kw_bcc_room *room, uint64_t mm)
 /* The fixed part. */
 static __always_inline void image_fill(struct kw_image *image, uint64_t task, uint32_t pid, uint64_t start_ns)
 {
-	uint64_t parent = GET(uint64_t, task, task_struct, real_parent);
-	uint64_t cred = GET(uint64_t, task, task_struct, cred);
+	uint64_t parent = GET(address, task, task_struct, real_parent);
+	uint64_t cred = GET(address, task, task_struct, cred);
 
 	header_fill(&image->header, 0, KW_EXEC, KW_HAS_CREDENTIALS | KW_HAS_PPID);
 	image->fresh = 0;
@@ -484,8 +487,8 @@ int on_exec(struct bpf_raw_tracepoint_args *ctx)
 	uint64_t task = ctx->args[0], binary = ctx->args[2];
 	uint32_t pid = bpf_get_current_pid_tgid() >> 32, zero = 0;
 	uint64_t start_ns = start_of(task), size;
-	uint64_t mm = GET(uint64_t, task, task_struct, mm);
-	uint64_t exe = GET(uint64_t, mm, mm_struct, exe_file);
+	uint64_t mm = GET(address, task, task_struct, mm);
+	uint64_t exe = GET(address, mm, mm_struct, exe_file);
 	uint64_t filename, inode;
 	struct kw_bcc_row *row, fresh = {.start_ns = start_ns, .images = 1};
 	struct kw_bcc_room *room;
@@ -514,16 +517,15 @@ int on_exec(struct bpf_raw_tracepoint_args *ctx)
 	room->image.cause = fresh.images; /* for the verdict; user space writes the cause */
 	room->filled = 0;
 	paths_keep(room, exe ? exe + OFFSET(file, f_path) : 0,
-		   GET(uint64_t, task, task_struct, fs) + OFFSET(fs_struct, pwd));
+		   GET(address, task, task_struct, fs) + OFFSET(fs_struct, pwd));
 	if (exe) {
-		inode = GET(uint64_t, exe, file, f_inode);
+		inode = GET(address, exe, file, f_inode);
 		room->image.inode = GET(unsigned long, inode, inode, i_ino);
-		room->image.device = GET(uint32_t, GET(uint64_t, inode, inode, i_sb), super_block, s_dev);
+		room->image.device = GET(uint32_t, GET(address, inode, inode, i_sb), super_block, s_dev);
 		room->image.header.flags |= KW_HAS_EXE | file_state(exe, inode);
 	}
-	filename = GET(uint64_t, binary, linux_binprm, filename);
-	if (filename !=
-	    GET(uint64_t, binary, linux_binprm, interp)) /* where an interpreter runs it, it is the script */
+	filename = GET(address, binary, linux_binprm, filename);
+	if (filename != GET(address, binary, linux_binprm, interp)) /* where an interpreter runs it, it is the script */
 		script_keep(room, filename);
 	argv_keep(room, mm);
 	size = (sizeof(room->image) + *(volatile uint32_t *)&room->filled + 7) & ~7ULL;

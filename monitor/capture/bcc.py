@@ -56,6 +56,8 @@ class BccCapture(ListeningCapture[_Event]):
         """`ring`: the kernel has ring buffers. `source`: how to compile, in place of what is found here."""
         super().__init__(engine, watches, interval_s)
         self._lost = (0, 0)
+        self._incomplete = False
+        """Something was lost at some time: counts are lower bounds."""
         self._program = Program(
             source or bccsource.source(settings.btf),
             ring_bytes=settings.ring_bytes,
@@ -75,13 +77,17 @@ class BccCapture(ListeningCapture[_Event]):
         """Whose children the kernel tells of: kin, and who is not decided about yet."""
         return set(self._program.followed())
 
+    def kept(self) -> set[int]:
+        """Pids of all that the kernel or this side has a row for, strangers that were asked about included."""
+        return self._program.kept() | set(self._seen) | set(self._since_ns)
+
     def close(self, *, keep: bool) -> None:
         """The hooks go. Nothing is kept."""
         self._program.close()
         super().close(keep=keep)
 
     def _lower_bounds(self) -> frozenset[str]:
-        return LOWER_BOUNDS if any(self._lost) else frozenset()
+        return LOWER_BOUNDS if self._incomplete else frozenset()
 
     def _everybody(self, *, on: bool) -> None:
         self._want()
@@ -105,7 +111,7 @@ class BccCapture(ListeningCapture[_Event]):
         for stage, now, before in zip((lib.KW_RING_FULL, lib.KW_TABLE_FULL), lost, self._lost, strict=True):
             if now > before:
                 self._out.append(records.lost_record(time_ns=self._boot_ns(), stage=stage, count=now - before))
-                self._torn = True
+                self._torn = self._incomplete = True
         self._lost = lost
         return bool(came)
 
@@ -202,7 +208,11 @@ class BccCapture(ListeningCapture[_Event]):
 
     def _adopted(self, seen: Seen, moment_ns: int) -> None:
         del moment_ns
-        self._program.follow(seen.stat.process)
+        if not self._program.follow(seen.stat.process):
+            self._out.append(records.lost_record(time_ns=self._now_ns, stage=lib.KW_TABLE_FULL, count=1))
+            self._incomplete = True
+            self._forgotten(seen.stat.process.pid)
+            self._end(seen)  # nobody would tell when it does
 
     def _forgotten(self, pid: int) -> None:
         self._seen.pop(pid, None)

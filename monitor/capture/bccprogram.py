@@ -44,9 +44,9 @@ _COUNT: Final = struct.Struct("=I")
 _WANTED: Final = struct.Struct("=16sQII")  # struct kw_bcc_wanted
 _TIME_AT: Final = ffi.offsetof("struct kw_header", "time_ns")
 _NOEXIST: Final = 1  # BPF_NOEXIST
-_QUIET_MS: Final = 1
-"""KW_QUIET_NS: records that come so soon after a wake-up wake nobody, so it is looked for them."""
-_QUIET_LOOKS: Final = 3
+_NAP_MS: Final = 1
+_QUIET_S: Final = 0.003
+"""Records that come sooner after a wake-up than KW_QUIET_NS wake nobody: for longer than that it is looked for them."""
 _LEAST_PAGES: Final = 16
 """Of a perf buffer: the longest record fits in, and a second."""
 
@@ -165,7 +165,9 @@ class Program:
         """Records of a perf buffer that are younger than the last look."""
         self._overrun = 0
         self._waiter = select.poll()
-        self._quiet = 0
+        self._came_s = 0.0
+        """When something had come, by time.monotonic()."""
+        self._anything: bool | None = None
 
     def _compile(self, flags: list[str]) -> Any:  # noqa: ANN401 - BCC has no types
         with _headers(self._source), _said() as said:
@@ -223,7 +225,8 @@ class Program:
             came = [pair for pair in found if pair[0] < began_ns]
             self._late = [record for _, record in found[len(came) :]]
         self._came.clear()
-        self._quiet = 0 if came else self._quiet + 1
+        if came:
+            self._came_s = time.monotonic()
         return came
 
     def wait(self, timeout_ms: int) -> None:
@@ -233,8 +236,8 @@ class Program:
         """
         if self._late:
             timeout_ms = 0
-        elif self._quiet < _QUIET_LOOKS:
-            timeout_ms = _QUIET_MS
+        elif time.monotonic() - self._came_s < _QUIET_S:
+            timeout_ms = _NAP_MS
         self._waiter.poll(timeout_ms)
 
     def losses(self) -> tuple[int, int]:
@@ -254,18 +257,21 @@ class Program:
 
         `anything`: all of them.
         """
-        self._cells.put((UNDECIDED,), (int(anything),))
+        if anything is not self._anything:
+            self._anything = anything
+            self._cells.put((UNDECIDED,), (int(anything),))
         for key in wanted - self._wanting:
             self._wanted.put(key, (1,))
         for key in self._wanting - wanted:
             self._wanted.drop(key)
         self._wanting = wanted
 
-    def follow(self, process: ProcessId) -> None:
-        """Whoever it makes from now on is told and followed."""
+    def follow(self, process: ProcessId) -> bool:
+        """Whoever it makes from now on is told and followed. False: there is no room for it."""
         key = _key(process)
-        self._kin.put(key, Row(process.start_ns, 0, 0, 0), _NOEXIST)
+        room = self._kin.put(key, Row(process.start_ns, 0, 0, 0), _NOEXIST) or self._kin.get(key) is not None
         self._strangers.drop(key)
+        return room
 
     def dismiss(self, process: ProcessId, images: int) -> None:
         """After so many images it is nobody's kin. Its next image may change that."""
@@ -283,6 +289,10 @@ class Program:
             if row is not None and (verdict is None or verdict[0] != row[3]):
                 found[ProcessId(key[0], row[0])] = Row(*row)
         return found
+
+    def kept(self) -> set[int]:
+        """Pids that have a row, whosoever they are."""
+        return {key[0] for table in (self._kin, self._strangers) for key in table.keys()}  # noqa: SIM118 - no mapping
 
     def _cell(self, number: int) -> int:
         value = self._cells.get((number,))

@@ -79,9 +79,10 @@ def here() -> Iterator[Callable[..., Here]]:
     """Opens captures; their hooks are gone when the test has ended."""
     opened: list[Here] = []
 
-    def make(*names: str, ring: bool = True, ring_bytes: int = 1 << 22, max_processes: int = 4096) -> Here:
+    def make(*names: str | Watch, ring: bool = True, ring_bytes: int = 1 << 22, max_processes: int = 4096) -> Here:
         settings = Settings(ring_bytes=ring_bytes, max_processes=max_processes)
-        opened.append(Here([Watch(name=name, kind="process", value=name) for name in names], settings, ring=ring))
+        watches = [_called(name) if isinstance(name, str) else name for name in names]
+        opened.append(Here(watches, settings, ring=ring))
         return opened[-1]
 
     yield make
@@ -193,12 +194,76 @@ def test_look_alike_by_the_first_letters_is_followed_until_it_is_known_to_be_non
     app.release()
 
 
+@pytest.mark.parametrize("kind", ["exe", "cmdline", "link"])
+def test_every_kind_of_watch_finds_its_root_at_its_exec(
+    here: Callable[..., Here], programs: Programs, name: str, kind: str
+) -> None:
+    path = programs.path("family", name)
+    if kind == "link":  # the file is the same, nothing in its name is
+        path = programs.directory / f"other{name}"
+        path.symlink_to(programs.directory / name)
+    value = f"{path} 1$" if kind == "cmdline" else str(path)
+    watching = here(Watch(name="watched", kind="cmdline" if kind == "cmdline" else "exe", value=value))
+    like, app = programs.start("family", f"{name}z", "2"), programs.run(programs.directory / name, "1")
+    if kind == "cmdline":
+        like = programs.run(path, "2")
+    children = {app.fact("child")["pid"]}
+    like.fact("child", 2)
+    watching.until(lambda: {line.pid for line in watching.of(Fork)} == children, "the child of the root")
+    app.release()
+    like.release()
+    watching.until(lambda: len(watching.of(Exit)) == 2, "the two to have ended")
+    assert {line.pid for line in watching.of(Root)} == {app.pid}
+
+
+def test_watches_come_and_go_and_no_child_is_missed(here: Callable[..., Here], programs: Programs, name: str) -> None:
+    other = f"{name}o"
+    watching = here(name)
+    app, second = programs.start("orphan", name), programs.start("orphan", other)
+    grown = second.fact("root")["child"]
+    app.fact("root")
+    watching.capture.apply([_called(name), _called(other)])
+    watching.until(lambda: bool(watching.of(Root, second.pid)), "the other root")
+    assert watching.of(Root, second.pid)[0].cause == "running"
+    second.go()
+    born = second.fact("child")["pid"]
+    watching.until(lambda: bool(watching.of(Fork, born)), "the child of the child that was adopted")
+    assert watching.of(Fork, born)[0].parent_pid == grown
+    watching.capture.apply([_called(other)])
+    app.go()
+    app.fact("child")
+    app.release()
+    second.release()
+    watching.until(lambda: bool(watching.of(Exit, born)), "its end")
+    assert not [line for line in watching.told if getattr(line, "parent_pid", None) == app.fact("root")["child"]]
+    assert [held.watch.name for held in watching.capture.watches] == [other]
+
+
+def test_nothing_is_kept_of_who_has_ended(here: Callable[..., Here], programs: Programs, name: str) -> None:
+    watching = here(name, Watch(name="by-line", kind="cmdline", value=f"{name} never"))
+    app = programs.start("fork_exec", name, "50", "/bin/true")
+    app.fact("children")
+    strangers = set()
+    for _ in range(50):
+        with subprocess.Popen(["/bin/true"]) as stranger:  # each of them is asked about
+            strangers.add(stranger.pid)
+    watching.until(lambda: len(watching.of(Exit)) == 50, "the children to have ended")
+    app.release()
+    watching.until(lambda: bool(watching.of(Exit, app.pid)), "the root to have ended")
+    ours = {app.pid, *(fact["pid"] for fact in app.facts("child")), *strangers}
+    watching.until(lambda: ours.isdisjoint(watching.capture.kept()), "nobody who has ended to be kept")
+
+
 def test_hooks_are_gone_when_the_capture_is_closed(here: Callable[..., Here], name: str) -> None:
     watching = here(name)
     before = _programs()
     assert {"on_fork", "on_exec", "on_exit"} <= before
     watching.close()
     eventually(lambda: len(_programs()) == len(before) - 3 or not _programs() & {"on_fork"}, "the hooks to be gone")
+
+
+def _called(name: str) -> Watch:
+    return Watch(name=name, kind="process", value=name)
 
 
 def _alive(watching: Here) -> int:
