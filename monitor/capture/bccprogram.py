@@ -318,13 +318,22 @@ def _time_of(record: bytes) -> int:
     return int.from_bytes(record[_TIME_AT : _TIME_AT + 8], sys.byteorder)
 
 
+def _scratch() -> str:
+    """A directory to write to for a moment; a service may have no /tmp. Raises CaptureUnavailable."""
+    places = (os.environ.get("RUNTIME_DIRECTORY", ""), tempfile.tempdir or "/tmp", "/run", "/dev/shm")  # noqa: S108 - mkdtemp
+    for place in places:
+        if place and os.access(place, os.W_OK | os.X_OK):
+            return place
+    raise CaptureUnavailable(f"capture bcc: none of {', '.join(filter(None, places))} can be written to")
+
+
 @contextlib.contextmanager
 def _headers(source: Source) -> Iterator[None]:
     """Have BCC find headers: the kernel's, or the few words of them that it needs itself."""
     with contextlib.ExitStack() as stack:
         directory = source.headers
         if source.offsets:
-            directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="kinwatch-"))
+            directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="kinwatch-", dir=_scratch()))
             for name, text in STAND_IN.items():
                 for path in (Path(directory, part) for part in name):
                     path.parent.mkdir(parents=True, exist_ok=True)

@@ -96,7 +96,7 @@ def _recorded(
         writer.append(engine.take().records)
     snapshot = capture.snapshot(None, 0)
     unknown = NETWORK if "remotes" in snapshot.unknown else frozenset()
-    if choice.kind in {"netlink", "poll"}:
+    if choice.kind in {"bcc", "netlink", "poll"}:
         unknown |= {"temporary"}
     losses = engine.losses()
     lost = {stage: max(count, snapshot.lost.get(stage, 0)) for stage, count in losses.items()}
