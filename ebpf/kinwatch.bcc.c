@@ -311,7 +311,7 @@ static __always_inline bool may_match(uint64_t task, uint64_t exe, uint32_t pid)
 	return is_wanted(&name) || is_wanted(&base) || is_wanted(&file) || is_wanted(&number);
 }
 
-static __always_inline bool name_put(struct kw_bcc_room *room, uint64_t dentry)
+static __always_inline bool name_write(struct kw_bcc_room *room, uint64_t dentry)
 {
 	uint64_t qstr = dentry + OFFSET(dentry, d_name);
 	uint64_t length = GET(uint32_t, qstr, qstr, len) & (NAME_ROOM - 1);
@@ -332,7 +332,7 @@ static __always_inline bool name_put(struct kw_bcc_room *room, uint64_t dentry)
  * fitted. The position is kept in memory: a number loaded from there is any number to the verifier, so that the steps
  * look alike to it and it checks few paths through them.
  */
-static __always_inline bool path_put(struct kw_bcc_room *room, uint64_t path)
+static __always_inline bool path_write(struct kw_bcc_room *room, uint64_t path)
 {
 	uint64_t mount = GET(address, path, path, mnt); /* what others see of struct mount */
 	uint64_t dentry = GET(address, path, path, dentry);
@@ -356,7 +356,7 @@ static __always_inline bool path_put(struct kw_bcc_room *room, uint64_t path)
 			mount = above;
 			continue;
 		}
-		if (!name_put(room, dentry))
+		if (!name_write(room, dentry))
 			return false;
 		parent = GET(address, dentry, dentry, d_parent);
 		whole = parent == dentry; /* a memory file: no directory, its name is all */
@@ -375,7 +375,7 @@ static __always_inline struct kw_text path_keep(struct kw_bcc_room *room, uint64
 	struct kw_text text = {};
 	uint64_t start, length, used;
 
-	if (!path_put(room, path))
+	if (!path_write(room, path))
 		room->image.header.flags |= KW_TRUNCATED;
 	start = *(volatile uint32_t *)&room->used & (KW_PATH_BYTES - 1);
 	used = *(volatile uint32_t *)&room->filled;
