@@ -21,6 +21,7 @@ from monitor.capture.procfs import Image, Stat, read_image, read_stat
 from monitor.engine import records
 from monitor.engine._native import ffi, lib
 from monitor.engine.records import Credentials, Lineage, ProcessId
+from monitor.errors import CaptureUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,20 +59,30 @@ class BccCapture(ListeningCapture[_Event]):
         self._lost = (0, 0)
         self._incomplete = False
         """Something was lost at some time: counts are lower bounds."""
-        self._program = Program(
-            source or bccsource.source(settings.btf),
-            ring_bytes=settings.ring_bytes,
-            max_processes=settings.max_processes,
-            ring=ring,
-        )
+        source = source or bccsource.source(settings.btf)
         try:
-            self._program.attach(self._wake)
-            self._program.everybody(on=True)
+            self._program = self._begin(source, settings, ring=ring)
+        except CaptureUnavailable:
+            if not source.remembered:
+                raise
+            # Not true any more, though neither kernel nor headers seem to be others.
+            source = bccsource.source(settings.btf, anew=True)
+            self._program = self._begin(source, settings, ring=ring)
+        if not source.offsets:
+            bccsource.remember(source, self._program.offsets())
+
+    def _begin(self, source: bccsource.Source, settings: CaptureTable, *, ring: bool) -> Program:
+        """Compile, attach, try out."""
+        program = Program(source, ring_bytes=settings.ring_bytes, max_processes=settings.max_processes, ring=ring)
+        try:
+            program.attach(self._wake)
+            program.everybody(on=True)
             # What comes of others while it is tried is not lost: it waits for start().
-            self._waiting.extend(_Event(*pair) for pair in bccprobe.try_out(self._program))
+            self._waiting.extend(_Event(*pair) for pair in bccprobe.try_out(program))
         except BaseException:
-            self._program.close()
+            program.close()
             raise
+        return program
 
     def followed(self) -> set[ProcessId]:
         """Whose children the kernel tells of: kin, and who is not decided about yet."""

@@ -43,6 +43,9 @@ _CELL: Final = struct.Struct("=Q")
 _COUNT: Final = struct.Struct("=I")
 _WANTED: Final = struct.Struct("=16sQII")  # struct kw_bcc_wanted
 _TIME_AT: Final = ffi.offsetof("struct kw_header", "time_ns")
+_INSTRUCTION: Final = struct.Struct("=BBhi")  # struct bpf_insn
+_RETURNS: Final = 0xB7
+"""BPF_ALU64 | BPF_MOV | BPF_K: a number into register 0, unless it names another."""
 _NOEXIST: Final = 1  # BPF_NOEXIST
 _NAP_MS: Final = 1
 _QUIET_S: Final = 0.003
@@ -170,9 +173,12 @@ class Program:
         self._anything: bool | None = None
 
     def _compile(self, flags: list[str]) -> Any:  # noqa: ANN401 - BCC has no types
+        text = TEXT.read_text(encoding="utf-8")
+        if not self._source.offsets:
+            text += "".join(bccsource.questions().values())
         with _headers(self._source), _said() as said:
             try:
-                return self._bcc.BPF(text=TEXT.read_bytes(), cflags=flags)
+                return self._bcc.BPF(text=text.encode(), cflags=flags)
             except Exception as error:
                 reason = next((line for line in said() if "error:" in line), str(error))
                 msg = f"capture bcc: BCC cannot compile ({self._source.told}): {reason}"
@@ -202,6 +208,18 @@ class Program:
     def told(self) -> str:
         """Whence it is known where the kernel's fields are."""
         return self._source.told
+
+    def offsets(self) -> dict[str, int]:
+        """Where the compiler, which read headers, has the fields: the number that each of the questions returns."""
+        found = {}
+        for field, text in bccsource.questions().items():
+            function = text.removeprefix("int ").partition("(")[0]
+            code = self._bpf.dump_func(function.encode())
+            operation, _, _, number = _INSTRUCTION.unpack_from(code)
+            if operation != _RETURNS:
+                raise CaptureUnavailable(f"capture bcc: the compiler made something else of {field}")
+            found[field] = number
+        return found
 
     def close(self) -> None:
         """Take the hooks away, and everything that was theirs."""

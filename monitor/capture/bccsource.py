@@ -8,6 +8,7 @@ is usually possible too; so it is rather a file of it ([capture] btf) that serve
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import platform
@@ -48,9 +49,20 @@ _SYSTEM: Final = (
 """Where distributions put it; an environment does not look there."""
 _KHEADERS: Final = Path("/sys/kernel/kheaders.tar.xz")
 
+CACHE: Final = Path("/var/cache/kinwatch/offsets.json")
+"""What headers said of the running kernel: reading them takes clang most of its time."""
+
 NO_BINDING: Final = (
     "BCC is not installed (apt-get install python3-bpfcc; PyPI's bcc is something else), or not for this Python"
 )
+
+
+class Remembered(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Offsets by field, and of what they are: the kernel's build and the headers."""
+
+    kernel: str
+    headers: str
+    fields: dict[str, int]
 
 
 class Source(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,6 +76,8 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     """The flags say where fields are: no header of the kernel is needed."""
     told: str
     """Whence that is known."""
+    remembered: bool = False
+    """From an earlier start, which read the headers."""
 
 
 def binding() -> Path | None:
@@ -126,20 +140,67 @@ def obstacles(btf: str = "") -> list[str]:
     return found
 
 
-def source(btf: str = "") -> Source:
-    """How to compile here. Raises CaptureUnavailable when it cannot be."""
+def source(btf: str = "", *, anew: bool = False) -> Source:
+    """How to compile here. `anew`: what is remembered is not asked. Raises CaptureUnavailable when it cannot be."""
     flags = [f"-DKW_UNROLLED={int(not lib.kw_loops())}", *([] if lib.kw_reads_apart() else ["-DKW_ONE_READ"])]
     offsets = _offsets(btf)
     if offsets is not None:
-        flags += ["-DKW_OFFSETS"]
-        flags += [f"-DKW_{field.replace('.', '__')}={offset}" for field, offset in offsets.items()]
+        flags += _defined(offsets)
         return Source(headers="", flags=tuple(flags), offsets=True, told=f"BTF in {btf or '/sys/kernel/btf/vmlinux'}")
     directory, told = headers()
     if not told:
         raise CaptureUnavailable(f"capture bcc: {'; '.join(obstacles(btf))}")
+    known = None if anew else _recall(told)
+    if known is not None:
+        flags += _defined(known)
+        return Source(headers="", flags=tuple(flags), offsets=True, told=f"{told}, read before", remembered=True)
     if _has_old_names(directory):
         flags.append("-DKW_START=real_start_time")
     return Source(headers=directory, flags=tuple(flags), offsets=False, told=told)
+
+
+def remember(source: Source, fields: dict[str, int]) -> None:
+    """Keep what the headers said, for the next start on this kernel. Where nothing can be written, nothing is kept."""
+    what = Remembered(kernel=_kernel(), headers=source.told, fields=fields)
+    scratch = CACHE.with_suffix(".new")
+    with contextlib.suppress(OSError):
+        CACHE.parent.mkdir(mode=0o755, exist_ok=True)
+        scratch.write_bytes(msgspec.json.encode(what))
+        scratch.replace(CACHE)
+
+
+def _recall(told: str) -> dict[str, int] | None:
+    """What those headers said of this very kernel at an earlier start."""
+    try:
+        what = msgspec.json.decode(CACHE.read_bytes(), type=Remembered)
+    except (OSError, msgspec.MsgspecError):
+        return None
+    same = (what.kernel, what.headers, set(what.fields)) == (_kernel(), told, set(FIELDS))
+    return what.fields if same else None
+
+
+def _kernel() -> str:
+    """Names the build of the running kernel."""
+    return f"{platform.release()} {platform.version()} {platform.machine()}"
+
+
+def _defined(offsets: dict[str, int]) -> list[str]:
+    return ["-DKW_OFFSETS", *(f"-D{_name(field)}={offset}" for field, offset in offsets.items())]
+
+
+def _name(field: str) -> str:
+    return f"KW_{field.replace('.', '__')}"
+
+
+def questions() -> dict[str, str]:
+    """By field: the text of a function, called as the field, that returns its offset; of headers they ask."""
+    found = {}
+    for field in FIELDS:
+        struct, _, member = field.partition(".")
+        member = "KW_START" if field in OLD_NAMES else member
+        text = f"int {_name(field)}(struct bpf_raw_tracepoint_args *ctx) {{ return OFFSET({struct}, {member}); }}\n"
+        found[field] = text
+    return found
 
 
 def _offsets(btf: str) -> dict[str, int] | None:

@@ -108,6 +108,19 @@ def test_structs_of_another_kernel_are_refused(field: str) -> None:
     assert "apt-get install linux-headers-" in said
 
 
+def test_what_is_remembered_wrongly_is_asked_of_the_headers_again(
+    here: Callable[..., Here], programs: Programs, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    true = bccsource.source()
+    moved = [f"{word}0" if word.startswith("-DKW_task_struct__comm=") else word for word in true.flags]
+    stale = msgspec.structs.replace(true, flags=tuple(moved), remembered=True)
+    monkeypatch.setattr(bccsource, "source", lambda _, *, anew=False: true if anew else stale)
+    watching = here(name)
+    app = programs.start("family", name)
+    watching.until(lambda: bool(watching.of(Root, app.pid)), "the root")
+    app.release()
+
+
 @pytest.mark.parametrize("ring", [True, False], ids=["ring buffer", "perf buffers"])
 def test_a_storm_on_all_processors_is_told_whole_and_in_order(
     here: Callable[..., Here], programs: Programs, name: str, *, ring: bool

@@ -134,6 +134,42 @@ def test_older_name_of_the_start_is_read_from_the_headers(
     assert ("-DKW_START=real_start_time" in source.flags) is flag
 
 
+def test_what_headers_said_is_remembered_for_the_same_kernel_and_headers(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fields = {field: 8 * number for number, field in enumerate(bccsource.FIELDS)}
+    monkeypatch.setattr(bccsource, "CACHE", tmp_path / "kinwatch" / "offsets.json")
+    monkeypatch.setenv("BCC_KERNEL_SOURCE", str(tmp_path))
+    first = bccsource.source("/nothing/there")
+    assert (first.offsets, first.remembered) == (False, False)
+    bccsource.remember(first, fields)
+    again = bccsource.source("/nothing/there")
+    assert (again.offsets, again.remembered) == (True, True)
+    assert f"-DKW_linux_binprm__interp={fields['linux_binprm.interp']}" in again.flags
+    assert not bccsource.source("/nothing/there", anew=True).offsets
+    monkeypatch.setattr(platform, "version", lambda: "#2 another build")
+    assert not bccsource.source("/nothing/there").offsets, "another kernel"
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b'{"kernel":"x","headers":"y","fields":{"task_struct.pid":"much"}}'])
+def test_what_cannot_be_read_of_it_is_as_if_it_were_not_there(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes
+) -> None:
+    cache = tmp_path / "offsets.json"
+    cache.write_bytes(content)
+    monkeypatch.setattr(bccsource, "CACHE", cache)
+    monkeypatch.setenv("BCC_KERNEL_SOURCE", str(tmp_path))
+    assert not bccsource.source("/nothing/there").offsets
+
+
+def test_where_nothing_can_be_written_nothing_is_remembered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setattr(bccsource, "CACHE", tmp_path / "file" / "offsets.json")
+    monkeypatch.setenv("BCC_KERNEL_SOURCE", str(tmp_path))
+    bccsource.remember(bccsource.source("/nothing/there"), dict.fromkeys(bccsource.FIELDS, 0))
+    assert not bccsource.source("/nothing/there").offsets
+
+
 def test_refused_by_its_own_trial_it_gives_way_to_the_next_unless_it_was_asked_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
