@@ -30,6 +30,8 @@ _SCRIPT: Final = f"#!/bin/sh\necho\nread _\nexit {_CODE}\n"
 _PLACE: Final = "/proc"
 """Where it runs: a file system that is mounted into another, so that its path crosses from one to the other."""
 
+_SAID: Final = 3
+"""Of what is wrong, so much is said."""
 _LOOKS: Final = 3
 """Of a perf buffer, what is younger than a look comes with the next."""
 
@@ -59,7 +61,10 @@ def try_out(program: Program) -> _Records:
         told.update(_told(record, process.pid))
     wrong = [name for name, value in truth.items() if not _agrees(told.get(name), value)]
     if wrong:
-        text = "; ".join(f"{name} is {truth[name]!r}, the program reads {told.get(name)!r}" for name in wrong)
+        text = "; ".join(
+            f"{name} is {_shown(truth[name])}, it reads {_shown(told.get(name))}" for name in wrong[:_SAID]
+        )
+        text += f"; and {len(wrong) - _SAID} more" if len(wrong) > _SAID else ""
         msg = (
             f"capture bcc: what is known of the kernel's structs ({program.told}) is not of this kernel,"
             f" {os.uname().release}: of a process of our own {text}; install the headers of this very kernel"
@@ -112,6 +117,12 @@ def _truth(pid: int) -> Iterator[tuple[str, object]]:
     yield "script", script if script.startswith(b"/proc/self/fd/") else b""
     yield "owner at the end", os.getuid()
     yield "name at the end", stat.comm
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, frozenset):
+        return " or ".join(map(str, sorted(value)))
+    return "nothing" if value is None else repr(value)
 
 
 def _agrees(told: object, truth: object) -> bool:
