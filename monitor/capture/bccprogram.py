@@ -203,6 +203,8 @@ class Program:
                     last = "; ".join([line.strip() for line in said() if line.strip()][-2:])
                     msg = f"capture bcc: the kernel refuses {function.decode()}: {error}; it says: {last}"
                     raise CaptureUnavailable(msg) from error
+        with contextlib.suppress(AttributeError):  # glibc's: what clang took and gave back goes back to the kernel
+            ctypes.CDLL(None).malloc_trim(0)
 
     @property
     def told(self) -> str:
