@@ -5,6 +5,7 @@
 #   build/packages.sh dev       also to test, lint, fuzz and measure
 #   build/packages.sh demo      also to play the demonstration with a broker
 #   build/packages.sh vm        also to test on other kernels
+#   build/packages.sh package   also to make and test the packages of a release
 #
 # Owns the lists. Refuses to know anything else. Needs root only when something is missing.
 set -eu
@@ -21,13 +22,17 @@ DEMO="mosquitto openssl"
 # Virtual machines with other kernels.
 VM="qemu-system-x86 mmdebstrap kmod busybox-static e2fsprogs debian-archive-keyring"
 
+# Debian's trees to install in, programs of other machines, and its judge of packages.
+PACKAGE="mmdebstrap debian-archive-keyring dpkg-dev qemu-user-static lintian man-db"
+
 case "${1:-}" in
 build) wanted=$BUILD ;;
 dev) wanted="$BUILD $DEV" ;;
 demo) wanted="$BUILD $DEMO" ;;
 vm) wanted="$BUILD $DEV $VM" ;;
+package) wanted="$BUILD $DEV $VM $PACKAGE" ;;
 *)
-	echo "usage: build/packages.sh build|dev|demo|vm" >&2
+	echo "usage: build/packages.sh build|dev|demo|vm|package" >&2
 	exit 2
 	;;
 esac
