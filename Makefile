@@ -12,7 +12,7 @@ EBPF := $(wildcard ebpf/*.[ch])
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build native ebpf dev run demo demo-defender test test-long vm sanitise fuzz bench lint format wheel wheels package-test clean
+.PHONY: help build native ebpf dev run demo demo-defender test test-long vm sanitise fuzz bench lint format wheel wheels deb package-test clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf 'make %-13s %s\n' "$$name" "$$text"; done
@@ -67,6 +67,9 @@ wheel: dev ## dist/*.whl for machines like this one: no compiler and no package 
 
 wheels: package-tools ## dist/*.whl for every machine with glibc 2.28, and the source distribution
 	$(PYTHON) build/wheel.py --machine x86_64 --machine aarch64 --sdist
+
+deb: package-tools ## dist/*.deb for this machine
+	$(PYTHON) build/deb.py
 
 package-test: package-tools ## make every package, and install each in a clean root
 	$(PYTHON) -m pytest -m packages tests/packaging

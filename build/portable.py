@@ -98,7 +98,7 @@ def _make_libbpf(source: Path, target_folder: Path, compiler: list[str], system:
     objects = target_folder / "objects"
     objects.mkdir(parents=True)
     flags = f"-O2 -g0 -fPIC -fvisibility=hidden -ffile-prefix-map={source}=libbpf -I{system / 'usr' / 'include'}"
-    words = [
+    words: list[str | Path] = [
         *("make", "-s", f"-j{os.cpu_count()}", "-C", source / "src", "BUILD_STATIC_ONLY=1", "NO_PKG_CONFIG=1"),
         *(f"CC={' '.join(compiler)}", f"AR={sys.executable} -m ziglang ar", f"CFLAGS={flags}", f"OBJDIR={objects}"),
         *(f"DESTDIR={target_folder}", "PREFIX=", "INCLUDEDIR=/include", "LIBDIR=/lib", "install"),

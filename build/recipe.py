@@ -25,14 +25,14 @@ class RecipeFailed(Exception):
     """A recipe cannot make its output; the text says what failed, on what, and what to do."""
 
 
-def run(command: Sequence[str | Path], *, quiet: bool = False) -> str:
-    """Run command in the repository's root and return its stdout. `quiet`: of a success its stderr is not shown.
+def run(command: Sequence[str | Path], *, quiet: bool = False, folder: Path = ROOT) -> str:
+    """Run command in folder and return its stdout. `quiet`: of a success its stderr is not shown.
 
     Raises RecipeFailed with the command and everything it said, or with what to install when it is not there.
     """
     words = [str(word) for word in command]
     try:
-        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+        done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
     except FileNotFoundError:
         text = f"{words[0]}: not found. `make build` installs it; by hand: apt-get install gcc clang llvm libbpf-dev"
         raise RecipeFailed(text) from None

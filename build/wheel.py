@@ -53,7 +53,7 @@ def build(dist: Path = DIST, machine: str | None = None) -> Path:
         # Not --strip: what strip leaves of a library that patchelf has changed crashes (libbpf, at its first call).
         run([*repair, "--wheel-dir", repaired, wheel])
         (wheel,) = repaired.glob("*.whl")
-        return _into(dist, wheel, f"kinwatch-*-{wheel.stem.rpartition('-')[2]}.whl")
+        return into(dist, wheel, f"kinwatch-*-{wheel.stem.rpartition('-')[2]}.whl")
 
 
 def sdist(dist: Path = DIST) -> Path:
@@ -63,10 +63,11 @@ def sdist(dist: Path = DIST) -> Path:
     with tempfile.TemporaryDirectory(dir=CACHE, prefix="sdist-") as name:
         run([sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", name, ROOT])
         (made,) = Path(name).glob("*.tar.gz")
-        return _into(dist, made, "kinwatch-*.tar.gz")
+        return into(dist, made, "kinwatch-*.tar.gz")
 
 
-def _into(dist: Path, made: Path, older: str) -> Path:
+def into(dist: Path, made: Path, older: str) -> Path:
+    """Move what was made to dist, in place of what there is of a pattern, and return where it is."""
     dist.mkdir(parents=True, exist_ok=True)
     for old in dist.glob(older):
         old.unlink()

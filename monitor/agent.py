@@ -92,6 +92,7 @@ class Agent:
         self._reloading: Config | None = None
         self._failure: BaseException | None = None
         self._publication: Publication | None = None
+        self._handed_over = False
         self._exit_code = 0
         self._unreachable = False
         self._ticking: asyncio.TimerHandle | None = None
@@ -121,9 +122,19 @@ class Agent:
         finally:
             if self._publication is not None:
                 self._publication.close()
-            keep = self._config.daemon.keep == "always" if clean else self._worth_keeping
+            keep = self._goes_on if clean else self._worth_keeping
             self._capture.close(keep=self._daemon and keep)
         return self._exit_code
+
+    @property
+    def _goes_on(self) -> bool:
+        """The kernel side outlives a clean end."""
+        return self._handed_over or self._config.daemon.keep == "always"
+
+    def _hand_over(self) -> None:
+        """SIGUSR2, a restart: end as at SIGTERM, but leave the watching to the daemon that comes next."""
+        self._handed_over = True
+        self._stop.set()
 
     # -------- the main path --------
 
@@ -214,6 +225,7 @@ class Agent:
         self._stop, self._alarm, self._judging = asyncio.Event(), asyncio.Event(), asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._stop.set)
+        self._loop.add_signal_handler(signal.SIGUSR2, self._hand_over)
         self._loop.add_signal_handler(signal.SIGHUP, self._reload)
         async with contextlib.AsyncExitStack() as stack:
             if self._daemon:
@@ -261,7 +273,7 @@ class Agent:
         self._capture.drain()
         self._pump()
         self._capture.commit()
-        if not (self._daemon and self._config.daemon.keep == "always"):  # there the window goes on
+        if not (self._daemon and self._goes_on):  # there the window goes on
             await asyncio.to_thread(self._judge, whole=False)
         await asyncio.to_thread(self._actions.finish, FINISH_S)
         if self._reports is not None and not self._reported_once:

@@ -18,7 +18,7 @@ import msgspec
 from monitor import __version__
 from monitor import config as configuration
 from monitor.capture import connector, netfacts
-from monitor.capture.choose import choose, obstacles, probe
+from monitor.capture.choose import KERNEL_BTF, choose, obstacles, probe
 from monitor.capture.core import PINS
 from monitor.capture.poll import LOWER_BOUNDS
 from monitor.capture.rules import cgroup2_mount
@@ -48,6 +48,7 @@ def findings(config: Config | None, *, connect: bool = True, send_report: bool =
         "machine": platform.machine(),
         "facts": {
             **msgspec.to_builtins(facts),
+            "relocated_by": settings.capture.btf or KERNEL_BTF,
             "proc_connector": speaks,
             "cgroup2": str(cgroup2_mount() or ""),
             "root": os.geteuid() == 0,
@@ -106,7 +107,7 @@ def _network(settings: Config, capture: str | None) -> dict[str, str]:
         return dict.fromkeys(netfacts.FACTS, f"capture {capture} sees no sockets" if capture else "there is no capture")
     if not settings.capture.network:
         return dict.fromkeys(netfacts.FACTS, "capture.network is false")
-    found = netfacts.probe(settings.capture.btf)
+    found = netfacts.probe()
     return found if settings.capture.packets else found | {"packets": found["packets"] or "capture.packets is false"}
 
 

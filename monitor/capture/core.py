@@ -94,7 +94,7 @@ class CoreCapture:
                 unpin(pins)
         self._open(os.fsencode(programs or PROGRAMS), settings, pins)
         network = NET_PROGRAMS if settings.network else None
-        self._network = NetworkSide(self._handle, network, btf=settings.btf, packets=settings.packets)
+        self._network = NetworkSide(self._handle, network, packets=settings.packets)
 
     def _open(self, path: bytes, settings: CaptureTable, pins: str) -> None:
         texts = [ffi.new("char[]", text) for text in (path, settings.btf.encode(), pins.encode())]

@@ -20,7 +20,7 @@ from mirror import codename, mirrors
 ROOT: Final = Path(__file__).resolve().parents[2]
 TREES: Final = ROOT / ".cache" / "trees"
 ARCHITECTURES: Final = {"x86_64": "amd64", "aarch64": "arm64"}
-PACKAGES: Final = ("python3", "python3-cffi-backend", "libelf1", "zlib1g")
+PACKAGES: Final = ("python3", "python3-cffi-backend", "libelf1", "zlib1g", "adduser")
 PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
