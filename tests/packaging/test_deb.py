@@ -6,27 +6,25 @@ Owns a root that lives for this file. Refuses to know how the package is made: i
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.packaging.trees import Tree, copy_of, tree
+from tests.packaging.watching import ONCE, Daemon, run_application, told
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 pytestmark = pytest.mark.packages
 
 ROOT = Path(__file__).resolve().parents[2]
 MACHINE = os.uname().machine
-DEADLINE_S = 120
 NAME = f"kwdeb{os.getpid() % 1_000_000}"
 CONFIG = "/etc/kinwatch/config.toml"
 LOG = "/var/log/kinwatch/events.jsonl"
@@ -71,46 +69,6 @@ def _dpkg(root: Tree, *words: str | Path, shares: tuple[Path, ...] = ()) -> None
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-class _Daemon:
-    """`kinwatch run` as the unit starts it, in the root."""
-
-    def __init__(self, root: Tree, said: Path) -> None:
-        words = root.words("/opt/kinwatch/bin/kinwatch", "run", kernel=True)
-        self._said = said
-        with said.open("wb") as stderr:
-            self.process = subprocess.Popen(words, stderr=stderr, stdout=subprocess.DEVNULL)
-        _until(lambda: "kinwatch: watching (" in said.read_text() or self.process.poll() is not None)
-        self.ready = said.read_text()
-        assert self.process.poll() is None, self.ready
-
-    def end(self, number: signal.Signals) -> None:
-        """Send a signal; it must end well."""
-        self.process.send_signal(number)
-        assert self.process.wait(DEADLINE_S) == 0, self._said.read_text()
-
-
-def _until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def _lines(root: Tree) -> list[dict[str, Any]]:
-    text = Path(f"{root.path}{LOG}").read_text()
-    lines = [json.loads(line) for line in text.splitlines()]
-    return [line for line in lines if line.get("watch") == NAME]
-
-
-def _application(root: Tree) -> None:
-    """Run the application once, with one child that lives for a moment."""
-    program = Path(f"{root.path}/usr/bin/{NAME}")
-    program.write_bytes(Path(f"{root.path}/bin/sh").read_bytes())
-    program.chmod(0o755)
-    done = root.run(f"/usr/bin/{NAME}", "-c", "/bin/true; exit 7")
-    assert done.returncode == 7, done.stderr
-
-
 def test_two_builds_of_the_package_are_the_same_bytes(packages: list[Path], tmp_path: Path) -> None:
     again = _built(tmp_path, 1)
     digests = {hashlib.sha256(path.read_bytes()).hexdigest() for path in (packages[0], again)}
@@ -139,32 +97,30 @@ def test_the_package_is_installed_watches_is_upgraded_under_watch_and_leaves_not
     config = Path(f"{debian.path}{CONFIG}")
     config.write_text(config.read_text() + f'\n[[watch]]\nname = "{NAME}"\nprocess = "{NAME}"\n')
     Path(f"{debian.path}{LOG}").parent.mkdir(parents=True)
-    first = _Daemon(debian, tmp_path / "first")
+    words = debian.words("/opt/kinwatch/bin/kinwatch", "run", kernel=True)
+    first = Daemon(words, tmp_path / "first")
     try:
         assert "capture=core" in first.ready, first.ready
-        _application(debian)
-        _until(lambda: len(_lines(debian)) == 5)
-        assert [line["event"] for line in _lines(debian)] == ["root", "fork", "exec", "exit", "exit"]
+        run_application(debian, NAME)
+        assert told(debian, LOG, NAME, 5) == ONCE
 
         _dpkg(debian, "--install", "--force-confold", packages[1], shares=shares)
         assert f'name = "{NAME}"' in config.read_text(), "what the administrator wrote stays"
         first.end(signal.SIGUSR2)  # as systemctl restart does: RestartKillSignal in the unit
-        _application(debian)
-        second = _Daemon(debian, tmp_path / "second")
+        run_application(debian, NAME)
+        second = Daemon(words, tmp_path / "second")
     except BaseException:
         first.process.kill()
         raise
     try:
         assert "taken over" in second.ready, second.ready
-        _until(lambda: len(_lines(debian)) == 10)
-        assert [line["event"] for line in _lines(debian)[5:]] == ["root", "fork", "exec", "exit", "exit"]
+        assert told(debian, LOG, NAME, 10) == [*ONCE, *ONCE]
         second.end(signal.SIGTERM)
     finally:
         second.process.kill()
 
     _dpkg(debian, "--purge", "kinwatch")
     assert debian.run("getent", "passwd", "kinwatch").returncode != 0
-    Path(f"{debian.path}/usr/bin/{NAME}").unlink()
     after = {
         path for path in _files(debian) - before if not path.endswith("/__pycache__") and not path.endswith(".pyc")
     }

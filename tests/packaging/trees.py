@@ -56,9 +56,9 @@ class Tree(NamedTuple):
 
 
 @cache
-def tree(suite: str, machine: str, *, installed: bool = False) -> Tree:
-    """A tree that is made once. `installed`: its packages are set up, so that more can be installed with dpkg."""
-    path = TREES / f"{suite}-{machine}{'-installed' if installed else ''}"
+def tree(suite: str, machine: str, *more: str, installed: bool = False) -> Tree:
+    """A tree that is made once, with more packages. `installed`: they are set up, so that dpkg can install others."""
+    path = TREES / "-".join((suite, machine, *(["installed"] if installed else []), *more))
     whole = path.with_name(f"{path.name}.whole")
     if not whole.exists():
         shutil.rmtree(path, ignore_errors=True)
@@ -66,7 +66,7 @@ def tree(suite: str, machine: str, *, installed: bool = False) -> Tree:
         found = mirrors()
         words = [
             *("mmdebstrap", "--quiet", "--mode=root", f"--variant={'minbase' if installed else 'extract'}"),
-            *(f"--architectures={ARCHITECTURES[machine]}", f"--include={','.join(PACKAGES)}"),
+            *(f"--architectures={ARCHITECTURES[machine]}", f"--include={','.join((*PACKAGES, *more))}"),
             *(suite, str(path)),
             f"deb {found.archive} {suite} main",
         ]
