@@ -10,6 +10,7 @@ Owns: what is in the archive. Refuses to know: what the component does (greengra
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import re
 import sys
@@ -43,11 +44,10 @@ def build(bucket: str, dist: Path = wheel.DIST) -> list[Path]:
         old.unlink()
     with tempfile.TemporaryDirectory(dir=CACHE, prefix="greengrass-") as name:
         wheels = Path(name)
-        for machine in sorted(portable.ARCHITECTURES):
-            made = wheel.build(wheels, machine)
-            version = made.name.split("-")[1]
-            for python in PYTHONS:
-                _fetch(wheels, made, machine, python)
+        made = {machine: wheel.build(wheels, machine) for machine in sorted(portable.ARCHITECTURES)}
+        version = made["x86_64"].name.split("-")[1]
+        for machine, python in itertools.product(made, PYTHONS):
+            _fetch(wheels, made[machine], machine, python)
         archive = target / f"kinwatch-{version}.zip"
         _zip(archive, [*sorted(wheels.glob("*.whl")), ROOT / "monitor" / "share" / "kinwatch.toml"])
     recipe = target / f"kinwatch-{version}.yaml"

@@ -22,8 +22,8 @@ DEMO="mosquitto openssl"
 # Virtual machines with other kernels.
 VM="qemu-system-x86 mmdebstrap kmod busybox-static e2fsprogs debian-archive-keyring"
 
-# Debian's trees to install in, programs of other machines, and its judge of packages.
-PACKAGE="mmdebstrap debian-archive-keyring dpkg-dev qemu-user-static lintian man-db"
+# Debian's trees to install in, programs of other machines, its judge of packages, a builder of images without a daemon.
+PACKAGE="mmdebstrap debian-archive-keyring dpkg-dev qemu-user-static lintian man-db buildah"
 
 case "${1:-}" in
 build) wanted=$BUILD ;;

@@ -30,7 +30,7 @@ def _whole(target: Path) -> None:
 
 
 def _what_the_programs_use(target: Path) -> None:
-    command = ["bpftool", "gen", "min_core_btf", KERNEL_BTF, target, PROGRAMS, NET_PROGRAMS]
+    command = ["bpftool", "gen", "min_core_btf", KERNEL_BTF, str(target), str(PROGRAMS), str(NET_PROGRAMS)]
     subprocess.run(command, check=True, capture_output=True)
     assert target.stat().st_size < 100_000 < Path(KERNEL_BTF).stat().st_size
 
