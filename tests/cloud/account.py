@@ -146,9 +146,10 @@ def _scalar(shape: Shape, value: Any, where: str) -> list[str]:  # noqa: ANN401 
     if kind == "long" and isinstance(value, str):
         value = int(value)  # CloudFormation's Count is text
     types: dict[str, Any] = {"string": str, "boolean": bool, "integer": int, "long": int, "double": (int, float)}
+    types["blob"] = bytes
     if not isinstance(value, types[kind]) or (kind != "boolean" and isinstance(value, bool)):
         return [f"{where}: {value!r} is no {kind}"]
-    if kind == "boolean":
+    if kind in {"boolean", "blob"}:
         return []
     found = _limits(shape, len(value) if isinstance(value, str) else value, where)
     enum = shape.metadata.get("enum")
