@@ -136,7 +136,7 @@ class Aws:
             said = explain(code, text, service, error.operation_name or operation)
             raise CloudRefused(said, code=code, denied=code in DENIALS, no_detect=no_detect(text)) from error
         except BotoCoreError as error:
-            if not BUGS.isdisjoint(_ancestry(error)):
+            if next((name in BUGS for name in _ancestry(error) if name in BUGS or name in _LOCAL), False):
                 raise
             raise CloudRefused(local(error), code=type(error).__name__) from error
 

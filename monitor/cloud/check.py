@@ -13,7 +13,6 @@ import msgspec
 from monitor.cloud import filled, stack
 from monitor.cloud.behaviors import METRIC_TYPE
 from monitor.cloud.changeset import MAX_INLINE_BYTES, text_of
-from monitor.cloud.reasons import NO_DETECT
 from monitor.cloud.template import QUOTA_METRICS
 from monitor.errors import CloudRefused
 from monitor.sinks.text import pad, safe
@@ -84,9 +83,12 @@ class Account:
 
 
 def before(account: Account) -> Iterator[Finding]:
-    """Yield what has to be right before a template is applied."""
+    """Yield what has to be right before a template is applied; where there is no Detect, that is the last."""
     for question in (_detect, _behaviors, _metrics, _names, _targets):
-        yield from answered(question, account)
+        for one in answered(question, account):
+            yield one
+            if one.no_detect:
+                return
 
 
 def everything(account: Account, defender: Defender | None, *, bucket: str = "") -> Iterator[Finding]:
@@ -185,14 +187,8 @@ def _detect(account: Account) -> Iterator[Finding]:
     if not filled.of_type(account.document, filled.PROFILE_TYPE):
         yield Finding(name="detect", ok=True, detail="not needed: devices judge, IoT rules carry their alarms")
         return
-    try:
-        pages = account.aws.pages(_IOT, "ListSecurityProfiles", "securityProfileIdentifiers")
-        profiles = [one["name"] for one in pages]
-    except CloudRefused as error:
-        if error.no_detect:
-            yield Finding(name="detect", ok=False, detail=str(error), remedy="", no_detect=True)
-            return
-        raise
+    pages = account.aws.pages(_IOT, "ListSecurityProfiles", "securityProfileIdentifiers")
+    profiles = [one["name"] for one in pages]
     if profiles or account.metrics:
         what = f"{len(profiles)} security profiles and {len(account.metrics)} custom metrics are there"
         yield Finding(name="detect", ok=True, detail=f"the account has it: {what}")
@@ -201,7 +197,7 @@ def _detect(account: Account) -> Iterator[Finding]:
         name="detect",
         ok=None,
         detail="AWS answers, but the account has no security profile and no custom metric yet",
-        remedy=f"where AWS refuses to make the first, apply takes back what it made: {NO_DETECT}",
+        remedy="if AWS refuses to make the first, apply takes back what it made; then use --no-detect",
     )
 
 

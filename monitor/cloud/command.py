@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from monitor.cloud.flags import Order
+    from monitor.cloud.order import Order
     from monitor.cloud.parts import Json
     from monitor.cloud.steps import Made
     from monitor.cloud.template import Template, Wanted

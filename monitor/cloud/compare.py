@@ -27,7 +27,9 @@ def changes(before: Json, after: Json) -> list[Change]:
     found: list[Change] = []
     for logical in sorted({*old, *new}):
         if logical not in old:
-            found.append(Change(sign="+", type=new[logical]["Type"], name=name_of(new, logical)))
+            condition = new[logical].get("Condition")
+            given = (f"if {condition}",) if condition else ()
+            found.append(Change(sign="+", type=new[logical]["Type"], name=name_of(new, logical), details=given))
         elif logical not in new:
             kept = old[logical].get("DeletionPolicy", "Delete") != "Delete"
             found.append(Change(sign="=" if kept else "-", type=old[logical]["Type"], name=name_of(old, logical)))

@@ -12,13 +12,12 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-import msgspec
-
 from monitor.errors import ConfigInvalid
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from monitor.cloud.order import Order
     from monitor.cloud.template import Wanted
 
 NEEDS_WATCHES: Final = frozenset({"template", "check", "diff", "apply"})
@@ -67,28 +66,6 @@ by policies that you attach to it. With --no-detect there are no violations to s
 """Each step: its summary, and more."""
 _STACK: Final = re.compile(r"[a-zA-Z][-a-zA-Z0-9]{0,127}\Z")
 _THING: Final = re.compile(r"[a-zA-Z0-9:_-]{1,128}\Z")
-
-
-class Order(msgspec.Struct, frozen=True, kw_only=True):
-    """What flags say about the account."""
-
-    step: str
-    region: str | None = None
-    aws_profile: str | None = None
-    stack: str = ""
-    """Empty: named after the security profile."""
-    bucket: str = ""
-    parameters: dict[str, str] = {}
-    """Of the template, to be set."""
-    yes: bool = False
-    json: bool = False
-    drift: bool = True
-    revert_drift: bool = False
-    thing: str = ""
-    """Empty: the one of the configuration."""
-    no_detect: bool = False
-    fall_back: bool = False
-    """Without Detect make what there is for accounts without it."""
 
 
 def add(
@@ -209,8 +186,8 @@ def wanted(options: argparse.Namespace) -> Wanted:
     default = Wanted(detect=not no_detect)
     if not made:
         return default
-    return msgspec.structs.replace(
-        default,
+    return Wanted(
+        detect=default.detect,
         targets=tuple(dict.fromkeys(options.target)) or default.targets,
         export_topic=default.export_topic if options.export_topic is None else options.export_topic,
         existing=tuple(dict.fromkeys(options.existing_metric)),
@@ -233,6 +210,8 @@ def order(options: argparse.Namespace) -> Order:
         if not options.no_detect:
             raise ConfigInvalid("command line: --retention-days: belongs to --no-detect; Detect keeps metrics 14 days")
         parameters["RetentionDays"] = str(options.retention_days)
+    from monitor.cloud.order import Order
+
     of_detect = [getattr(options, name, None) for name in ("target", "export_topic", "existing_metric")]
     return Order(
         step=options.step,

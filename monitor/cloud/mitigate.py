@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from monitor.cloud.aws import Aws
-    from monitor.cloud.flags import Order
+    from monitor.cloud.order import Order
     from monitor.cloud.parts import Json
     from monitor.cloud.steps import Desk
 

@@ -29,7 +29,7 @@ _KEYS: Final = "AWS does not know these credentials: look at the access key, the
 _TASK: Final = "a task or request of that name is there already: run the command again"
 _STALE: Final = "the plan is no longer right, because the stack has changed since: run the command again"
 _REGION: Final = "the account has not switched this service or region on: see --region"
-_CAPABILITY: Final = "this version of kinwatch does not say CAPABILITY_IAM where it should; deploy the template by hand"
+_CAPABILITY: Final = "this version of kinwatch does not say CAPABILITY_IAM where it should: deploy the template by hand"
 _IN_USE: Final = "something else still uses it: take that away first"
 _HASH: Final = "the bucket does not take it: see that it is in the same region and yours"
 
@@ -110,7 +110,7 @@ REMEDIES: Final[dict[str, str]] = {
 """What to do about an error code; {action} and {service} are filled in."""
 DENIALS: Final = frozenset(code for code, remedy in REMEDIES.items() if remedy == _DENIED)
 NO_DETECT: Final = (
-    "this account has no Device Defender Detect, which is closed to new customers since 2026-08-31; "
+    "this account has no Device Defender Detect, which is closed to new customers since 2026-08-31: "
     "--no-detect makes IoT rules for the alarms of devices instead"
 )
 _ACTION: Final = re.compile(r"not authorized to perform:? ([a-z0-9-]+:[A-Za-z*]+)")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from monitor.cloud.aws import Aws
-    from monitor.cloud.flags import Order
+    from monitor.cloud.order import Order
     from monitor.cloud.parts import Json
     from monitor.cloud.stack import Event, Stack
     from monitor.schema import Defender
@@ -275,7 +275,7 @@ def _done(desk: Desk, made: Made, plan: changeset.Plan) -> int:
     if not ended.good or ended.status == "DELETE_COMPLETE":
         why = _why(ended, failures)
         if no_detect(why):
-            why = f"{why}: {NO_DETECT}"
+            why = f"{why.rstrip('.')}; {NO_DETECT}"
         after = _AFTER.get(ended.status, "some of it may be there")
         raise CloudRefused(f"stack {made.stack}: {ended.status}: {why}; {after}; apply again when that is mended")
     desk.tell(f"done in {duration((time.monotonic() - begun) * 1000)}: stack {made.stack} is {ended.status}")
@@ -306,7 +306,7 @@ def _watched(
 
 
 def _why(ended: Stack, failures: list[str]) -> str:
-    return safe("; ".join(failures) or ended.reason or "AWS gives no reason")
+    return safe("; ".join(one.rstrip(".") for one in failures) or ended.reason or "AWS gives no reason")
 
 
 def _settings(found: Stack, order: Order, made: Made) -> list[Change]:

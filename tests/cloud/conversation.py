@@ -6,7 +6,7 @@ Stubber looks neither at enums nor at patterns nor at most limits. Refuses to kn
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 from typing import TYPE_CHECKING, Any, Final
 
 import boto3
@@ -18,7 +18,7 @@ from monitor.cloud.aws import Aws
 from tests.cloud.account import ACCOUNT, REGION, request_faults
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from tests.cloud.account import Json
 
@@ -26,8 +26,7 @@ STACK: Final = f"arn:aws:cloudformation:{REGION}:{ACCOUNT}:stack/kinwatch/1"
 CHANGES: Final = f"arn:aws:cloudformation:{REGION}:{ACCOUNT}:changeSet/kinwatch/1"
 ME: Final = f"arn:aws:iam::{ACCOUNT}:user/me"
 OURS: Final = {"kinwatch:profile": "kinwatch"}
-WHEN: Final = datetime.datetime(2026, 1, 1, 10, tzinfo=datetime.UTC)
-SERVICES: Final = ("sts", "iot", "cloudformation", "s3")
+WHEN: Final = dt.datetime(2026, 1, 1, 10, tzinfo=dt.UTC)
 LONGEST: Final = 100
 _LOADER: Final = create_loader()
 
@@ -39,21 +38,47 @@ def session() -> Any:  # noqa: ANN401 - boto3 has no types
     return boto3.Session("AKIDEXAMPLE", "secret", region_name=REGION, botocore_session=core)
 
 
+class _Stubbed(Aws):
+    """An account whose clients never reach a network."""
+
+    def __init__(
+        self,
+        session: Any,  # noqa: ANN401 - boto3 has no types
+        *,
+        sleep: Callable[[float], None],
+        opened: Callable[[str, Any], None],
+    ) -> None:
+        super().__init__(session, sleep=sleep)
+        self._opened = opened
+
+    def client(self, service: str) -> Any:  # noqa: ANN401 - as there
+        """A client whose calls are answered by a Stubber."""
+        new = service not in self._clients
+        client = super().client(service)
+        if new:
+            self._opened(service, client)
+        return client
+
+
 class Conversation:
     """What will be asked and answered, in the order of each service. `aws` is the account to work with."""
 
     def __init__(self) -> None:
         self.slept = 0
-        self.aws = Aws(session(), sleep=self._sleep)
+        self.aws = _Stubbed(session(), sleep=self._sleep, opened=self._opened)
         self.faults: list[str] = []
         self.asked: list[tuple[str, Json]] = []
         self._stubbers: dict[str, Stubber] = {}
         self._events = 0
-        for service in SERVICES:
-            client = self.aws.client(service)
-            client.meta.events.register("before-parameter-build", self._judge)
-            self._stubbers[service] = Stubber(client)
-            self._stubbers[service].activate()
+
+    def _opened(self, service: str, client: Any) -> None:  # noqa: ANN401 - botocore has no types
+        client.meta.events.register("before-parameter-build", self._judge)
+        self._stubbers[service] = Stubber(client)
+        self._stubbers[service].activate()
+
+    def _stubber(self, service: str) -> Stubber:
+        self.aws.client(service)
+        return self._stubbers[service]
 
     def _sleep(self, _seconds: float) -> None:
         self.slept += 1
@@ -66,11 +91,11 @@ class Conversation:
 
     def answer(self, service: str, operation: str, answer: Json, asked: Mapping[str, Any] | None = None) -> None:
         """Expect a call with these arguments (None: any), and answer it."""
-        self._stubbers[service].add_response(operation, answer, None if asked is None else dict(asked))
+        self._stubber(service).add_response(operation, answer, None if asked is None else dict(asked))
 
     def refuse(self, service: str, operation: str, code: str, text: str = "no") -> None:
         """Expect a call, and answer it with an error."""
-        self._stubbers[service].add_client_error(operation, code, text)
+        self._stubber(service).add_client_error(operation, code, text)
 
     def end(self) -> None:
         """Everything expected was asked, and nothing that the API's model does not take."""
@@ -116,9 +141,7 @@ class Conversation:
             "StackStatusReason": reason,
             "Tags": [{"Key": key, "Value": value} for key, value in tags.items()],
             "Outputs": [{"OutputKey": key, "OutputValue": value} for key, value in (outputs or {}).items()],
-            "Parameters": [
-                {"ParameterKey": key, "ParameterValue": value} for key, value in (parameters or {}).items()
-            ],
+            "Parameters": [{"ParameterKey": key, "ParameterValue": value} for key, value in (parameters or {}).items()],
         }
         self.answer("cloudformation", "describe_stacks", {"Stacks": [found]}, {"StackName": name})
 

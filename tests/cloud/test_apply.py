@@ -9,49 +9,21 @@ import io
 import json
 from typing import TYPE_CHECKING, Any
 
-import pytest
 from botocore.stub import ANY
 
-from monitor import cli, config
-from monitor.cloud import aws, command
+from monitor import cli
 from tests.cloud.account import ACCOUNT, REGION
-from tests.cloud.configurations import MYAPP, TEXTS, made
-from tests.cloud.conversation import CHANGES, ME, OURS, STACK, Conversation
+from tests.cloud.configurations import TEXTS, made
+from tests.cloud.conversation import CHANGES, ME, STACK, Conversation
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
+
+    import pytest
 
 TOPIC = "AWS::SNS::Topic"
 APPLY = ("cloud", "apply", "--watch", "myapp", "--expect", "child_processes=0")
 WANTED = made(TEXTS["no child"]).document
-
-
-@pytest.fixture
-def talk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Conversation]:
-    """The conversation that the command has; at its end everything was said."""
-    talk = Conversation()
-    monkeypatch.setattr(aws, "connect", lambda *_: talk.aws)
-    monkeypatch.setattr(config, "DEFAULT_PATH", tmp_path / "etc.toml")
-    yield talk
-    talk.end()
-
-
-@pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Lines that somebody types."""
-    typed: list[str] = []
-
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-        def readline(self, *_: object) -> str:
-            return typed.pop(0) + "\n"
-
-    monkeypatch.setattr("sys.stdin", Terminal())
-    yield typed
-    assert typed == [], "nobody asked"
 
 
 def wanted_is_taken(talk: Conversation, document: Any = None) -> None:  # noqa: ANN401 - what JSON has
@@ -81,7 +53,10 @@ def planned(talk: Conversation, document: Any = None, *, creating: bool = True, 
     talk.answer("cloudformation", "create_change_set", {"Id": CHANGES, "StackId": STACK}, asked)
     talk.answer("cloudformation", "describe_change_set", {"Status": "CREATE_IN_PROGRESS"})
     changes = [
-        {"Type": "Resource", "ResourceChange": {"Action": "Add", "LogicalResourceId": logical, "ResourceType": one["Type"]}}
+        {
+            "Type": "Resource",
+            "ResourceChange": {"Action": "Add", "LogicalResourceId": logical, "ResourceType": one["Type"]},
+        }
         for logical, one in document["Resources"].items()
     ]
     half = len(changes) // 2
@@ -117,9 +92,7 @@ def created(talk: Conversation) -> None:
     talk.happens("CREATE_COMPLETE", outputs={"AlarmTopicArn": "arn:aws:sns:t"})
 
 
-def test_the_first_apply_makes_what_the_template_says(
-    talk: Conversation, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_first_apply_makes_what_the_template_says(talk: Conversation, capsys: pytest.CaptureFixture[str]) -> None:
     created(talk)
     assert cli.main([*APPLY, "--yes"]) == 0
     out = capsys.readouterr().out
@@ -221,7 +194,10 @@ def test_a_change_is_shown_with_what_it_was_and_what_it_costs(
             "PolicyAction": "Retain",
         },
     ]
-    described = {"Status": "CREATE_COMPLETE", "Changes": [{"Type": "Resource", "ResourceChange": one} for one in changes]}
+    described = {
+        "Status": "CREATE_COMPLETE",
+        "Changes": [{"Type": "Resource", "ResourceChange": one} for one in changes],
+    }
     talk.answer("cloudformation", "describe_change_set", described)
     talk.me()
     talk.answer("cloudformation", "delete_change_set", {})
@@ -364,9 +340,7 @@ def test_what_is_left_of_a_failed_creation_goes_first_when_somebody_says_so(
     assert "SNS topic  left" in capsys.readouterr().out
 
 
-def test_what_could_not_be_taken_back_is_not_made_worse(
-    talk: Conversation, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_could_not_be_taken_back_is_not_made_worse(talk: Conversation, capsys: pytest.CaptureFixture[str]) -> None:
     talk.stack("UPDATE_ROLLBACK_FAILED", reason="The role is gone.")
     assert cli.main([*APPLY, "--yes"]) == 4
     assert "continue-update-rollback --stack-name kinwatch" in capsys.readouterr().err
@@ -381,12 +355,6 @@ def test_an_account_without_detect_gets_the_rules_and_the_reason(
     rules = made(TEXTS["no child"], detect=False).document
     talk.stack(None)
     talk.refuse("iot", "list_security_profiles", "InvalidRequestException", NO_DETECT)
-    talk.refuse("iot", "validate_security_profile_behaviors", "InvalidRequestException", NO_DETECT)
-    talk.refuse("iot", "list_custom_metrics", "InvalidRequestException", NO_DETECT)
-    talk.free(profile=False)
-    talk.stack(None)
-    talk.me()
-    talk.refuse("iot", "list_security_profiles_for_target", "InvalidRequestException", NO_DETECT)
     # And again, of the other template.
     talk.refuse("iot", "get_policy", "ResourceNotFoundException")
     talk.stack(None)
@@ -404,12 +372,7 @@ def test_an_account_without_detect_gets_the_rules_and_the_reason(
 
 def test_without_detect_there_is_nothing_for_a_target(talk: Conversation, capsys: pytest.CaptureFixture[str]) -> None:
     talk.stack(None)
-    for operation in ("list_security_profiles", "validate_security_profile_behaviors", "list_custom_metrics"):
-        talk.refuse("iot", operation, "InvalidRequestException", NO_DETECT)
-    talk.free(profile=False)
-    talk.stack(None)
-    talk.me()
-    talk.refuse("iot", "list_security_profiles_for_target", "InvalidRequestException", NO_DETECT)
+    talk.refuse("iot", "list_security_profiles", "InvalidRequestException", NO_DETECT)
     assert cli.main([*APPLY, "--yes", "--target", "all"]) == 4
     assert "--no-detect" in capsys.readouterr().err
 
@@ -450,9 +413,7 @@ def test_what_aws_would_refuse_is_not_tried(talk: Conversation, capsys: pytest.C
     assert "CreateChangeSet" not in talk.operations()
 
 
-def test_a_plan_that_cloudformation_cannot_make_is_told(
-    talk: Conversation, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_plan_that_cloudformation_cannot_make_is_told(talk: Conversation, capsys: pytest.CaptureFixture[str]) -> None:
     present(talk)
     nothing_differs(talk, "Template error: something")
     assert cli.main([*APPLY, "--yes"]) == 4
@@ -532,18 +493,8 @@ def test_a_long_template_without_a_bucket_is_refused_before_anything_is_made(
     assert "CreateChangeSet" not in talk.operations()
 
 
-def test_the_mark_of_a_stack_is_the_profile() -> None:
-    assert OURS == {"kinwatch:profile": "kinwatch"}
-    assert [command.stack_name(one) for one in ("kinwatch", "fleet:1", "9_a")] == [
-        "kinwatch",
-        "kinwatch-fleet-1",
-        "kinwatch-9-a",
-    ]
-
-
 def test_the_judge_of_these_conversations_sees_what_the_stubber_does_not() -> None:
     talk = Conversation()
     talk.answer("iot", "describe_custom_metric", {})
     talk.aws.call("iot", "DescribeCustomMetric", metricName="bad name!")
     assert talk.faults == ["DescribeCustomMetric.metricName: 'bad name!' does not match [a-zA-Z0-9:_-]+"]
-    assert MYAPP
