@@ -88,7 +88,7 @@ def test_every_flag_is_documented(verb: str) -> None:
     (sub,) = (action for action in cli.parser()._actions if action.dest == "verb")
     assert isinstance(sub.choices, dict)
     flags = {flag for flag in _flags(sub.choices[verb]) if flag.startswith("--")}
-    told = README + TOML + "".join(map(Path.read_text, (CHECKOUT / "docs").glob("*.md")))
+    told = README + TOML + "".join((CHECKOUT / "docs" / page).read_text() for page in ("sample-agent.md", "cloud.md"))
     undocumented = {"--help", "--config", "--json", "--socket", "--names"}
     assert {flag for flag in flags - undocumented if flag not in told} == set()
 
