@@ -8,6 +8,7 @@ for.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from typing import TYPE_CHECKING, Any, Final
@@ -127,9 +128,15 @@ class Aws:
     @staticmethod
     def _explained(service: str, operation: str, call: Callable[[], Any]) -> Any:  # noqa: ANN401 - untyped
         from botocore.exceptions import BotoCoreError, ClientError
+        from botocore.parsers import ResponseParserError
 
         try:
             return call()
+        except ResponseParserError as error:
+            raise CloudRefused(
+                f"AWS: {service}:{operation}: what answers there is not AWS; see HTTPS_PROXY and AWS_ENDPOINT_URL",
+                code=type(error).__name__,
+            ) from error
         except ClientError as error:
             found = error.response.get("Error", {})
             code, text = str(found.get("Code", "")), safe(str(found.get("Message", "")))
@@ -164,7 +171,8 @@ def connect(step: str, region: str | None, profile: str | None) -> Aws:
         remedy = f"install it with '{sys.executable} -m pip install boto3'"
         raise ConfigInvalid(f"{what}; {remedy}, or deploy what 'kinwatch cloud template' writes") from error
     try:
-        session = boto3.Session(profile_name=profile, region_name=region)
+        # As the AWS CLI does; boto3 itself knows AWS_DEFAULT_REGION alone.
+        session = boto3.Session(profile_name=profile, region_name=region or os.environ.get("AWS_REGION") or None)
         if not session.region_name:
             raise NoRegionError
     except BotoCoreError as error:

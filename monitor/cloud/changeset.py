@@ -76,11 +76,14 @@ def plan(  # noqa: PLR0913 - what a change set consists of
     elif revert_drift:
         asked["DeploymentMode"] = "REVERT_DRIFT"
     with _Delivered(aws, text, bucket) as where:
-        found = _planned(aws, asked | where)
+        made = _created(aws, asked | where)
+        found = _planned(aws, name, made) if made else {}
+    if not found:
+        return None
     if found["Status"] == "FAILED":
         why = found.get("StatusReason", "")
         discard(aws, Plan(id=found["ChangeSetId"], stack=found["StackId"], changes=()), creating=creating)
-        if any(words in why.lower() for words in _NO_CHANGES):
+        if _says_no_changes(why):
             return None
         raise CloudRefused(f"stack {name}: CloudFormation can make no plan: {why}; nothing was changed")
     known = document["Resources"]
@@ -118,9 +121,8 @@ class _Delivered:
             self._aws.call("s3", "DeleteObject", Bucket=self._bucket, Key=self._key)
 
 
-def _planned(aws: Aws, asked: Json) -> Json:
-    """Have a change set made and wait for it: its description, with the changes of all pages."""
-    made = _created(aws, asked)
+def _planned(aws: Aws, name: str, made: Json) -> Json:
+    """Wait for a change set: its description, with the changes of all pages."""
     found: Json = {}
     for _ in range(POLLS):
         found = aws.call(
@@ -134,7 +136,7 @@ def _planned(aws: Aws, asked: Json) -> Json:
             break
         aws.sleep(POLL_S)
     else:
-        raise CloudRefused(f"stack {asked['StackName']}: CloudFormation is still planning; run the command again")
+        raise CloudRefused(f"stack {name}: CloudFormation is still planning; run the command again")
     changes = list(found.get("Changes", ()))
     page = found
     while "NextToken" in page:
@@ -151,14 +153,21 @@ def _planned(aws: Aws, asked: Json) -> Json:
 
 
 def _created(aws: Aws, asked: Json) -> Json:
+    """Have a change set made; {}: AWS says at once that there is nothing to change."""
     try:
         return aws.call(SERVICE, "CreateChangeSet", **asked)
     except CloudRefused as error:
+        if _says_no_changes(str(error)):
+            return {}
         if error.code != "AlreadyExistsException":
             raise
     # One of an earlier attempt, that was broken off before its answer.
     aws.call(SERVICE, "DeleteChangeSet", ChangeSetName=asked["ChangeSetName"], StackName=asked["StackName"])
     return aws.call(SERVICE, "CreateChangeSet", **asked)
+
+
+def _says_no_changes(why: str) -> bool:
+    return any(words in why.lower() for words in _NO_CHANGES)
 
 
 def _change(one: Json, known: Mapping[str, Json]) -> Change:

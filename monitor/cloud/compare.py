@@ -24,6 +24,7 @@ STACK: Final = "AWS::CloudFormation::Stack"
 def changes(before: Json, after: Json) -> list[Change]:
     """What has to be done to a stack with the template `before`, so that it is as `after`; {}: there is no stack."""
     old, new = before.get("Resources", {}), after.get("Resources", {})
+    old, new = _readable(old, {**new, **old}), _readable(new, {**old, **new})
     found: list[Change] = []
     for logical in sorted({*old, *new}):
         if logical not in old:
@@ -41,6 +42,22 @@ def changes(before: Json, after: Json) -> list[Change]:
         detail for section in _SECTIONS for detail in differences(before.get(section), after.get(section), section)
     )
     return [*found, Change(sign="~", type=STACK, name="", details=rest)] if rest and before else found
+
+
+def _readable(resources: Json, known: Json) -> Json:
+    """Resources that refer to each other by their names. `known`: whatever they may refer to."""
+
+    def read(node: Any) -> Any:  # noqa: ANN401 - what JSON has
+        if isinstance(node, list):
+            return [read(one) for one in node]
+        if not isinstance(node, dict):
+            return node
+        if node.keys() == {"Ref"} and node["Ref"] in known:
+            return name_of(known, node["Ref"])
+        return {key: read(value) for key, value in node.items()}
+
+    found: Json = read(resources)
+    return found
 
 
 def differences(before: Any, after: Any, path: str = "") -> Iterator[str]:  # noqa: ANN401 - what JSON has
@@ -64,10 +81,14 @@ def differences(before: Any, after: Any, path: str = "") -> Iterator[str]:  # no
 def _by_name(*lists: list[Any]) -> list[dict[str, Any] | None]:
     """The lists as objects, by what names their members; None: nothing does."""
     for key in _KEYS:
-        found = [{json.dumps(one.get(key)).strip('"'): one for one in some if isinstance(one, dict)} for some in lists]
+        found = [{_text(one.get(key)): one for one in some if isinstance(one, dict)} for some in lists]
         if all(
             len(named) == len(some) and all(key in one for one in some)
             for named, some in zip(found, lists, strict=True)
         ):
             return list(found)
     return [None, None]
+
+
+def _text(found: Any) -> str:  # noqa: ANN401 - what JSON has
+    return found if isinstance(found, str) else json.dumps(found)

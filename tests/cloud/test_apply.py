@@ -148,6 +148,15 @@ def test_a_second_apply_changes_nothing(talk: Conversation, capsys: pytest.Captu
     assert {"ExecuteChangeSet", "DeleteStack"}.isdisjoint(talk.operations())
 
 
+def test_a_second_apply_that_aws_answers_at_once_changes_nothing(
+    talk: Conversation, capsys: pytest.CaptureFixture[str]
+) -> None:
+    present(talk)
+    talk.refuse("cloudformation", "create_change_set", "ValidationError", "No updates are to be performed.")
+    assert cli.main([*APPLY, "--yes"]) == 0
+    assert "nothing to do" in capsys.readouterr().out
+
+
 def test_a_change_is_shown_with_what_it_was_and_what_it_costs(
     talk: Conversation, capsys: pytest.CaptureFixture[str], terminal: list[str]
 ) -> None:

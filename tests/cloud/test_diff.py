@@ -69,6 +69,7 @@ def test_a_new_expectation_is_a_difference_of_one_behavior(
     assert cli.main([*DIFF, "--no-drift"]) == 1
     out = capsys.readouterr().out
     assert "Behaviors.child_processes_myapp.Criteria.Value.Number: 7 -> 0" in out
+    assert "Behaviors.child_processes_myapp.Metric: child_procs_peak_myapp -> num_child_procs_myapp" in out
     assert "1 to be changed" in out
     assert talk.operations() == ["DescribeStacks", "GetTemplate"]
 

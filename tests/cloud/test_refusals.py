@@ -175,11 +175,24 @@ def test_without_boto3_it_is_said_what_to_install(
     assert f"kinwatch cloud apply: the library boto3 is missing; install it with '{sys.executable} -m pip" in err
 
 
+@pytest.mark.usefixtures("throttling")
+@pytest.mark.parametrize("status", [200, 400])
+def test_a_proxy_that_answers_for_aws_is_told(
+    nobody: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], status: int
+) -> None:
+    nobody.setattr(Throttling, "page", (status, b"<html><p>Sign in to the guest network</html>"))
+    nobody.setattr(aws, "ATTEMPTS", 1)
+    assert "what answers there is not AWS; see HTTPS_PROXY and AWS_ENDPOINT_URL" in refused(
+        capsys, *APPLY, "--region", REGION
+    )
+
+
 class Throttling(http.server.BaseHTTPRequestHandler):
-    """An AWS that answers DescribeStacks, after it was asked too often."""
+    """An AWS that answers DescribeStacks, after it was asked too often; or a page of somebody else."""
 
     asked = 0
     times = 1
+    page: tuple[int, bytes] | None = None
 
     def do_POST(self) -> None:
         """Refuse the first calls."""
@@ -189,7 +202,10 @@ class Throttling(http.server.BaseHTTPRequestHandler):
         if Throttling.asked > Throttling.times:
             answer = "<DescribeStacksResult><Stacks/></DescribeStacksResult>"
             body = f"<DescribeStacksResponse>{answer}</DescribeStacksResponse>".encode()
-        self.send_response(400 if Throttling.asked <= Throttling.times else 200)
+        status = 400 if Throttling.asked <= Throttling.times else 200
+        if Throttling.page is not None:
+            status, body = Throttling.page
+        self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
