@@ -36,6 +36,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     stack: str
     """The id of the stack."""
     changes: tuple[Change, ...]
+    new: bool
+    """The stack is there for this plan alone."""
 
 
 def plan(  # noqa: PLR0913 - what a change set consists of
@@ -82,7 +84,7 @@ def plan(  # noqa: PLR0913 - what a change set consists of
         return None
     if found["Status"] == "FAILED":
         why = found.get("StatusReason", "")
-        discard(aws, Plan(id=found["ChangeSetId"], stack=found["StackId"], changes=()), creating=creating)
+        discard(aws, Plan(id=found["ChangeSetId"], stack=found["StackId"], changes=(), new=present is None))
         if _says_no_changes(why):
             return None
         raise CloudRefused(f"stack {name}: CloudFormation can make no plan: {why}; nothing was changed")
@@ -91,6 +93,7 @@ def plan(  # noqa: PLR0913 - what a change set consists of
         id=found["ChangeSetId"],
         stack=found["StackId"],
         changes=tuple(_change(one["ResourceChange"], known) for one in found["Changes"]),
+        new=present is None,
     )
 
 
@@ -197,9 +200,9 @@ def _change(one: Json, known: Mapping[str, Json]) -> Change:
     return Change(sign=sign, type=one["ResourceType"], name=name, details=tuple(shown))
 
 
-def discard(aws: Aws, made: Plan, *, creating: bool) -> None:
-    """Forget a plan; a stack that exists for it alone goes as well. Raises CloudRefused."""
-    if creating:
+def discard(aws: Aws, made: Plan) -> None:
+    """Forget a plan; a stack that is there for it alone goes as well. Raises CloudRefused."""
+    if made.new:
         aws.call(SERVICE, "DeleteStack", StackName=made.stack)
     else:
         aws.call(SERVICE, "DeleteChangeSet", ChangeSetName=made.id, StackName=made.stack)
@@ -208,5 +211,12 @@ def discard(aws: Aws, made: Plan, *, creating: bool) -> None:
 def execute(aws: Aws, made: Plan, tell: Callable[[Event], None]) -> Stack:
     """Do what was planned and wait for its end, telling what happens. Returns the stack. Raises CloudRefused."""
     before = seen(aws, made.stack)
-    aws.call(SERVICE, "ExecuteChangeSet", ChangeSetName=made.id, StackName=made.stack)
+    aws.call(
+        SERVICE,
+        "ExecuteChangeSet",
+        ChangeSetName=made.id,
+        StackName=made.stack,
+        ClientRequestToken=hashlib.sha256(made.id.encode()).hexdigest(),  # botocore may ask twice
+        RetainExceptOnCreate=True,  # a bucket that was made in vain is not kept
+    )
     return follow(aws, made.stack, before, tell, begun=False)

@@ -162,7 +162,7 @@ def _stack(account: Account) -> Iterator[Finding]:
             name="stack",
             ok=found.good or found.busy or found.husk or found.status == "UPDATE_ROLLBACK_COMPLETE",
             detail=f"{found.name}, {found.status}, of the profile {found.tags[stack.TAG]}",
-            remedy=stack.REMEDIES.get(found.status, ""),
+            remedy=stack.REMEDIES.get(found.status, "").replace("NAME", found.name),
         )
 
 
@@ -190,8 +190,8 @@ def _detect(account: Account) -> Iterator[Finding]:
     pages = account.aws.pages(_IOT, "ListSecurityProfiles", "securityProfileIdentifiers")
     profiles = [one["name"] for one in pages]
     if profiles or account.metrics:
-        what = f"{len(profiles)} security profiles and {len(account.metrics)} custom metrics are there"
-        yield Finding(name="detect", ok=True, detail=f"the account has it: {what}")
+        what = f"security profiles: {len(profiles)}, custom metrics: {len(account.metrics)}"
+        yield Finding(name="detect", ok=True, detail=f"the account has it ({what})")
         return
     yield Finding(
         name="detect",
@@ -263,7 +263,9 @@ def _names(account: Account) -> Iterator[Finding]:
             remedy="remove it if nobody needs it, or give the profile another securityProfileName",
         )
     if not taken:
-        yield Finding(name="names", ok=True, detail=f"{asked} that have to be free or of this stack, and are")
+        yield Finding(
+            name="names", ok=True, detail=f"{asked} in AWS IoT that have to be free or of this stack, and are"
+        )
 
 
 def _taken(aws: Aws, operation: str, key: str, name: str) -> bool:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from monitor.cloud.compare import STACK
 from monitor.cloud.stack import POLL_S, POLLS, SERVICE
 from monitor.cloud.words import Change, moved, name_of
 from monitor.errors import CloudRefused
@@ -20,8 +19,11 @@ if TYPE_CHECKING:
     from monitor.cloud.stack import Stack
 
 
-def drift(aws: Aws, stack: Stack, known: Mapping[str, Json]) -> list[Change]:
-    """Return what somebody changed by hand, as what would have to be changed back. Raises CloudRefused."""
+def drift(aws: Aws, stack: Stack, known: Mapping[str, Json]) -> tuple[list[Change], str]:
+    """Return what somebody changed by hand, as what would have to be changed back, and why that may not be all.
+
+    "": it is all. Raises CloudRefused.
+    """
     asked = aws.call(SERVICE, "DetectStackDrift", StackName=stack.id)["StackDriftDetectionId"]
     for _ in range(POLLS):
         found = aws.call(SERVICE, "DescribeStackDriftDetectionStatus", StackDriftDetectionId=asked)
@@ -30,13 +32,10 @@ def drift(aws: Aws, stack: Stack, known: Mapping[str, Json]) -> list[Change]:
         aws.sleep(POLL_S)
     else:
         raise CloudRefused(f"stack {stack.name}: drift is still being looked for; run the command again")
-    failed = found["DetectionStatus"] == "DETECTION_FAILED"
-    return [*_drifted(aws, stack, known), *([_unknown(found)] if failed else [])]
-
-
-def _unknown(found: Json) -> Change:
-    why = found.get("DetectionStatusReason", "AWS gives no reason")
-    return Change(sign="~", type=STACK, name="", details=(f"not everything could be looked at: {why}",))
+    why = ""
+    if found["DetectionStatus"] == "DETECTION_FAILED":
+        why = found.get("DetectionStatusReason", "AWS gives no reason")
+    return list(_drifted(aws, stack, known)), why
 
 
 def _drifted(aws: Aws, stack: Stack, known: Mapping[str, Json]) -> Iterator[Change]:

@@ -65,6 +65,7 @@ by policies that you attach to it. With --no-detect there are no violations to s
 }
 """Each step: its summary, and more."""
 _STACK: Final = re.compile(r"[a-zA-Z][-a-zA-Z0-9]{0,127}\Z")
+_ADDRESS: Final = re.compile(r"[^@\s]+@[^@\s]+\Z")
 _THING: Final = re.compile(r"[a-zA-Z0-9:_-]{1,128}\Z")
 
 
@@ -144,7 +145,9 @@ def _add_account(step: argparse.ArgumentParser, name: str) -> None:
             "--stack", metavar="NAME", default="", help="CloudFormation stack (default: named after the profile)"
         )
     if name in {"apply", "diff"}:
-        group.add_argument("--email", metavar="ADDRESS", help="address that gets the alarms, once it has confirmed")
+        group.add_argument(
+            "--email", metavar="ADDRESS", help="address that gets the alarms, once it has confirmed; empty: nobody"
+        )
         group.add_argument(
             "--retention-days",
             type=_days,
@@ -205,6 +208,8 @@ def order(options: argparse.Namespace) -> Order:
         raise ConfigInvalid(f"command line: --thing: expected a name of [a-zA-Z0-9:_-], 1 to 128, found {thing!r}")
     parameters = {}
     if getattr(options, "email", None) is not None:
+        if options.email and not _ADDRESS.match(options.email):
+            raise ConfigInvalid(f"command line: --email: expected an address, or nothing, found {options.email!r}")
         parameters["AlarmEmail"] = options.email
     if getattr(options, "retention_days", None) is not None:
         if not options.no_detect:

@@ -113,6 +113,11 @@ NO_DETECT: Final = (
     "this account has no Device Defender Detect, which is closed to new customers since 2026-08-31: "
     "--no-detect makes IoT rules for the alarms of devices instead"
 )
+_WORDS: Final = (
+    (re.compile("TerminationProtection", re.IGNORECASE), "switch the termination protection of the stack off first"),
+    (re.compile("_IN_PROGRESS"), _BUSY),
+)
+"""What to do where the words say more than the code."""
 _ACTION: Final = re.compile(r"not authorized to perform:? ([a-z0-9-]+:[A-Za-z*]+)")
 _OF_DETECT: Final = re.compile(
     r"(?=.*\bdetect\b|.*device defender)(?=.*(no longer|new customers|not available|not supported|not enabled"
@@ -128,6 +133,7 @@ def explain(code: str, text: str, service: str, operation: str) -> str:
     action = f"{_PREFIXES.get(service, service)}:{operation}"
     named = _ACTION.search(text)
     remedy = REMEDIES.get(code, _UNKNOWN).format(action=named[1] if named else action, service=service)
+    remedy = next((better for words, better in _WORDS if words.search(text)), remedy)
     said = " ".join(text.split()).rstrip(".") or "no further words"
     return f"{action}: {code}: {said}; {NO_DETECT if no_detect(text) else remedy}"
 

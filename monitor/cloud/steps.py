@@ -93,16 +93,18 @@ def diff(desk: Desk, order: Order, made: Made) -> int:
     if found is not None:
         differing += _settings(found, order, made)
     by_hand: list[Change] = []
+    unseen = "" if order.drift else "nobody looked for changes by hand"
     if found is not None and order.drift and not found.busy:
-        by_hand = drift(desk.aws, found, present["Resources"])
+        by_hand, why = drift(desk.aws, found, present["Resources"])
+        unseen = f"CloudFormation could not look for every change by hand: {safe(why)}" if why else ""
     if order.json:
-        desk.tell(msgspec.json.encode({"changes": differing, "drift": by_hand}).decode())
+        desk.tell(msgspec.json.encode({"changes": differing, "drift": by_hand, "unseen": unseen}).decode())
         return DIFFERS if differing or by_hand else 0
     where = f"stack {made.stack} in {desk.aws.region}"
     if found is None:
         desk.tell(f"{where} is not there: apply makes it\n")
     if not differing and not by_hand:
-        desk.tell(f"{where}: nothing differs{'' if order.drift else '; nobody looked for changes by hand'}")
+        desk.tell(f"{where}: nothing differs{f'; {unseen}' if unseen else ''}")
         return 0
     for line in lines(differing):
         desk.tell(line)
@@ -110,7 +112,7 @@ def diff(desk: Desk, order: Order, made: Made) -> int:
         desk.tell("changed by hand since; 'kinwatch cloud apply --revert-drift' changes it back\n")
         for line in lines(by_hand):
             desk.tell(line)
-    desk.tell(f"{where}: {_summary(differing, by_hand)}")
+    desk.tell(f"{where}: {_summary(differing, by_hand)}{f'; {unseen}' if unseen and found is not None else ''}")
     return DIFFERS
 
 
@@ -144,7 +146,6 @@ def apply(desk: Desk, order: Order, made: Made, without_detect: Callable[[], Mad
     if plan is None:
         desk.tell(f"stack {made.stack} in {desk.aws.region}: nothing to do")
         return 0
-    creating = found is None or found.empty
     account = check.Account(desk.aws, made.document, made.stack).identity
     desk.tell(f"stack {made.stack} in {desk.aws.region}, account {account['Account']}, as {account['Arn']}")
     if found is not None and stack.TAG not in found.tags:
@@ -153,8 +154,8 @@ def apply(desk: Desk, order: Order, made: Made, without_detect: Callable[[], Mad
     for line in lines(plan.changes):
         desk.tell(line)
     desk.tell(f"{counted(plan.changes) or 'tags of the stack to be changed'}")
-    if not (order.yes or _asked(desk, plan, creating=creating)):
-        changeset.discard(desk.aws, plan, creating=creating)
+    if not (order.yes or _asked(desk, plan)):
+        changeset.discard(desk.aws, plan)
         desk.tell("nothing was changed")
         return UNCONFIRMED
     return _done(desk, made, plan)
@@ -260,12 +261,12 @@ def _removed_first(desk: Desk, order: Order, found: Stack) -> bool:
     return True
 
 
-def _asked(desk: Desk, plan: changeset.Plan, *, creating: bool) -> bool:
+def _asked(desk: Desk, plan: changeset.Plan) -> bool:
     """Ask; where nobody is there to answer, or it is broken off, the plan goes."""
     try:
         return desk.confirm("Do it?")
     except (ConfigInvalid, KeyboardInterrupt):
-        changeset.discard(desk.aws, plan, creating=creating)
+        changeset.discard(desk.aws, plan)
         raise
 
 
@@ -302,7 +303,11 @@ def _watched(
         elif event.type != STACK and event.status in _DONE:
             desk.tell(safe(f"  {pad(_DONE[event.status], 8)} {name}"))
 
-    return work(tell), failures
+    try:
+        return work(tell), failures
+    except KeyboardInterrupt:
+        desk.tell("broken off; CloudFormation goes on by itself, and the same command waits for it")
+        raise
 
 
 def _why(ended: Stack, failures: list[str]) -> str:

@@ -69,7 +69,8 @@ def planned(talk: Conversation, document: Any = None, *, creating: bool = True, 
 
 def executed(talk: Conversation) -> None:
     """The plan is executed."""
-    talk.asked_of_stack("execute_change_set", {"ChangeSetName": CHANGES, "StackName": STACK})
+    asked = {"ChangeSetName": CHANGES, "StackName": STACK, "ClientRequestToken": ANY, "RetainExceptOnCreate": True}
+    talk.asked_of_stack("execute_change_set", asked)
 
 
 def nothing_differs(talk: Conversation, why: str = "The submitted information didn't contain changes.") -> None:
@@ -238,6 +239,42 @@ def test_a_plan_that_nobody_confirms_leaves_nothing_behind(
     assert "to be made" in out
     assert "--yes" in err
     assert "ExecuteChangeSet" not in talk.operations()
+
+
+def test_a_plan_beside_a_plan_of_somebody_else_leaves_that_alone(
+    talk: Conversation, capsys: pytest.CaptureFixture[str], terminal: list[str]
+) -> None:
+    """A stack that exists for plans alone bears no mark, so it is not known whose it is."""
+    talk.stack("REVIEW_IN_PROGRESS", tags={}, description="Plans")
+    wanted_is_taken(talk)
+    talk.stack("REVIEW_IN_PROGRESS", tags={}, description="Plans")
+    talk.me()
+    planned(talk)
+    talk.me()
+    talk.answer("cloudformation", "delete_change_set", {}, {"ChangeSetName": CHANGES, "StackName": STACK})
+    terminal.append("no")
+    assert cli.main([*APPLY]) == 1
+    assert "nothing was changed" in capsys.readouterr().out
+    assert "DeleteStack" not in talk.operations()
+
+
+def test_whoever_breaks_it_off_hears_that_aws_goes_on(
+    talk: Conversation, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    present(talk)
+    planned(talk, creating=False)
+    talk.me()
+    executed(talk)
+    talk.stack("UPDATE_IN_PROGRESS")
+    talk.events()
+
+    def broken_off(_seconds: float) -> None:
+        if "ExecuteChangeSet" in talk.operations():
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(talk.aws, "sleep", broken_off)
+    assert cli.main([*APPLY, "--yes"]) == cli.INTERRUPTED
+    assert "CloudFormation goes on by itself, and the same command waits for it" in capsys.readouterr().out
 
 
 def test_a_stack_of_somebody_else_is_not_touched(talk: Conversation, capsys: pytest.CaptureFixture[str]) -> None:

@@ -73,6 +73,7 @@ def test_the_profile_of_the_configuration_is_in_the_template(
         ("apply --watch a --stack 1", "--stack: expected letters"),
         ("apply --watch a --retention-days 9", "--retention-days: belongs to --no-detect"),
         ("apply --watch a --no-detect --retention-days 0", "expected a whole number of days"),
+        ("apply --watch a --email me", "--email: expected an address"),
         ("mitigate --thing /", "--thing: expected a name"),
         ("destroy --watch a", "unrecognized arguments"),
         ("diff --watch a --yes", "unrecognized arguments"),

@@ -76,6 +76,13 @@ def test_a_refusal_names_the_permission_that_is_missing() -> None:
     assert explain("AccessDenied", "no", "iot", "GetPolicy").endswith("; allow your user or role iot:GetPolicy")
 
 
+def test_words_that_say_more_than_the_code_are_listened_to() -> None:
+    said = explain("ValidationError", "Stack [k] cannot be deleted while TerminationProtection is enabled", "c", "D")
+    assert said.endswith("; switch the termination protection of the stack off first")
+    said = explain("ValidationError", "Stack k is in UPDATE_IN_PROGRESS state and can not be updated.", "c", "D")
+    assert "somebody else is changing" in said
+
+
 def test_words_about_detect_are_told_from_others() -> None:
     for text in (
         "The IoT Device Defender detect feature is no longer available to new customers",
