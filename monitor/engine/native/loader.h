@@ -16,6 +16,8 @@ struct kw_loader_config {
 	const char *pins;    /* directory in a bpffs to pin into and to take over from, "": no pins */
 	uint32_t ring_bytes; /* a power of two, at least a page */
 	uint32_t max_processes;
+	const char *net_object; /* path of net.bpf.o, to be loaded meanwhile for kw_loader_net(); "": not */
+	uint32_t net_hooks;	/* as that will be asked for */
 };
 
 /* What kw_loader_open() found under the pins. */

@@ -116,6 +116,8 @@ struct kw_loader {
 	int64_t batch_records;
 };
 
+/* The map's name in its object. */
+const char *map_name(enum map_index map);
 int loader_fail(struct kw_loader *loader, int error, const char *format, ...) __attribute__((format(printf, 3, 4)));
 /* What libbpf warned of last. */
 const char *loader_libbpf_said(void);
@@ -155,6 +157,10 @@ int swap_old_ring(struct kw_loader *loader, struct ring *ring);
 /* True: the old set has told this record already. */
 int swap_is_told(struct kw_loader *loader, const struct kw_header *header);
 void swap_free(struct kw_loader *loader);
+
+/* netload.c. Between the opening and the loading of the first object: make the maps that both objects use, and load the
+ * second in a thread. */
+int net_load_meanwhile(struct kw_loader *loader, const char *path, uint32_t wanted);
 
 /* netrun.c. Nothing where the network is not watched. */
 void net_tend(struct kw_loader *loader);

@@ -43,6 +43,13 @@ struct net_side {
 	int portless;			 /* a listener's port is to be found */
 	struct kw_net_control *control;	 /* mapped */
 	char pins[300];			 /* "" = unpinned */
+
+	/* Loading, in a thread of its own while the first object is loaded. */
+	int loading; /* the thread is not joined */
+	pthread_t thread;
+	char path[512];
+	uint32_t wanted;
+	struct bpf_object *loaded; /* by the thread; NULL: refused */
 };
 
 #endif
