@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,12 +16,23 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+@pytest.fixture(autouse=True)
+def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
+    """There are no credentials, no region and no configuration on this machine."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setattr(config, "DEFAULT_PATH", tmp_path / "etc.toml")
+    return monkeypatch
+
+
 @pytest.fixture
-def talk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Conversation]:
+def talk(nobody: pytest.MonkeyPatch) -> Iterator[Conversation]:
     """The conversation that the command has; at its end everything was said."""
     talk = Conversation()
-    monkeypatch.setattr(aws, "connect", lambda *_: talk.aws)
-    monkeypatch.setattr(config, "DEFAULT_PATH", tmp_path / "etc.toml")
+    nobody.setattr(aws, "connect", lambda *_: talk.aws)
     yield talk
     talk.end()
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from monitor import cli, config
+from monitor import cli
 from monitor.cloud.flags import STEPS
 from tests.cloud.configurations import DEFENDER, MYAPP, PROFILE
 
@@ -17,12 +17,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 WATCH = ("cloud", "template", "--watch", "myapp")
-
-
-@pytest.fixture(autouse=True)
-def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """There is no configuration on the machine."""
-    monkeypatch.setattr(config, "DEFAULT_PATH", tmp_path / "etc.toml")
 
 
 def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import botocore.exceptions
 import pytest
 
-from monitor import cli, config
+from monitor import cli
 from monitor.cloud import aws
 from monitor.cloud.aws import BUGS, connect, local
 from monitor.cloud.reasons import NO_DETECT, REMEDIES, explain, no_detect
@@ -131,18 +131,6 @@ def test_failures_that_everybody_has_once_say_what_to_do(name: str, said: str) -
         endpoint_url="x", error="x", profile="x", retries=1, remaining_seconds=1, error_msg="x"
     )
     assert said in local(error)
-
-
-@pytest.fixture
-def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
-    """There are no credentials, no region and no configuration on this machine."""
-    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
-        monkeypatch.setenv(name, str(tmp_path / name))
-    for name in ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE", "AWS_ACCESS_KEY_ID", "AWS_ENDPOINT_URL"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setattr(config, "DEFAULT_PATH", tmp_path / "etc.toml")
-    return monkeypatch
 
 
 def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
