@@ -173,7 +173,7 @@ class Conversation:
     def happens(self, status: str, *failures: tuple[str, str, str], **more: Any) -> None:  # noqa: ANN401 - as of stack
         """Something is done to the stack: not yet begun, under way, and its end; `failures`: logical id, type, why."""
         kind = "UPDATE" if "UPDATE" in status else "DELETE" if status.startswith("DELETE") else "CREATE"
-        self.stack(f"{kind}_IN_PROGRESS")
+        self.stack("REVIEW_IN_PROGRESS" if kind == "CREATE" else "CREATE_COMPLETE")  # what was asked for shows late
         self.events()
         self.stack(f"{kind}_IN_PROGRESS")
         self.events(("kinwatch", "AWS::CloudFormation::Stack", f"{kind}_IN_PROGRESS", "User Initiated"))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from monitor import cli
 from tests.cloud.account import ACCOUNT, REGION
-from tests.cloud.configurations import DEFENDER, MYAPP, TEXTS, made
+from tests.cloud.configurations import DEFENDER, MYAPP, PROFILE, TEXTS, made
 from tests.cloud.conversation import ME
 
 if TYPE_CHECKING:
@@ -106,6 +106,26 @@ def test_a_metric_of_another_stack_is_used_and_not_defined(talk: Conversation) -
     assert "events_lost" not in names
     retained = document["Resources"]["SecurityProfile"]["Properties"]["AdditionalMetricsToRetainV2"]
     assert "events_lost" in [one["Metric"] for one in retained]
+
+
+def test_behaviors_of_the_profile_are_validated_in_the_spelling_of_the_api(
+    talk: Conversation, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    profile, path = tmp_path / "p.json", tmp_path / "k.toml"
+    profile.write_text(json.dumps(PROFILE | {"securityProfileName": "kinwatch"}))
+    path.write_text(MYAPP + f'[detect]\nsecurity_profile = "{profile}"\n')
+    begun(talk)
+    talk.account()
+    talk.answer("iot", "validate_security_profile_behaviors", {"valid": True})
+    talk.free()
+    assert cli.main(["cloud", "check", "-c", str(path), "--export-topic", ""]) == 0
+    asked = {one["name"]: one for one in talk.arguments("ValidateSecurityProfileBehaviors")["behaviors"]}
+    given = {one["name"]: one for one in PROFILE["behaviors"]}
+    assert asked.keys() == given.keys()
+    for name in ("learnt", "like-the-others", "small", "quiet"):
+        assert asked[name] == given[name]
+    assert asked["images"]["criteria"]["value"] == {"strings": ["/bin/g__", "/bin/sh"]}, "as reports write them"
+    assert "6, and AWS finds them valid" in capsys.readouterr().out
 
 
 def test_names_that_are_taken_are_told(talk: Conversation, capsys: pytest.CaptureFixture[str]) -> None:

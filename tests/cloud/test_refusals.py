@@ -153,6 +153,20 @@ def test_without_a_region_and_without_credentials_the_way_is_told(
     assert "not complete" in refused(capsys, *APPLY, "--region", REGION)
 
 
+def test_the_region_is_where_the_command_line_of_aws_finds_it(nobody: pytest.MonkeyPatch) -> None:
+    nobody.setenv("AWS_DEFAULT_REGION", "eu-west-1")
+    assert connect("apply", None, None).region == "eu-west-1"
+    nobody.setenv("AWS_REGION", "eu-west-2")
+    assert connect("apply", None, None).region == "eu-west-2"
+    assert connect("apply", "eu-west-3", None).region == "eu-west-3"
+
+
+def test_calls_are_tried_five_times_in_the_standard_mode(nobody: pytest.MonkeyPatch) -> None:
+    nobody.setenv("AWS_RETRY_MODE", "legacy")
+    client = connect("apply", REGION, None).client("sts")
+    assert client.meta.config.retries == {"mode": "standard", "total_max_attempts": 5}
+
+
 def test_where_nobody_listens_the_way_is_told(nobody: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     nobody.setenv("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE")
     nobody.setenv("AWS_SECRET_ACCESS_KEY", "secret")
