@@ -166,6 +166,10 @@ int net_load_meanwhile(struct kw_loader *loader, const char *path, uint32_t want
 void net_tend(struct kw_loader *loader);
 int net_forget(struct kw_loader *loader, uint64_t watches);
 int net_adopt(struct kw_loader *loader, uint64_t watches);
+/* 1: of the sockets that are open an earlier daemon was told, and this one was not. */
+int net_is_taken_over(const struct kw_loader *loader);
+/* Tell the engine of every socket again. told: without lines. 0: there is nothing to do it with. */
+int net_retell(struct kw_loader *loader, struct kw_engine *engine, int told);
 /* A process became a root: it may have sockets from before. Looked at by the next net_tend(). */
 void net_note_root(struct kw_loader *loader, uint32_t pid);
 /* A listener's port was not known yet when it was told. The next net_tend() has it told. */

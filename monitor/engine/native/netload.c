@@ -509,6 +509,7 @@ int kw_loader_net(struct kw_loader *loader, const char *object, uint32_t wanted)
 		set_close_net(net);
 		return error;
 	}
+	net->taken_over = !begun;
 	net_tend(loader);
 	if (begun && loader->origin != KW_ORIGIN_NEW)
 		net_adopt(loader, ~0ULL);

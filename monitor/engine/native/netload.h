@@ -41,6 +41,7 @@ struct net_side {
 	uint32_t roots[NET_ROOTS];	 /* pids of fresh ones, whose open files are looked at next */
 	uint32_t roots_noted;		 /* more than NET_ROOTS: everybody's are */
 	int portless;			 /* a listener's port is to be found */
+	int taken_over;			 /* an earlier daemon told of its sockets; 0: the walk that adopts them does */
 	struct kw_net_control *control;	 /* mapped */
 	char pins[300];			 /* "" = unpinned */
 
