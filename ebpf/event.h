@@ -110,6 +110,12 @@ enum kw_socket_event {
 	KW_SOCKET_LIVE = 8    /* the socket existed when watching began: as the event its state stands for */
 };
 
+/* Of a KW_SOCKET_LIVE, in `result`. */
+enum kw_live {
+	KW_LIVE_INCOMING = 1, /* it came through a listener of kin; without it, that is to be guessed from the port */
+	KW_LIVE_TOLD = 2      /* an earlier daemon told of it: no line */
+};
+
 /* A process: pid is the thread group id in the initial pid namespace, start_ns the group leader's start_boottime.
  * All zero: unknown. As text "pid-ticks", ticks = start_ns / KW_TICK_NS. */
 struct kw_id {
@@ -182,7 +188,8 @@ struct kw_forget {
 	uint64_t gone; /* slots it is no longer kin of */
 };
 
-/* phase 0: a sync begins, the engine marks all it knows; 1: a row; 2: ends, what was not mentioned is gone. */
+/* phase 0: a sync begins, the engine marks all processes it knows; 1: a row; 2: ends, what was not mentioned is gone. 3
+ * and 4: the same of sockets, whose rows are KW_SOCKET_LIVE. */
 struct kw_sync {
 	struct kw_header header;
 	struct kw_id process;
@@ -214,7 +221,7 @@ struct kw_socket {
 	uint64_t bytes_in;    /* payload so far */
 	uint64_t bytes_out;   /* payload so far, retransmissions not counted */
 	uint32_t depth;	      /* of the owner */
-	uint32_t result;      /* errno; KW_SOCKET_CONNECTED */
+	uint32_t result;      /* errno; KW_SOCKET_CONNECTED. enum kw_live; KW_SOCKET_LIVE */
 	uint16_t event;	      /* enum kw_socket_event */
 	uint16_t family;      /* AF_* */
 	uint16_t protocol;    /* IPPROTO_* */

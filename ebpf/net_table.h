@@ -14,8 +14,9 @@ struct kw_net_control {
 	uint32_t forgotten[32]; /* KW_SLOTS: the epoch in which a slot's watch was removed last */
 	uint32_t epoch;		/* how often a watch was removed; a tag of an earlier one looks what it lost */
 	uint32_t desk;		/* 0: tags go into the sockets alone */
+	uint64_t retell;	/* 1: the walk over files tells its reader of every socket of kin; with enum kw_live */
 
-	uint64_t pad_to_line[3];
+	uint64_t pad_to_line[2];
 	uint64_t sockets; /* of kin, alive */
 	uint64_t changed; /* sockets that the current walk took in */
 };

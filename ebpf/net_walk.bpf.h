@@ -12,6 +12,24 @@
 
 #include "net_tcp.bpf.h"
 
+enum { TELLABLE = TAG_OPEN | TAG_LISTENING | TAG_CONNECTED | TAG_CONNECTING };
+
+/* Tell user space again of what it may have missed, or never knew: to the one who walks, for the ring may be full. */
+static __noinline int file_retell(struct seq_file *seq, const struct kw_tag *tag, uint64_t watches)
+{
+	struct kw_socket record = tag->record;
+
+	record.header.time_ns = bpf_ktime_get_boot_ns();
+	record.header.watches = watches;
+	record.header.roots &= watches;
+	record.event = KW_SOCKET_LIVE;
+	record.result = net.retell & KW_LIVE_TOLD;
+	if (tag->flags & TAG_INCOMING)
+		record.result |= KW_LIVE_INCOMING;
+	bpf_seq_write(seq, &record, sizeof(record));
+	return 0;
+}
+
 /* Take in a socket that was made before the watch, or by somebody else: its first owner among kin is who has it now. */
 static __noinline int file_adopt(struct sock *sk, struct task_struct *task, const struct kw_kin *row)
 {
@@ -57,6 +75,8 @@ int net_walk(struct bpf_iter__task_file *context)
 			  sk); /* its listen() may have been interrupted before the port: then it is looked for again */
 		tag_emit(tag, KW_SOCKET_LISTENING, 0);
 	}
+	if (net.retell && tag && tag->flags & TELLABLE && tag_watches(tag))
+		file_retell(context->meta->seq, tag, tag->record.header.watches);
 	if (!net.adopt)
 		return 0;
 	row = kin_of(task->tgid, BPF_CORE_READ(task, group_leader, start_boottime));

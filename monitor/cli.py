@@ -36,11 +36,13 @@ PIPE_CLOSED: Final = 141  # 128 + SIGPIPE, as a shell reports it
 EXIT_CODES: Final = """\
 exit codes:
   0  ok
-  1  an alarm was raised (report, replay); nothing, too little or something new was seen (learn)
+  1  an alarm was raised (report, replay); nothing, too little or something new was seen (learn);
+     something differs (cloud diff), or it was not confirmed (cloud apply, destroy, mitigate)
   2  wrong usage or configuration; nothing was started
   3  cannot capture, or no daemon answers
   4  cannot publish or write the report (report, run --once, agent), no broker is there (defender),
-     or a step to the broker failed (doctor)
+     no certificate came (provision), or a step to the broker failed (doctor); AWS refused, or was not reached
+     (cloud)
   70 a bug in kinwatch; the traceback is on stderr
 """
 
@@ -128,6 +130,8 @@ def parser() -> argparse.ArgumentParser:
     _add_replay(verbs)
     _add_learn(verbs)
     _add_machine(verbs)
+    _add_provision(verbs)
+    _add_sign(verbs)
     _add_defender(verbs)
     _add_agent(verbs)
     _add_cloud(verbs)
@@ -150,7 +154,7 @@ def _add(verbs: Verbs, name: str, call: Callable[[argparse.Namespace], int], tex
     return added
 
 
-def _add_watches(verb: _Parser, *, expecting: bool = True) -> None:
+def _add_watches(verb: argparse.ArgumentParser, *, expecting: bool = True) -> None:
     _add_config(verb, "configuration; without it and without watches: /etc/kinwatch/config.toml")
     group = verb.add_argument_group("watches", "each repeatable; they replace those of the file")
     group.add_argument("--watch", action="append", default=[], metavar="NAME", help="processes called NAME")
@@ -169,7 +173,7 @@ def _add_watches(verb: _Parser, *, expecting: bool = True) -> None:
     )
 
 
-def _add_config(verb: _Parser, text: str) -> None:
+def _add_config(verb: argparse.ArgumentParser, text: str) -> None:
     verb.add_argument("-c", "--config", type=Path, metavar="FILE", help=text)
 
 
@@ -251,6 +255,35 @@ def _add_machine(verbs: Verbs) -> None:
     _add(verbs, "unload", _unload, "remove every pinned program and map that a daemon left in the kernel")
 
 
+def _add_provision(verbs: Verbs) -> None:
+    verb = _add(
+        verbs,
+        "provision",
+        _provision,
+        "get the device its own certificate from AWS IoT fleet provisioning",
+        "\nWhat was reached is kept, and the next call goes on there. 'kinwatch run' does the\nsame by itself, and"
+        " gets another certificate before one ends.",
+    )
+    _add_config(verb, "configuration with [provisioning] (default: /etc/kinwatch/config.toml)")
+    _add_json(verb)
+
+
+def _add_sign(verbs: Verbs) -> None:
+    verb = _add(
+        verbs,
+        "sign",
+        _sign,
+        "sign a configuration for devices that take one from their shadow",
+        "\nIt prints the document for 'aws iot-data update-thing-shadow --shadow-name kinwatch'.\nThe private key need"
+        " not be on a device, and should not.",
+    )
+    verb.add_argument("--key", required=True, metavar="FILE", help="private key, Ed25519, PEM")
+    verb.add_argument(
+        "--version-number", required=True, type=_whole_number, metavar="N", help="above that of every one before"
+    )
+    verb.add_argument("file", type=Path, metavar="FILE", help="the configuration: [[watch]], [report], [detect]")
+
+
 def _add_defender(verbs: Verbs) -> None:
     from monitor.local import flags
 
@@ -274,9 +307,8 @@ def _add_cloud(verbs: Verbs) -> None:
     from monitor.cloud import flags
 
     verb = _add(verbs, "cloud", _cloud, flags.SUMMARY, flags.MORE)
-    verb.usage = "kinwatch cloud template [-c FILE] [WATCHES] [options]"
-    _add_watches(verb)
-    flags.add(verb)
+    verb.usage = "kinwatch cloud STEP [options]"
+    flags.add(verb, _add_watches, lambda step: _add_config(step, "configuration (default: /etc/kinwatch/config.toml)"))
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -362,12 +394,44 @@ def _learn(options: argparse.Namespace) -> int:
 
 def _doctor(options: argparse.Namespace) -> int:
     from monitor import config
+    from monitor.overlay import laid_over
 
     path = options.config or (config.DEFAULT_PATH if config.DEFAULT_PATH.exists() else None)
-    settings = config.load(path) if path else None
+    settings = laid_over(path, None) if path else None
     from monitor import doctor
 
     return doctor.main(settings, options.json, connect=not options.no_connect, send_report=options.send_report)
+
+
+def _provision(options: argparse.Namespace) -> int:
+    import time
+
+    from monitor import config
+    from monitor.provisioning import command, look
+    from monitor.sinks.text import safe, say
+
+    settings = config.load(options.config or config.DEFAULT_PATH)
+    command.run(settings, say)
+    found = look.described(settings, time.time())
+    if options.json:
+        import msgspec
+
+        _print(msgspec.json.encode(found).decode() + "\n")
+    else:
+        _print("".join(f"{safe(line.strip())}\n" for line in look.lines(found)))
+    return 0
+
+
+def _sign(options: argparse.Namespace) -> int:
+    from monitor import config
+    from monitor.shadow import document, signature
+
+    text = config.read(options.file)
+    # Whether a device looks at packets is its own affair.
+    config.overlaid("[capture]\npackets = true\n", "the file on the device", text, str(options.file))
+    signed = signature.sign(options.key, options.version_number, text)
+    _print(document.desired(text, options.version_number, signed).decode() + "\n")
+    return 0
 
 
 def _unload(_options: argparse.Namespace) -> int:
@@ -386,11 +450,25 @@ def _cloud(options: argparse.Namespace) -> int:
     from monitor.cloud import flags
 
     wanted = flags.wanted(options)
-    _, config = _watched(options, _overrides(options))
+    if options.step == "template":
+        _, settings = _watched(options, _overrides(options))
+        from monitor.cloud import command
+
+        _print(command.template(settings, wanted, options.output))
+        return 0
+    order = flags.order(options)
+    settings = _watched(options, _overrides(options))[1] if options.step in flags.NEEDS_WATCHES else _named(options)
     from monitor.cloud import command
 
-    _print(command.template(config, wanted, options.output))
-    return 0
+    return command.run(settings, wanted, order, _print)
+
+
+def _named(options: argparse.Namespace) -> Config:
+    """Return the configuration, for its names; without a file the defaults."""
+    from monitor import config
+
+    path = options.config or (config.DEFAULT_PATH if config.DEFAULT_PATH.exists() else None)
+    return config.load(path) if path else config.Config()
 
 
 def _agent(options: argparse.Namespace) -> int:
@@ -465,6 +543,13 @@ def _absolute(target: str | None) -> str | None:
 def _whole(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         msg = f"expected a whole number of seconds, 1 or more, found {text!r}"
+        raise argparse.ArgumentTypeError(msg)
+    return int(text)
+
+
+def _whole_number(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:20]) < 1 << 53:
+        msg = f"expected a whole number, 1 or more, found {text!r}"
         raise argparse.ArgumentTypeError(msg)
     return int(text)
 

@@ -36,6 +36,8 @@ HOOKS: Final = {
     "none": (),
 }
 
+KERNEL_BTF: Final = "/sys/kernel/btf/vmlinux"
+HOW_TO_MAKE_ONE: Final = f"on a machine with this kernel: cp {KERNEL_BTF} FILE; or take BTFHub's, unpacked"
 _HOLES: Final = "the process connector tells every fork, exec and exit, but images and CLONE_PARENT not for certain"
 _MUTE: Final = (
     "the process connector does not speak (it needs the initial namespaces, CONFIG_PROC_EVENTS, and root before 6.6)"
@@ -46,7 +48,11 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """What the machine offers (source: monitor/engine/native/facts.c)."""
 
     btf: bool
-    """Type information of the kernel is readable."""
+    """The kernel's own type information is readable."""
+    btf_file_bad: bool = False
+    """The file of [capture] btf holds no type information."""
+    btf_file_foreign: bool = False
+    """It is of another kernel: a task has another size there."""
     tracing: bool
     """The kernel has the tracepoints and iterators of the programs."""
     ring_buffer: bool
@@ -74,7 +80,7 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def probe(btf: str = "") -> Facts:
-    """Ask the kernel. `btf`: a BTF file in place of the kernel's own."""
+    """Ask the kernel. `btf`: a BTF file that programs are relocated by, in place of the kernel's own."""
     facts = ffi.new("struct kw_facts *")
     lib.kw_facts_probe(btf.encode(), facts)
     return Facts(**{name: bool(getattr(facts, name)) for name in Facts.__struct_fields__})
@@ -86,9 +92,16 @@ def obstacles(facts: Facts) -> list[str]:
     if not facts.capable:
         found.append("this process lacks CAP_BPF and CAP_PERFMON (run it as root)")
     if not facts.btf:
-        found.append("the kernel has no BTF, /sys/kernel/btf/vmlinux (name a BTF file in [capture] btf)")
+        found.append(
+            f"the kernel has no BTF, {KERNEL_BTF}, by which it finds its tracepoints (CONFIG_DEBUG_INFO_BTF; a file in "
+            "[capture] btf serves the programs' relocations alone)"
+        )
     elif not facts.tracing:
         found.append("the kernel lacks tracepoints or iterators that the programs need (they came with 5.8)")
+    if facts.btf_file_bad:
+        found.append(f"[capture] btf names a file that is no BTF ({HOW_TO_MAKE_ONE}, or leave it empty)")
+    elif facts.btf_file_foreign:
+        found.append(f"[capture] btf names the BTF of another kernel ({HOW_TO_MAKE_ONE}, or leave it empty)")
     if facts.capable and not facts.ring_buffer:
         found.append("the kernel has no ring buffer (it came with 5.8)")
     if facts.lockdown_confidentiality:
@@ -108,6 +121,8 @@ def bcc_obstacles(facts: Facts, lacking: list[str]) -> list[str]:
     found = []
     if not facts.capable:
         found.append("this process lacks CAP_BPF and CAP_PERFMON (run it as root)")
+    if facts.btf_file_bad:
+        found.append(f"[capture] btf names a file that is no BTF ({HOW_TO_MAKE_ONE}, or leave it empty)")
     if facts.lockdown_confidentiality:
         found.append("kernel lockdown is in confidentiality mode (boot with lockdown=integrity)")
     return found + lacking
@@ -126,6 +141,8 @@ def choose(
     """
     if wanted in {"bcc", "netlink", "poll"}:
         return _asked_for(facts, wanted, speaks, lacking)
+    if facts.btf_file_bad or facts.btf_file_foreign:  # whoever names one wants core, and not quietly something else
+        wanted = "core"
     against = obstacles(facts)
     if not against:
         reason = "BTF, tracepoints, iterators and ring buffer are there, and the privileges to use them"

@@ -92,12 +92,13 @@ class CoreCapture:
             _mount_bpffs()
             if fresh:
                 unpin(pins)
-        self._open(os.fsencode(programs or PROGRAMS), settings, pins)
         network = NET_PROGRAMS if settings.network else None
-        self._network = NetworkSide(self._handle, network, btf=settings.btf, packets=settings.packets)
+        self._network = NetworkSide(network, packets=settings.packets)
+        self._open(os.fsencode(programs or PROGRAMS), settings, pins)
+        self._network.begin(self._handle)
 
     def _open(self, path: bytes, settings: CaptureTable, pins: str) -> None:
-        texts = [ffi.new("char[]", text) for text in (path, settings.btf.encode(), pins.encode())]
+        texts = [ffi.new("char[]", text) for text in (path, settings.btf.encode(), pins.encode(), self._network.path)]
         config = ffi.new(
             "struct kw_loader_config *",
             {
@@ -106,6 +107,8 @@ class CoreCapture:
                 "pins": texts[2],
                 "ring_bytes": settings.ring_bytes,
                 "max_processes": settings.max_processes,
+                "net_object": texts[3],
+                "net_hooks": self._network.wanted,
             },
         )
         found = ffi.new("struct kw_loader **")

@@ -39,20 +39,27 @@ _CELLS: Final = tuple(name for name, _ in ffi.typeof("struct kw_net_counters").f
 class NetworkSide:
     """The second object of the kernel side, beside the loader that has the first."""
 
-    def __init__(self, loader: CData, programs: Path | None, *, btf: str, packets: bool) -> None:
-        """Load it or take it over; None: the network is not watched. A kernel that offers nothing is no error.
+    def __init__(self, programs: Path | None, *, packets: bool) -> None:
+        """What is to be loaded; None: the network is not watched.
 
         `packets`: look at each packet too, which everybody on the device pays for.
         """
         self._left_out = dict.fromkeys(HOOKS, "")
         if programs is not None:
-            self._left_out = netfacts.probe(btf) | ({} if packets else {"packets": PACKETS_OFF})
-        wanted = sum(bit for name, bit in HOOKS.items() if not self._left_out[name])
+            self._left_out = netfacts.probe() | ({} if packets else {"packets": PACKETS_OFF})
+        self.wanted = 0
+        """enum kw_net_hook: what this kernel offers of what is not switched off."""
+        if programs is not None:
+            self.wanted = sum(bit for name, bit in HOOKS.items() if not self._left_out[name])
+        self.path = os.fsencode(programs) if programs is not None and self.wanted else b""
+        """Of the object, b"" when nothing of it is wanted."""
+        self._loader = ffi.NULL
+        self._error = _NOT_LOADED if programs is not None else "switched off: capture.network = false"
+
+    def begin(self, loader: CData) -> None:
+        """Put it in place or take it over. A kernel that offers nothing is no error."""
         self._loader = loader
-        self._error = _NOT_LOADED
-        if programs is None:
-            self._error = "switched off: capture.network = false"
-        elif lib.kw_loader_net(loader, os.fsencode(programs), wanted) < 0:
+        if self.path and lib.kw_loader_net(loader, self.path, self.wanted) < 0:
             self._error = bytes(ffi.string(lib.kw_loader_error(loader))).decode(errors="replace")
 
     def hooks(self) -> dict[str, str]:

@@ -236,7 +236,10 @@ def sync_record(
     comm: bytes = b"",
     flags: int = 0,
 ) -> bytes:
-    """`struct kw_sync`: phase 0 begins (time_ns: before the first row was read), 1 is a row, 2 ends."""
+    """`struct kw_sync`: phase 0 begins (time_ns: before the first row was read), 1 is a row, 2 ends.
+
+    3 and 4: begin and end of the same for sockets.
+    """
     record = ffi.new("struct kw_sync *")
     flags |= _parent(record, parent) | _lineage(record, lineage) | _uid(record, uid)
     _header(record, lib.KW_SYNC, time_ns, watches, roots, flags)
@@ -290,8 +293,8 @@ def socket_record(
 ) -> bytes:
     """`struct kw_socket`: something (KW_SOCKET_*) happened to a socket that process owns.
 
-    family AF_INET6 writes an IPv4 address as mapped. result: a positive errno; state: TCP_* of the kernel, for
-    KW_SOCKET_LIVE.
+    family AF_INET6 writes an IPv4 address as mapped. result: a positive errno, or KW_LIVE_* of
+    KW_SOCKET_LIVE; state: TCP_* of the kernel, for KW_SOCKET_LIVE.
     """
     record = ffi.new("struct kw_socket *")
     flags |= _lineage(record, lineage)

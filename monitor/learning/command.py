@@ -26,7 +26,7 @@ from monitor.capture.recordfile import RecordedWatch, RecordReader
 from monitor.capture.replay import ReplayCapture
 from monitor.detect import profile as profiles
 from monitor.detect import written
-from monitor.detect.learn import FORBIDDEN, MINUTE_S, MOST, Terms, learned, news, widened
+from monitor.detect.learn import FORBIDDEN, MINUTE_S, MOST, Observed, Terms, learned, narrow, news, widened
 from monitor.engine import Engine
 from monitor.errors import ConfigInvalid
 from monitor.expect import ImpossibleValue, edges, executables
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from monitor.config import Config
-    from monitor.detect.learn import Learned, Member, Observed
+    from monitor.detect.learn import Learned, Member
     from monitor.expect import Expect
     from monitor.options import LearnOptions
     from monitor.watch import Watch
@@ -185,7 +185,7 @@ def _made(run: Run, options: LearnOptions, before: _Before | None) -> int:
     pages = _Pages(run, options, findings, terms, before)
     text = pages.first()
     if before is not None and options.widen is None:
-        return max(code, _compared(before, pages.made))
+        return max(code, _compared(before, pages.made, run.path))
     text, on_itself = pages.until_quiet(text)
     parsed = _parsed(text, pages.origin)
     expects = {watch.name: watch.expect for watch in parsed.watches}
@@ -276,7 +276,7 @@ class _Pages:
             yield "INCOMPLETE: the netlink capture does not see every image of what lives for a moment."
 
 
-def _compared(before: _Before, made: Mapping[str, Learned]) -> int:
+def _compared(before: _Before, made: Mapping[str, Learned], path: Path) -> int:
     """Say what the file that is there would not have been quiet about. Nothing is written."""
     old = {watch.name: watch.expect for watch in before.config.watches}
     new = [
@@ -285,6 +285,15 @@ def _compared(before: _Before, made: Mapping[str, Learned]) -> int:
         if name in old
         for rule, what in news(old[name], found)
     ]
+    narrowed = {
+        name: config.Expect(destinations=old[name].destinations, destination_names=old[name].destination_names)
+        for name in made
+        if name in old and narrow(old[name])
+    }
+    told = {name: Observed() for name in narrowed}
+    if told:
+        fired(path, narrowed, told)
+    new += [f"watch {name}: destinations: {what}" for name, one in told.items() for what in one.all_of("destinations")]
     new += [f"watch {name}: it is not in the file" for name in made if name not in old]
     new += [f"watch {name}: the file expects nothing of it" for name in made if old.get(name) == config.Expect()]
     for line in new:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import shlex
 from pathlib import Path
-from typing import get_args, get_type_hints
+from typing import TYPE_CHECKING, get_args, get_type_hints
 
 import botocore
 import botocore.session
@@ -15,6 +16,9 @@ import pytest
 from monitor import cli, config, schema
 from monitor.detect import metrics
 from monitor.engine import lines
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 CHECKOUT = Path(__file__).parents[2]
 README = (CHECKOUT / "README.md").read_text()
@@ -70,12 +74,21 @@ def test_every_verb_is_documented_and_has_help(verb: str, capsys: pytest.Capture
     assert f"usage: kinwatch {verb}" in capsys.readouterr().out
 
 
+def _flags(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """Every flag of a verb, and of its steps."""
+    for action in parser._actions:
+        yield from action.option_strings
+        if isinstance(action, argparse._SubParsersAction):
+            for step in action.choices.values():
+                yield from _flags(step)
+
+
 @pytest.mark.parametrize("verb", verbs())
 def test_every_flag_is_documented(verb: str) -> None:
     (sub,) = (action for action in cli.parser()._actions if action.dest == "verb")
     assert isinstance(sub.choices, dict)
-    flags = {flag for action in sub.choices[verb]._actions for flag in action.option_strings if flag.startswith("--")}
-    told = README + TOML + (CHECKOUT / "docs" / "sample-agent.md").read_text()
+    flags = {flag for flag in _flags(sub.choices[verb]) if flag.startswith("--")}
+    told = README + TOML + "".join((CHECKOUT / "docs" / page).read_text() for page in ("sample-agent.md", "cloud.md"))
     undocumented = {"--help", "--config", "--json", "--socket", "--names"}
     assert {flag for flag in flags - undocumented if flag not in told} == set()
 
@@ -184,6 +197,38 @@ def test_every_call_of_aws_on_the_page_about_the_cloud_exists() -> None:
         known = {botocore.xform_name(member, "-") for member in shape.members}
         local = {"certificate-pem-outfile", "private-key-outfile"}  # of the command line alone
         assert set(re.findall(r"--([a-z-]+)", rest)) <= known | local, name
+
+
+def test_the_page_about_provisioning_shows_commands_and_configurations_that_are_right() -> None:
+    page = (CHECKOUT / "docs" / "provisioning.md").read_text()
+    commands = re.findall(r"^sudo kinwatch (.*)$", page, re.MULTILINE)
+    assert {cli.parser().parse_args(shlex.split(line)).verb for line in commands} == {"run", "provision", "doctor"}
+    shown = re.findall(r"^```toml\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    assert len(shown) == 2
+    assert all(config.parse(text, "page").provisioning is not None for text in shown)
+    example = "\n".join(re.findall(r"^# (\[provisioning\]|\w+ = .*)$", TOML, re.MULTILINE)[:8])
+    parsed = config.parse('[defender]\nendpoint = "e"\n' + example, "example").provisioning
+    assert parsed is not None
+    told = {"template", "claim_certificate", "claim_private_key", "parameters"}
+    defaults = schema.Provisioning(template="a", claim_certificate="/a")
+    same = {name: getattr(defaults, name) for name in schema.Provisioning.__struct_fields__ if name not in told}
+    assert {name: getattr(parsed, name) for name in same} == same
+
+
+def test_the_page_about_configuration_from_afar_says_what_may_be_set_and_shows_what_is_right() -> None:
+    page = (CHECKOUT / "docs" / "remote.md").read_text()
+    for line in re.findall(r"^kinwatch (.*?)(?: > .*)?$", page, re.MULTILINE):
+        assert cli.parser().parse_args(shlex.split(line)).verb == "sign"
+    (shown,) = re.findall(r"^```toml\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    parsed = config.parse('[defender]\nthing = "a"\nendpoint = "e"\n' + shown, "page").remote
+    assert parsed is not None
+    assert parsed.confirm_s == schema.Remote(public_key="/a").confirm_s
+    may = "".join(re.findall(r"^\| ([^|]+) \|", page.partition("\n## ")[0], re.MULTILINE))
+    told = set(re.findall(r"`([a-z]+)\.([a-z_]+)`", may))
+    assert told == {(table, key) for table, keys in config.FROM_AFAR.items() if table != "watch" for key in keys}
+    session = botocore.session.get_session().get_service_model("iot-data")
+    for call in re.findall(r"aws iot-data ([a-z-]+)", page):
+        assert call in {botocore.xform_name(name, "-") for name in session.operation_names}
 
 
 def test_links_lead_somewhere() -> None:

@@ -16,7 +16,7 @@ from msgspec import UNSET
 
 from monitor.engine import Engine, lines
 from monitor.engine._native import lib
-from monitor.engine.records import Endpoint, ProcessId, dns_record, exit_record, socket_record
+from monitor.engine.records import Endpoint, ProcessId, dns_record, exit_record, socket_record, sync_record
 from monitor.errors import EngineRefused
 from monitor.remote import Remote
 
@@ -181,6 +181,39 @@ def test_what_was_there_before_is_told_once_as_what_it_is(engine: Engine, tools:
         lines.Connect
     ]
     assert {(remote.port, remote.incoming) for remote in engine.remotes(0, 0)[0]} == {(80, True), (443, False)}
+
+
+def test_what_an_earlier_daemon_told_is_known_without_a_line(engine: Engine, tools: type[Tools]) -> None:
+    told = lib.KW_LIVE_TOLD
+    listens = _record(lib.KW_SOCKET_LIVE, 1, local=HTTP, state=TCP_LISTEN, result=told)
+    served = _record(
+        lib.KW_SOCKET_LIVE,
+        2,
+        local=LOCAL,
+        remote=REMOTE,
+        state=TCP_ESTABLISHED,
+        result=told | lib.KW_LIVE_INCOMING,
+    )
+    assert _told(engine, tools, listens + served) == []
+    assert engine.listening(0, 0)[0] == (("tcp", 80),)
+    assert {(remote.port, remote.incoming) for remote in engine.remotes(0, 0)[0]} == {(LOCAL.port, True)}
+    assert [type(line) for line in _told(engine, tools, _closed(2, local=LOCAL))] == [lines.Close]
+
+
+def test_what_a_sync_does_not_tell_of_is_closed(engine: Engine, tools: type[Tools]) -> None:
+    """But for a datagram socket's peers, which nobody tells again."""
+    peer = Endpoint(IPv4Address("198.51.100.9"), 53)
+    listens = _record(lib.KW_SOCKET_LISTENING, 1, local=HTTP)
+    _told(engine, tools, listens + _connected(2) + _record(lib.KW_SOCKET_PEER, 3, remote=peer, **UDP))
+    begins, ends = (sync_record(phase=phase, time_ns=9 * 10**9) for phase in (3, 4))
+    told = _told(engine, tools, begins + _record(lib.KW_SOCKET_LIVE, 1, local=HTTP, state=TCP_LISTEN) + ends)
+    assert told == []
+    mark = engine.mark()
+    assert engine.listening(0, mark)[0] == (("tcp", 80),)
+    assert [remote.port for remote in engine.remotes(0, mark)[0]] == [53]
+    found = _record(lib.KW_SOCKET_LIVE, 4, remote=REMOTE, state=TCP_ESTABLISHED)
+    assert [type(line) for line in _told(engine, tools, begins + found + ends)] == [lines.Connect]
+    assert engine.listening(0, engine.mark())[0] == ()
 
 
 @pytest.mark.parametrize(

@@ -194,7 +194,9 @@ static void socket_make(struct kw_socket *socket, struct script *script)
 	socket->family = socket->event == KW_SOCKET_FAMILY ? next(script) : next(script) % 2 ? 2 : 10;
 	socket->protocol = socket->event == KW_SOCKET_PEER || next(script) % 2 ? 17 : 6;
 	socket->type = next(script) % 8;
-	socket->result = socket->event == KW_SOCKET_CONNECTED ? next(script) % 128 : 0;
+	socket->result = socket->event == KW_SOCKET_CONNECTED ? next(script) % 128
+			 : socket->event == KW_SOCKET_LIVE    ? next(script) % 4
+							      : 0;
 	socket->state = next(script) % 13;
 	socket->local_port = 1 + next(script) % 4;
 	socket->remote_port = next(script) % 4;
@@ -269,7 +271,7 @@ static bool record_make(union record *record, struct script *script)
 		record->sync.parent = some_id(script);
 		record->sync.root = some_id(script);
 		record->sync.depth = next(script);
-		record->sync.phase = next(script) % 3;
+		record->sync.phase = next(script) % 5;
 	} else if (kind == KW_LOST) {
 		record->lost.stage = next(script) % KW_STAGES;
 		record->lost.count = next(script);

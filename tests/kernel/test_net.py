@@ -69,6 +69,12 @@ class App:
         answer: str = self._process.stdout.readline()
         return answer.strip()
 
+    def ask(self, code: str) -> str:
+        """Run what prints one line, and return that line."""
+        said = self.run(code)
+        assert self.line() == "ok", said
+        return said
+
     def close(self) -> None:
         """End it."""
         self._process.kill()

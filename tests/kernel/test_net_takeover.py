@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,8 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from monitor.capture.core import PINS
-from monitor.engine.lines import Close, Connect
-from tests.contract.conftest import DEADLINE_S
+from monitor.engine.lines import Accept, Alarm, Close, Connect, Listen
+from tests.contract.conftest import DEADLINE_S, eventually
 from tests.kernel.test_net import App
 
 if TYPE_CHECKING:
@@ -66,3 +67,64 @@ def test_sockets_and_counters_go_on_over_a_crash(daemons: Daemons, app: App) -> 
         assert second.wait_for(Close, pid=app.pid).bytes_out == BEFORE + MEANWHILE + AFTER
         second.stop()
     assert not NET_PINS.exists(), "a clean stop unloads"
+
+
+def test_what_was_open_before_a_crash_is_still_reported_and_not_told_twice(daemons: Daemons, app: App) -> None:
+    daemons.configure(
+        f"""
+        [[watch]]
+        name = "app"
+        pid = {app.pid}
+        expect = {{ destinations = ["192.0.2.0/24"] }}
+        """
+    )
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        server.settimeout(DEADLINE_S)
+        first = daemons.start()
+        port = int(app.ask("l = socket.create_server(('127.0.0.1', 0)); print(l.getsockname()[1], flush=True)"))
+        app.run(f"s = socket.create_connection({server.getsockname()})")
+        stack.enter_context(server.accept()[0])
+        guest = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+        app.run("g = l.accept()[0]")
+        for kind in (Listen, Connect, Accept, Alarm):
+            first.wait_for(kind)
+        first.kill()
+        second = daemons.start()
+        assert second.origin == "taken over"
+        second.stop()
+        metrics = second.metrics()
+        assert metrics["listening_ports_app"] == [port]
+        assert metrics["destination_ips_app"] == ["127.0.0.1"]
+        lines = second.lines()
+        told = [type(line) for line in lines if isinstance(line, (Listen, Connect, Accept))]
+        assert told == [Listen, Connect, Accept], "each once, by the first of the two"
+        alarms = [line for line in lines if isinstance(line, Alarm)]
+        assert [alarm.value for alarm in alarms] == [("127.0.0.1",)] * 2, "each daemon raises what it finds standing"
+        guest.close()
+
+
+def test_sockets_are_right_again_after_records_were_lost(daemons: Daemons, app: App) -> None:
+    daemons.configure(f"[capture]\nring_bytes = {4096}\n")
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=200))
+        server.settimeout(DEADLINE_S)
+        where = server.getsockname()
+        daemon = daemons.start("--watch", "unused", "--pid", str(app.pid))
+        name = next(watch for watch in daemon.watched() if watch != "unused")
+        app.run(f"gone = socket.create_connection({where})")
+        stack.enter_context(server.accept()[0])
+        daemon.wait_for(Connect)
+        daemon.send(signal.SIGSTOP)
+        assert app.run(f"for _ in range(100): socket.create_connection({where}).close()") == "ok"
+        app.run("gone.close()")
+        port = int(app.ask("l = socket.create_server(('127.0.0.1', 0)); print(l.getsockname()[1], flush=True)"))
+        app.run(f"s = socket.create_connection({where})")
+        daemon.send(signal.SIGCONT)
+        eventually(lambda: daemon.ask("status")["lost"]["ring_full"] > 0, "the losses to be counted")
+        listening = daemon.wait_for(Listen)
+        assert (listening.local, listening.cause) == (f"127.0.0.1:{port}", "running")
+        eventually(lambda: any(line.cause == "running" for line in daemon.of(Connect)), "the connection to be found")
+        assert daemon.counters(name)["open"] == 1
+        daemon.stop()
+        assert daemon.metrics()[f"listening_ports_{name}"] == [port]

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from monitor import agent, doctor
+from monitor import doctor
 from monitor.capture import netfacts
 from monitor.capture.netfacts import FACTS, probe, unknown
 from monitor.capture.network import HOOKS
 from monitor.config import Config, parse
 from monitor.detect.metrics import FIELDS
-from monitor.detect.snapshot import NETWORK, WatchSnapshot
+from monitor.detect.snapshot import NETWORK, WatchSnapshot, destinations
 from monitor.remote import Remote
 from tests.unit.service import Counters
 
@@ -56,23 +56,23 @@ def test_a_name_that_the_kernel_lacks_is_named(missing: str, tmp_path: Path) -> 
         b"\0".join(b"%s" % name.encode() for name in ["", *NAMES, ""] if name != missing)
         + b"\0%sx\0" % missing.encode()
     )
-    found = probe(str(btf))
+    found = probe(btf)
     for name, hook in FACTS.items():
         assert (f"the kernel has no {missing}" == found[name]) == (missing in hook.needs)
 
 
 def test_a_btf_file_that_is_not_there_is_the_reason_for_all() -> None:
-    assert set(probe("/nowhere").values()) == {"/nowhere cannot be read: No such file or directory"}
+    assert set(probe(Path("/nowhere")).values()) == {"/nowhere cannot be read: No such file or directory"}
 
 
 def test_without_cgroup2_its_hooks_are_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     btf = tmp_path / "vmlinux"
     btf.write_bytes(b"\0" + b"\0".join(name.encode() for name in NAMES) + b"\0")
     monkeypatch.setattr(netfacts, "cgroup2_mount", lambda: None)
-    found = probe(str(btf))
+    found = probe(btf)
     assert {name for name, reason in found.items() if reason} == {name for name, hook in FACTS.items() if hook.cgroup2}
     monkeypatch.setattr(netfacts, "cgroup2_mount", lambda: tmp_path)
-    assert set(probe(str(btf)).values()) == {""}
+    assert set(probe(btf).values()) == {""}
 
 
 @pytest.mark.parametrize(
@@ -118,6 +118,6 @@ def test_status_shows_the_latest_destinations_and_how_many_remotes_there_were() 
     remotes = tuple(Remote(address=f"10.0.0.{n}", port=443, protocol="tcp", incoming=n % 2 == 0) for n in range(1, 21))
     remotes += (Remote(address="fd00::1", port=53, protocol="udp", incoming=False),)
     (watch,) = Counters().snapshot(None, 0).watches
-    told = agent._destinations(msgspec.structs.replace(watch, remotes=remotes, remotes_missed=4))
+    told = destinations(msgspec.structs.replace(watch, remotes=remotes, remotes_missed=4))
     assert told["remotes"] == 25
     assert told["destinations"] == ["[fd00::1]:53", *(f"10.0.0.{n}:443" for n in (19, 17, 15, 13, 11, 9, 7))]

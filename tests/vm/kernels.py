@@ -10,7 +10,7 @@ import shutil
 import subprocess
 from typing import TYPE_CHECKING, NamedTuple
 
-from tests.vm.mirror import Apt, Unobtainable
+from mirror import Apt, Unobtainable
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,8 +13,8 @@ import subprocess
 from pathlib import Path
 from typing import Final
 
+from mirror import codename, mirrors
 from tests.compiling import PREBUILT, prebuild
-from tests.vm.mirror import codename, mirrors
 
 CHECKOUT: Final = Path(__file__).resolve().parents[2]
 HOME: Final = "kinwatch"

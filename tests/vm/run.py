@@ -1,6 +1,6 @@
 """Run the suite on every kernel of kernels.toml, in virtual machines, two at a time, and write docs/kernels.md.
 
-    python -m tests.vm.run [--quick] [--only NAME]... [--select PYTEST-WORDS]
+    PYTHONPATH=build python -m tests.vm.run [--quick] [--only NAME]... [--select PYTEST-WORDS]
 
 Owns which tests run where and the page. Refuses to know how a machine is made. Exit code 1: something failed.
 """
@@ -21,8 +21,9 @@ from xml.etree import ElementTree as ET
 
 import msgspec
 
+import mirror
 from tests.contract.conftest import CAPTURES
-from tests.vm import kernels, machine, mirror, root
+from tests.vm import kernels, machine, root
 
 HERE: Final = Path(__file__).resolve().parent
 FOLDER: Final = root.CHECKOUT / ".cache" / "vm"
@@ -82,7 +83,7 @@ class Outcome(msgspec.Struct):
 
 def main(words: list[str]) -> int:
     """Do what the flags say."""
-    flags = argparse.ArgumentParser(prog="python -m tests.vm.run", description=__doc__.partition("\n")[0])
+    flags = argparse.ArgumentParser(prog="tests.vm.run", description=__doc__.partition("\n")[0])
     flags.add_argument("--quick", action="store_true", help="the quick kernels and tests only; writes no page")
     flags.add_argument("--only", action="append", default=[], metavar="NAME", help="runs of that name only")
     flags.add_argument("--select", default="", metavar="WORDS", help="for pytest, in place of the suite")

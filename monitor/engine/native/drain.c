@@ -285,22 +285,41 @@ static int sync_rows(void *context, const uint8_t *bytes, uint64_t length)
 	return 0;
 }
 
+static void sync_edge(struct kw_engine *engine, uint32_t phase)
+{
+	struct kw_sync edge = {.phase = phase};
+
+	header_init(&edge.header, sizeof(edge), KW_SYNC);
+	kw_engine_ingest(engine, (const uint8_t *)&edge, sizeof(edge));
+}
+
+/* told: an earlier daemon's lines about the sockets are there; otherwise some may be missing. */
+static int sync_sockets(struct kw_loader *loader, struct kw_engine *engine, int told)
+{
+	int result;
+
+	sync_edge(engine, 3);
+	result = net_retell(loader, engine, told);
+	if (result > 0)
+		sync_edge(engine, 4);
+	return result < 0 ? result : 0;
+}
+
 int kw_loader_sync(struct kw_loader *loader, struct kw_engine *engine)
 {
-	struct kw_sync edge = {};
+	int lost = loader->sync_due;
 	int64_t bytes;
 
 	loader->engine = engine;
 	loader->sync_due = 0;
 	loader->last_sync_ns = clock_ns(CLOCK_BOOTTIME);
 	loader->syncs++;
-	header_init(&edge.header, sizeof(edge), KW_SYNC);
-	kw_engine_ingest(engine, (const uint8_t *)&edge, sizeof(edge));
+	sync_edge(engine, 0);
 	bytes = iterator_run(loader->set.links[LINK_DUMP], sync_rows, loader);
-	edge.phase = 2;
-	header_init(&edge.header, sizeof(edge), KW_SYNC);
-	kw_engine_ingest(engine, (const uint8_t *)&edge, sizeof(edge));
-	return bytes < 0 ? loader_fail(loader, bytes, "cannot read the lineage map: %s", strerror(-bytes)) : 0;
+	sync_edge(engine, 2);
+	if (bytes < 0)
+		return loader_fail(loader, bytes, "cannot read the lineage map: %s", strerror(-bytes));
+	return lost || net_is_taken_over(loader) ? sync_sockets(loader, engine, !lost) : 0;
 }
 
 int64_t kw_loader_drain(struct kw_loader *loader, struct kw_engine *engine)

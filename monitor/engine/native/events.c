@@ -354,6 +354,26 @@ static void sync_end(struct kw_engine *engine)
 	judge_all(engine, engine->defined);
 }
 
+static void on_sync(struct kw_engine *engine, const struct kw_sync *record)
+{
+	switch (record->phase) {
+	case 0:
+		sync_begin(engine, record);
+		break;
+	case 1:
+		sync_row(engine, record);
+		break;
+	case 2:
+		sync_end(engine);
+		break;
+	case 3:
+		kw_sockets_doubt(engine);
+		break;
+	default:
+		kw_sockets_settle(engine);
+	}
+}
+
 static void on_lost(struct kw_engine *engine, const struct kw_lost *record)
 {
 	kw_lose(engine, (enum kw_stage)record->stage, record->count);
@@ -382,12 +402,7 @@ void kw_happen(struct kw_engine *engine, const struct kw_header *header)
 		on_forget(engine, (const struct kw_forget *)header);
 		break;
 	case KW_SYNC:
-		if (((const struct kw_sync *)header)->phase == 0)
-			sync_begin(engine, (const struct kw_sync *)header);
-		else if (((const struct kw_sync *)header)->phase == 1)
-			sync_row(engine, (const struct kw_sync *)header);
-		else
-			sync_end(engine);
+		on_sync(engine, (const struct kw_sync *)header);
 		break;
 	case KW_LOST:
 		on_lost(engine, (const struct kw_lost *)header);

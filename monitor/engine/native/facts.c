@@ -39,6 +39,14 @@ static int knows_all(const struct btf *btf, const char *const *names, size_t cou
 	return 1;
 }
 
+/* Other kernels have it larger or smaller. -1: it is not in there. */
+static int64_t task_bytes(const struct btf *btf)
+{
+	int id = btf__find_by_name_kind(btf, "task_struct", BTF_KIND_STRUCT);
+
+	return id < 0 ? -1 : (int64_t)btf__type_by_id(btf, (uint32_t)id)->size;
+}
+
 static int capable(void)
 {
 	unsigned long long effective = 0;
@@ -102,19 +110,23 @@ int kw_bpffs_mounted(void)
 
 void kw_facts_probe(const char *path, struct kw_facts *facts)
 {
-	struct btf *btf;
+	struct btf *btf, *file;
 
 	memset(facts, 0, sizeof(*facts));
 	libbpf_set_print(quiet);
-	btf = path[0] ? btf__parse(path, NULL) : btf__load_vmlinux_btf();
+	btf = btf__load_vmlinux_btf();
+	file = path[0] ? btf__parse(path, NULL) : NULL;
+	facts->btf_file_bad = path[0] && !file;
+	facts->btf_file_foreign = file && btf && task_bytes(file) != task_bytes(btf);
 	if (btf) {
 		facts->btf = 1;
 		facts->tracing =
 		    knows_all(btf, tracepoints, sizeof(tracepoints) / sizeof(tracepoints[0]), BTF_KIND_TYPEDEF) &&
 		    knows_all(btf, iterators, sizeof(iterators) / sizeof(iterators[0]), BTF_KIND_FUNC);
 		facts->signal_task = knows_all(btf, &signal_task, 1, BTF_KIND_FUNC);
-		btf__free(btf);
 	}
+	btf__free(file);
+	btf__free(btf);
 	facts->ring_buffer = libbpf_probe_bpf_map_type(BPF_MAP_TYPE_RINGBUF, NULL) == 1;
 	facts->capable = capable();
 	facts->bpffs = kw_bpffs_mounted();

@@ -41,7 +41,7 @@ static bool fork_sound(const struct kw_fork *record)
 
 static bool sync_sound(const struct kw_engine *engine, const struct kw_sync *record)
 {
-	if (record->phase == 0)
+	if (record->phase == 0 || record->phase == 3 || record->phase == 4)
 		return true;
 	return engine->syncing && (record->phase == 2 || (record->phase == 1 && record->process.pid));
 }
@@ -62,6 +62,8 @@ static bool socket_sound(const struct kw_socket *record)
 		return !family_is_ip(record->family);
 	if (!family_is_ip(record->family) || !record->cookie || record->state >= TCP_STATES)
 		return false;
+	if (event == KW_SOCKET_LIVE)
+		return record->result <= (KW_LIVE_INCOMING | KW_LIVE_TOLD);
 	if (record->result > ERRNO_MOST || (record->result && event != KW_SOCKET_CONNECTED))
 		return false;
 	if (event == KW_SOCKET_PEER)

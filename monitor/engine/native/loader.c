@@ -34,6 +34,11 @@ static const char *const map_names[MAPS] = {
     [MAP_EXPECTED] = "expected", [MAP_UIDS] = "uids",	      [MAP_CONTROL] = ".bss",
 };
 
+const char *map_name(enum map_index map)
+{
+	return map_names[map];
+}
+
 /* "kinwatch.bss" is libbpf's name for it. */
 static const char *map_pin(enum map_index map)
 {
@@ -70,8 +75,8 @@ const char *kw_loader_error(const struct kw_loader *loader)
 	return loader->error;
 }
 
-/* libbpf speaks through this; the last lines of a verifier log are what helps. */
-static char libbpf_said[700];
+/* libbpf speaks through this; the last lines of a verifier log are what helps. Two objects are loaded at a time. */
+static _Thread_local char libbpf_said[700];
 
 static int libbpf_print(enum libbpf_print_level level, const char *format, va_list arguments)
 {
@@ -323,7 +328,7 @@ static int set_pin(struct kw_loader *loader)
 static int set_load(struct kw_loader *loader, const struct kw_loader_config *config)
 {
 	LIBBPF_OPTS(bpf_object_open_opts, options, .object_name = "kinwatch",
-		    .btf_custom_path = config->btf[0] ? config->btf : NULL);
+		    .btf_custom_path = loader->btf[0] ? loader->btf : NULL);
 	struct kernel_set *set = &loader->set;
 	struct bpf_map *map;
 	int error;
@@ -346,13 +351,18 @@ static int set_load(struct kw_loader *loader, const struct kw_loader_config *con
 		else if (i == MAP_OVERFLOW || i == MAP_SEED)
 			bpf_map__set_max_entries(map, config->max_processes);
 	}
+	error = net_load_meanwhile(loader, config->net_object, config->net_hooks);
+	if (error)
+		return error;
 	error = bpf_object__load(loader->object);
 	if (error)
-		return loader_fail(loader, error, "the kernel refused the programs: %s (%s)", strerror(-error),
+		return loader_fail(loader, error, "the kernel refused the programs%s%s: %s (%s)",
+				   loader->btf[0] ? ", relocated by [capture] btf " : "", loader->btf, strerror(-error),
 				   libbpf_said);
 	for (int i = 0; i < MAPS; i++) {
 		map = bpf_object__find_map_by_name(loader->object, map_names[i]);
-		set->maps[i] = fcntl(bpf_map__fd(map), F_DUPFD_CLOEXEC, 3);
+		if (set->maps[i] < 0)
+			set->maps[i] = fcntl(bpf_map__fd(map), F_DUPFD_CLOEXEC, 3);
 		if (set->maps[i] < 0)
 			return loader_fail(loader, -errno, "out of file descriptors");
 	}
@@ -424,6 +434,9 @@ int kw_loader_open(const struct kw_loader_config *config, struct kw_loader **res
 	if (strlen(config->pins) + 8 >= sizeof(loader->pins))
 		return loader_fail(loader, -ENAMETOOLONG, "the pin directory's name is too long: %s", config->pins);
 	strcpy(loader->pins, config->pins);
+	if (strlen(config->btf) >= sizeof(loader->btf))
+		return loader_fail(loader, -ENAMETOOLONG, "the BTF file's name is too long: %s", config->btf);
+	strcpy(loader->btf, config->btf);
 	set_init(&old);
 	if (loader->pins[0]) {
 		error = set_open_pins(&old, loader->pins);

@@ -12,10 +12,12 @@ struct kw_loader;
 
 struct kw_loader_config {
 	const char *object;  /* path of kinwatch.bpf.o */
-	const char *btf;     /* BTF file for a kernel without its own, "" for the kernel's */
+	const char *btf;     /* BTF file that programs are relocated by, "" for the kernel's own */
 	const char *pins;    /* directory in a bpffs to pin into and to take over from, "": no pins */
 	uint32_t ring_bytes; /* a power of two, at least a page */
 	uint32_t max_processes;
+	const char *net_object; /* path of net.bpf.o, to be loaded meanwhile for kw_loader_net(); "": not */
+	uint32_t net_hooks;	/* as that will be asked for */
 };
 
 /* What kw_loader_open() found under the pins. */
@@ -182,7 +184,9 @@ int kw_loader_net_snapshot(struct kw_loader *loader, struct kw_net_counters *cou
 
 /* What the kernel offers: facts without a decision. 1: yes, 0: no. */
 struct kw_facts {
-	int btf;		      /* type information: /sys/kernel/btf/vmlinux or the named file can be read */
+	int btf;		      /* the kernel's own type information can be read: /sys/kernel/btf/vmlinux */
+	int btf_file_bad;	      /* the named file, if one is, holds no type information */
+	int btf_file_foreign;	      /* a task is larger or smaller in it than in the kernel's own */
 	int tracing;		      /* it knows the tracepoints and iterators the programs attach to */
 	int ring_buffer;	      /* ring buffer maps can be made */
 	int capable;		      /* CAP_BPF and CAP_PERFMON, or CAP_SYS_ADMIN */

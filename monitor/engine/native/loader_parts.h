@@ -85,6 +85,7 @@ struct kw_loader {
 	struct bpf_object *object; /* NULL when taken over */
 	struct bpf_link *owned[LINKS];
 	char pins[256]; /* "" = unpinned */
+	char btf[4096]; /* what both objects are relocated by; "" = the kernel's own */
 	uint32_t origin;
 	pthread_mutex_t snapshot_lock; /* the hooks are told in one cell whose window begins */
 	uint64_t begun_ns;	       /* CLOCK_BOOTTIME before our hooks went live */
@@ -116,6 +117,8 @@ struct kw_loader {
 	int64_t batch_records;
 };
 
+/* The map's name in its object. */
+const char *map_name(enum map_index map);
 int loader_fail(struct kw_loader *loader, int error, const char *format, ...) __attribute__((format(printf, 3, 4)));
 /* What libbpf warned of last. */
 const char *loader_libbpf_said(void);
@@ -156,10 +159,18 @@ int swap_old_ring(struct kw_loader *loader, struct ring *ring);
 int swap_is_told(struct kw_loader *loader, const struct kw_header *header);
 void swap_free(struct kw_loader *loader);
 
+/* netload.c. Between the opening and the loading of the first object: make the maps that both objects use, and load the
+ * second in a thread. */
+int net_load_meanwhile(struct kw_loader *loader, const char *path, uint32_t wanted);
+
 /* netrun.c. Nothing where the network is not watched. */
 void net_tend(struct kw_loader *loader);
 int net_forget(struct kw_loader *loader, uint64_t watches);
 int net_adopt(struct kw_loader *loader, uint64_t watches);
+/* 1: of the sockets that are open an earlier daemon was told, and this one was not. */
+int net_is_taken_over(const struct kw_loader *loader);
+/* Tell the engine of every socket again. told: without lines. 0: there is nothing to do it with. */
+int net_retell(struct kw_loader *loader, struct kw_engine *engine, int told);
 /* A process became a root: it may have sockets from before. Looked at by the next net_tend(). */
 void net_note_root(struct kw_loader *loader, uint32_t pid);
 /* A listener's port was not known yet when it was told. The next net_tend() has it told. */

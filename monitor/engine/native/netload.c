@@ -3,6 +3,9 @@
  * Puts the network side in place: an object of its own that reads the first object's lineage table and writes into its
  * ring. Refuses to know what is done with it (netrun.c).
  *
+ * The verifier's work is most of a start. So where both objects are new they are verified at once, on two processors
+ * (net_load_meanwhile()); what they share is made before.
+ *
  * Hooks come in groups (enum kw_net_hook). A group that the kernel does not offer is left out with a reason; the others
  * go on without it. A set that was pinned is taken over only if it came from this very object and reads this very
  * lineage table; else it is removed and loaded anew, and its counters begin again.
@@ -11,6 +14,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -189,17 +193,14 @@ static uint32_t hooks_placed(struct net_side *net, uint32_t wanted)
 	return wanted;
 }
 
-/* The maps of the first object that these programs use; what is not handed over is not made. */
+/* The maps of the first object that these programs use. */
+static const enum map_index shared[] = {MAP_EVENTS, MAP_TAGS, MAP_ROWS, MAP_OVERFLOW, MAP_CONTROL};
+
+enum { SHARED = sizeof(shared) / sizeof(shared[0]) };
+
+/* They get the first object's maps; of those that are not handed over only their own are made. */
 static int maps_hand_over(struct kw_loader *loader, struct bpf_object *object)
 {
-	static const struct {
-		const char *name;
-		enum map_index index;
-	} shared[] = {{"events", MAP_EVENTS},
-		      {"tags", MAP_TAGS},
-		      {"rows", MAP_ROWS},
-		      {"overflow", MAP_OVERFLOW},
-		      {".bss", MAP_CONTROL}};
 	struct bpf_map *map;
 
 	bpf_object__for_each_map(map, object)
@@ -208,14 +209,15 @@ static int maps_hand_over(struct kw_loader *loader, struct bpf_object *object)
 		int ours =
 		    !strncmp(name, "net_", 4) || !strcmp(name, "socket_tags") || name[0] == '.' || strchr(name, '.');
 
-		for (size_t i = 0; i < sizeof(shared) / sizeof(shared[0]); i++) {
-			size_t length = strlen(shared[i].name), have = strlen(name);
+		for (int i = 0; i < SHARED; i++) {
+			const char *wanted = map_name(shared[i]);
+			size_t length = strlen(wanted), have = strlen(name);
 
-			if (have < length || strcmp(name + have - length, shared[i].name) != 0 ||
-			    (have != length && shared[i].name[0] != '.'))
+			if (have < length || strcmp(name + have - length, wanted) != 0 ||
+			    (have != length && wanted[0] != '.'))
 				continue;
 			ours = 1;
-			if (bpf_map__reuse_fd(map, loader->set.maps[shared[i].index]))
+			if (bpf_map__reuse_fd(map, loader->set.maps[shared[i]]))
 				return -errno;
 			break;
 		}
@@ -227,7 +229,8 @@ static int maps_hand_over(struct kw_loader *loader, struct bpf_object *object)
 
 static struct bpf_object *net_open(struct kw_loader *loader, const char *path, uint32_t hooks, int *error)
 {
-	LIBBPF_OPTS(bpf_object_open_opts, options, .object_name = "kinwatch_net");
+	LIBBPF_OPTS(bpf_object_open_opts, options, .object_name = "kinwatch_net",
+		    .btf_custom_path = loader->btf[0] ? loader->btf : NULL);
 	struct bpf_object *object = bpf_object__open_file(path, &options);
 
 	if (!object) {
@@ -325,11 +328,98 @@ static void group_attach(struct net_side *net, struct bpf_object *object, uint32
 			fd_close(&net->links[i]);
 }
 
-static int net_begin(struct kw_loader *loader, const char *path, uint64_t hash, uint32_t wanted)
+/* Make what both objects use, in place of the first object's loading. */
+static int maps_make(struct kw_loader *loader)
+{
+	for (int i = 0; i < SHARED; i++) {
+		struct bpf_map *map = bpf_object__find_map_by_name(loader->object, map_name(shared[i]));
+		LIBBPF_OPTS(bpf_map_create_opts, options, .map_flags = bpf_map__map_flags(map));
+		int fd = bpf_map_create(bpf_map__type(map), bpf_map__name(map), bpf_map__key_size(map),
+					bpf_map__value_size(map), bpf_map__max_entries(map), &options);
+
+		loader->set.maps[shared[i]] = fd < 0 ? -1 : fd;
+		if (fd < 0 || bpf_map__reuse_fd(map, fd))
+			return loader_fail(loader, -errno, "cannot make the map %s: %s", map_name(shared[i]),
+					   strerror(errno));
+	}
+	return 0;
+}
+
+static void *load_meanwhile(void *context)
+{
+	struct kw_loader *loader = context;
+	struct net_side *net = loader->net;
+
+	net->loaded = net_load(loader, net->path, &net->wanted);
+	return NULL;
+}
+
+static int net_make(struct kw_loader *loader)
+{
+	struct net_side *net = calloc(1, sizeof(*net));
+
+	if (!net)
+		return loader_fail(loader, -ENOMEM, "no memory for the network side");
+	set_init_net(net);
+	net->cgroup = cgroup_root();
+	if (loader->pins[0])
+		snprintf(net->pins, sizeof(net->pins), "%s_net", loader->pins);
+	loader->net = net;
+	return 0;
+}
+
+int net_load_meanwhile(struct kw_loader *loader, const char *path, uint32_t wanted)
+{
+	sigset_t all, before;
+	int error;
+
+	if (!path[0] || strlen(path) >= sizeof(loader->net->path))
+		return 0;
+	error = net_make(loader);
+	if (error)
+		return error;
+	strcpy(loader->net->path, path);
+	loader->net->wanted = hooks_placed(loader->net, wanted);
+	if (!loader->net->wanted)
+		return 0;
+	error = maps_make(loader);
+	if (error)
+		return error;
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &before); /* signals are for who waits for them */
+	loader->net->loading = !pthread_create(&loader->net->thread, NULL, load_meanwhile, loader);
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	return 0; /* without a thread it is loaded later */
+}
+
+static void net_wait(struct net_side *net)
+{
+	if (net->loading)
+		pthread_join(net->thread, NULL);
+	net->loading = 0;
+}
+
+/* The object, and which of the hooks it has. */
+static struct bpf_object *net_loaded(struct kw_loader *loader, const char *path, uint32_t *hooks)
 {
 	struct net_side *net = loader->net;
-	uint32_t hooks = hooks_placed(net, wanted);
-	struct bpf_object *object = hooks ? net_load(loader, path, &hooks) : NULL;
+	struct bpf_object *object;
+
+	if (!net->loading) {
+		*hooks = hooks_placed(net, *hooks);
+		return *hooks ? net_load(loader, path, hooks) : NULL;
+	}
+	net_wait(net);
+	*hooks = net->wanted;
+	object = net->loaded;
+	net->loaded = NULL;
+	return object;
+}
+
+static int net_begin(struct kw_loader *loader, const char *path, uint64_t hash, uint32_t hooks)
+{
+	struct net_side *net = loader->net;
+	struct bpf_object *object = net_loaded(loader, path, &hooks);
 	int error = 0;
 
 	if (!object)
@@ -401,17 +491,12 @@ static int net_pin(struct kw_loader *loader)
 
 int kw_loader_net(struct kw_loader *loader, const char *object, uint32_t wanted)
 {
-	struct net_side *net = calloc(1, sizeof(*net));
 	uint64_t hash = file_hash(object) + wanted; /* other hooks are wanted: another set */
-	int error, begun = 0;
+	int error = loader->net ? 0 : net_make(loader), begun = 0;
+	struct net_side *net = loader->net;
 
-	if (!net)
-		return loader_fail(loader, -ENOMEM, "no memory for the network side");
-	set_init_net(net);
-	loader->net = net;
-	net->cgroup = cgroup_root();
-	if (loader->pins[0])
-		snprintf(net->pins, sizeof(net->pins), "%s_net", loader->pins);
+	if (error)
+		return error;
 	error = net->pins[0] ? net_take_over(loader, net, hash) : -ENOENT;
 	if (error) {
 		begun = 1;
@@ -425,6 +510,7 @@ int kw_loader_net(struct kw_loader *loader, const char *object, uint32_t wanted)
 		set_close_net(net);
 		return error;
 	}
+	net->taken_over = !begun;
 	net_tend(loader);
 	if (begun && loader->origin != KW_ORIGIN_NEW)
 		net_adopt(loader, ~0ULL);
@@ -456,6 +542,8 @@ void net_free(struct kw_loader *loader, int keep)
 
 	if (!net)
 		return;
+	net_wait(net);
+	bpf_object__close(net->loaded);
 	if (net->pins[0] && !keep)
 		remove_directory(net->pins);
 	set_close_net(net);

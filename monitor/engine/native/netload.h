@@ -41,8 +41,16 @@ struct net_side {
 	uint32_t roots[NET_ROOTS];	 /* pids of fresh ones, whose open files are looked at next */
 	uint32_t roots_noted;		 /* more than NET_ROOTS: everybody's are */
 	int portless;			 /* a listener's port is to be found */
+	int taken_over;			 /* an earlier daemon told of its sockets; 0: the walk that adopts them does */
 	struct kw_net_control *control;	 /* mapped */
 	char pins[300];			 /* "" = unpinned */
+
+	/* Loading, in a thread of its own while the first object is loaded. */
+	int loading; /* the thread is not joined */
+	pthread_t thread;
+	char path[512];
+	uint32_t wanted;
+	struct bpf_object *loaded; /* by the thread; NULL: refused */
 };
 
 #endif

@@ -109,6 +109,33 @@ int net_adopt(struct kw_loader *loader, uint64_t watches)
 	return error < 0 ? loader_fail(loader, error, "cannot walk the open files: %s", strerror(-error)) : 0;
 }
 
+int net_is_taken_over(const struct kw_loader *loader)
+{
+	return loader->net && loader->net->taken_over;
+}
+
+static int retold(void *context, const uint8_t *bytes, uint64_t length)
+{
+	kw_engine_ingest(context, bytes, length);
+	return 0;
+}
+
+int net_retell(struct kw_loader *loader, struct kw_engine *engine, int told)
+{
+	struct net_side *net = loader->net;
+	int64_t error;
+
+	if (!net || net->links[NET_WALK] < 0)
+		return 0;
+	pthread_mutex_lock(&loader->snapshot_lock);
+	net->control->retell = told ? 1 | KW_LIVE_TOLD : 1;
+	__sync_synchronize();
+	error = iterator_run(net->links[NET_WALK], retold, engine);
+	net->control->retell = 0;
+	pthread_mutex_unlock(&loader->snapshot_lock);
+	return error < 0 ? loader_fail(loader, error, "cannot walk the open files: %s", strerror(-error)) : 1;
+}
+
 void net_note_root(struct kw_loader *loader, uint32_t pid)
 {
 	struct net_side *net = loader->net;

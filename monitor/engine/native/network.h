@@ -71,7 +71,8 @@ enum socket_flag {
 	SOCKET_REMOTE = 2,   /* has a remote */
 	SOCKET_INCOMING = 4, /* accepted */
 	SOCKET_LISTENS = 8,
-	SOCKET_PEER = 16, /* its remote is whom it last exchanged a datagram with */
+	SOCKET_PEER = 16,    /* its remote is whom it last exchanged a datagram with */
+	SOCKET_DOUBTED = 32, /* during a sync: not told of yet */
 };
 
 /* A socket of kin. Masks are of slots. */
@@ -157,6 +158,9 @@ static inline struct kw_open_socket *kw_socket_at(struct kw_sockets *sockets, ui
 
 /* sockets.c */
 void kw_socket_happens(struct kw_engine *engine, const struct kw_socket *record);
+/* A sync begins, and ends. */
+void kw_sockets_doubt(struct kw_engine *engine);
+void kw_sockets_settle(struct kw_engine *engine);
 void kw_sockets_owner_ends(struct kw_engine *engine, uint32_t pid, uint64_t start_ns);
 void kw_sockets_unwatch(struct kw_engine *engine, uint32_t slot);
 void kw_sockets_judge(struct kw_engine *engine, uint32_t slot, enum kw_expected what);

@@ -118,6 +118,8 @@ static bool from_listener(struct kw_engine *engine, const struct kw_socket *reco
 
 	if (record->event != KW_SOCKET_LIVE || record->protocol != IPPROTO_TCP)
 		return false;
+	if (record->result & KW_LIVE_INCOMING)
+		return true;
 	for (uint64_t left = record->header.watches & engine->defined; left; left &= left - 1)
 		if (kw_remote_is_open(engine->slots[lowest_slot(left)].ports, &port))
 			return true;
@@ -189,7 +191,7 @@ static uint64_t told_in(const struct kw_open_socket *socket, const struct kw_soc
 		return 0;
 	if (record->event != KW_SOCKET_LIVE)
 		return slots;
-	if (record->protocol == IPPROTO_TCP && record->state == TCP_BEGINS)
+	if (record->result & KW_LIVE_TOLD || (record->protocol == IPPROTO_TCP && record->state == TCP_BEGINS))
 		return 0;
 	return slots & ~socket->watches;
 }
@@ -225,6 +227,7 @@ static void happens(struct kw_engine *engine, const struct kw_socket *record, ui
 	} else {
 		socket = add(engine, record);
 	}
+	socket->flags &= ~SOCKET_DOUBTED;
 	before = *socket;
 	if (record->event == KW_SOCKET_CLOSED) {
 		say(engine, record, socket, slots);
@@ -247,6 +250,34 @@ void kw_socket_happens(struct kw_engine *engine, const struct kw_socket *record)
 		say(engine, record, NULL, slots);
 	else if (slots || kw_socket_find(&engine->sockets, record->cookie))
 		happens(engine, record, slots);
+}
+
+/*
+ * Records may have been lost: what is not told of until the end of the sync has been closed. What no process has open,
+ * because it was not accepted yet or is on its way to another process, is forgotten with it. A datagram socket's peers
+ * are not told again; it stays until its end or its owner's.
+ */
+void kw_sockets_doubt(struct kw_engine *engine)
+{
+	struct kw_sockets *sockets = &engine->sockets;
+
+	for (uint32_t index = sockets->oldest; index != NONE; index = kw_socket_at(sockets, index)->newer)
+		if (!(kw_socket_at(sockets, index)->flags & SOCKET_PEER))
+			kw_socket_at(sockets, index)->flags |= SOCKET_DOUBTED;
+}
+
+void kw_sockets_settle(struct kw_engine *engine)
+{
+	struct kw_sockets *sockets = &engine->sockets;
+	uint32_t index = sockets->oldest;
+
+	while (index != NONE) {
+		struct kw_open_socket *socket = kw_socket_at(sockets, index);
+
+		index = socket->newer;
+		if (socket->flags & SOCKET_DOUBTED)
+			drop(engine, socket);
+	}
 }
 
 /* The end of a datagram socket that was neither bound nor connected may be told by nobody (another capture, a record
