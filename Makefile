@@ -6,13 +6,13 @@ FUZZ_SECONDS ?= 600
 PYTHON := .venv/bin/python
 PROGRAM := .venv/bin/kinwatch
 MODULE := monitor/engine/_native.abi3.so
-OBJECTS := monitor/capture/kinwatch.bpf.o monitor/capture/net.bpf.o
+OBJECTS := monitor/capture/kinwatch.bpf.o monitor/capture/net.bpf.o monitor/capture/kinwatch.bcc.c
 NATIVE := $(wildcard monitor/engine/native/*.[ch])
 EBPF := $(wildcard ebpf/*.[ch])
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build native ebpf dev run demo demo-defender test test-long vm sanitise fuzz bench lint format wheel clean
+.PHONY: help build native ebpf dev run demo demo-defender test test-long vm sanitise fuzz bench lint format wheel wheels deb package-test clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf 'make %-13s %s\n' "$$name" "$$text"; done
@@ -43,7 +43,7 @@ test-long: dev sanitise ## the suite with full numbers
 
 vm: dev ## the suite on other kernels, in virtual machines; writes docs/kernels.md
 	@build/packages.sh vm
-	$(PYTHON) -m tests.vm.run
+	PYTHONPATH=build $(PYTHON) -m tests.vm.run
 
 sanitise: dev ## the engine's tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	$(PYTHON) build/sanitise.py engine
@@ -62,17 +62,26 @@ format: dev ## put every file into its format
 	.venv/bin/ruff check --fix-only --quiet .
 	$(PYTHON) build/lint.py --format
 
-wheel: dev ## dist/*.whl, which needs no compiler and no package where it is installed
+wheel: dev ## dist/*.whl for machines like this one: no compiler and no package is needed where it is installed
 	$(PYTHON) build/wheel.py
 
+wheels: package-tools ## dist/*.whl for every machine with glibc 2.28, and the source distribution
+	$(PYTHON) build/wheel.py --machine x86_64 --machine aarch64 --sdist
+
+deb: package-tools ## dist/*.deb for this machine
+	$(PYTHON) build/deb.py
+
+package-test: package-tools ## make every package, and install each in a clean root
+	$(PYTHON) -m pytest -m packages tests/packaging
+
 clean: ## remove everything that was made, .venv/ included
-	rm -rf .venv .cache dist monitor/engine/_native*.so monitor/capture/*.bpf.o
+	rm -rf .venv .cache dist monitor/engine/_native*.so monitor/capture/*.bpf.o monitor/capture/*.bcc.c
 	find monitor build tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The packages are looked at every time (30 ms): a checkout may move to another machine. Everything else is made again only
 # when something it depends on is newer; what pip did is noted in .venv/, so that it goes when that goes.
 
-.PHONY: packages packages-dev
+.PHONY: packages packages-dev packages-package package-tools
 packages:
 	@build/packages.sh build
 
@@ -102,4 +111,13 @@ $(PROGRAM): pyproject.toml build/hook.py | $(MODULE) $(OBJECTS)
 	$(PYTHON) -m pip install --quiet --no-build-isolation --no-deps --editable .
 	@touch $@
 
+.venv/requirements-package.txt: pyproject.toml build/requirements.py | .venv/requirements-dev.txt
+	$(PYTHON) build/requirements.py package > $@
+	$(PYTHON) -m pip install --quiet --requirement $@
+
+packages-package:
+	@build/packages.sh package
+
 dev: build packages-dev .venv/requirements-dev.txt
+
+package-tools: dev packages-package .venv/requirements-package.txt

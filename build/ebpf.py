@@ -1,8 +1,12 @@
 #!/usr/bin/env python3
 """Recipe: ebpf/*.bpf.c -> monitor/capture/*.bpf.o, what runs in the kernel: kinwatch (processes) and net (network).
 
-Owns: clang's flags for BPF. Refuses to know: loading, wheels, the engine. An object serves every kernel with BTF
-(CO-RE) of this byte order and register layout; it needs no header of the running kernel.
+Owns: clang's flags for BPF. Refuses to know: loading, wheels, the engine, what of an object can go (btf.py). An object
+serves every kernel with BTF (CO-RE) of this byte order and register layout; it needs no header of the running kernel.
+
+The same object with line information, which the verifier's log then shows, lies in .cache/ebpf/ under the same name.
+
+And ebpf/kinwatch.bcc.c with the wire before it, for BCC to compile on a device whose kernel has no BTF.
 """
 
 from __future__ import annotations
@@ -10,16 +14,20 @@ from __future__ import annotations
 import os
 import platform
 import shlex
+import shutil
 import sys
 import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from recipe import ROOT, RecipeFailed, finish, is_current, key_of, run
+import btf
+from recipe import CACHE, ROOT, RecipeFailed, finish, is_current, key_of, run
 
 SOURCES = (ROOT / "ebpf" / "kinwatch.bpf.c", ROOT / "ebpf" / "net.bpf.c")
+DIALECT = (ROOT / "ebpf" / "event.h", ROOT / "ebpf" / "kinwatch.bcc.c")
 PLACE = ROOT / "monitor" / "capture"
+WITH_LINES = CACHE / "ebpf"
 
 # libbpf's bpf_tracing.h picks the registers of an argument by this name.
 ARCHITECTURES = {
@@ -46,21 +54,34 @@ def flags(machine: str | None = None) -> list[str]:
     ]
 
 
-def build() -> list[Path]:
-    """Compile what changed and return the objects' paths. Raises RecipeFailed."""
-    return [_build(source) for source in SOURCES]
+def build(machine: str | None = None, place: Path = PLACE) -> list[Path]:
+    """Compile what changed and return the objects' paths. `machine`: as uname -m, this one. Raises RecipeFailed."""
+    return [*(_build(source, flags(machine), place) for source in SOURCES), _join(DIALECT, place / "kinwatch.bcc.c")]
 
 
-def _build(source: Path) -> Path:
-    output = PLACE / f"{source.stem}.o"
+def _join(sources: tuple[Path, ...], output: Path) -> Path:
+    """Put these files into one: BCC compiles a text, and finds no file of ours."""
+    key = key_of([*sources, Path(__file__).resolve()], [])
+    if is_current(output, key):
+        return output
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".making-") as scratch:
+        made = Path(scratch) / output.name
+        made.write_text("\n".join(source.read_text(encoding="utf-8") for source in sources), encoding="utf-8")
+        finish(made, output, key)
+    return output
+
+
+def _build(source: Path, words: list[str], place: Path) -> Path:
+    output = place / f"{source.stem}.o"
     if not source.exists():
         text = f"{source.relative_to(ROOT)} is missing: this checkout is not whole"
         raise RecipeFailed(text)
     clang = shlex.split(os.environ.get("CLANG", "clang"))
     strip = shlex.split(os.environ.get("LLVM_STRIP", "llvm-strip"))
-    compile_words: list[str | Path] = [*clang, *flags(), "-c", source.relative_to(ROOT)]
-    inputs = [*(ROOT / "ebpf").glob("*.h"), source, Path(__file__).resolve()]
-    key = key_of(inputs, [compile_words, strip])
+    objcopy = shlex.split(os.environ.get("LLVM_OBJCOPY", "llvm-objcopy"))
+    compile_words: list[str | Path] = [*clang, *words, "-c", source.relative_to(ROOT)]
+    recipes = [Path(__file__).resolve(), Path(btf.__file__).resolve()]
+    key = key_of([*(ROOT / "ebpf").glob("*.h"), source, *recipes], [compile_words, strip, objcopy])
     if is_current(output, key):
         return output
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -68,6 +89,10 @@ def _build(source: Path) -> Path:
         made = Path(scratch) / output.name
         run([*compile_words, "-o", made])
         run([*strip, "-g", made])  # DWARF goes, .BTF and .BTF.ext stay
+        if place == PLACE:
+            WITH_LINES.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(made, WITH_LINES / output.name)
+        btf.shrink(made, objcopy)
         finish(made, output, key)
     return output
 

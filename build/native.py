@@ -20,16 +20,21 @@ import sysconfig
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cffi import FFI
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from recipe import ROOT, RecipeFailed, finish, is_current, key_of, run
+from recipe import CACHE, ROOT, RecipeFailed, finish, is_current, key_of, run
+
+if TYPE_CHECKING:
+    from portable import Target
 
 MODULE = "monitor.engine._native"
 NATIVE = ROOT / "monitor" / "engine" / "native"
 OUTPUT = ROOT / "monitor" / "engine" / "_native.abi3.so"
+GENERATED = CACHE / "native" / "_native.c"
 
 # Read by cffi in this order, and included in this order by the file it generates.
 HEADERS = (
@@ -45,8 +50,9 @@ OPTIMISE = ("-O2", "-D_FORTIFY_SOURCE=2", "-fstack-protector-strong")
 SANITISE = ("-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 # Only PyInit__native is visible, so that nothing in the process can stand in for an engine function.
 SHARED = ("-fPIC", "-fvisibility=hidden")
+EXPORTS = "{ global: PyInit__native; local: *; };"
 # Python 3.11's stable interface: one binary for 3.11 and everything later.
-PYTHON = ("-DPy_LIMITED_API=0x030B0000", f"-I{sysconfig.get_paths()['include']}")
+PYTHON = "-DPy_LIMITED_API=0x030B0000"
 
 
 def sources() -> list[Path]:
@@ -61,8 +67,9 @@ def sources() -> list[Path]:
     return found
 
 
-def generate(target: Path) -> None:
-    """Write the C file of the Python module to target."""
+def generate(scratch: Path) -> Path:
+    """Write the C file of the Python module, and return its path: one that is the same in every build, from ROOT."""
+    target = scratch / "_native.c"
     ffi = FFI()
     for header in HEADERS:
         ffi.cdef(header.read_text())
@@ -70,39 +77,53 @@ def generate(target: Path) -> None:
     ffi.set_source(MODULE, f"#include <stdbool.h>\n#include <stdint.h>\n#include <stddef.h>\n{includes}")
     with contextlib.redirect_stdout(io.StringIO()):  # it reports every file it writes
         ffi.emit_c_code(str(target))
+    GENERATED.parent.mkdir(parents=True, exist_ok=True)
+    return target.replace(GENERATED).relative_to(ROOT)
 
 
-def build(output: Path = OUTPUT, *, sanitise: bool = False) -> Path:
+def build(output: Path = OUTPUT, *, sanitise: bool = False, target: Target | None = None) -> Path:
     """Compile and link when something changed, and return the module's path. Raises RecipeFailed.
 
     sanitise: with AddressSanitizer and UndefinedBehaviorSanitizer, for tests; the process must preload libasan.
+    target: for another machine, or an older C library; this machine as it is without it.
     """
     files = sources()
-    compiler = shlex.split(os.environ.get("CC", "cc"))
+    compiler = target.compiler if target else shlex.split(os.environ.get("CC", "cc"))
     base = [*compiler, *LANGUAGE, *(SANITISE if sanitise else OPTIMISE), *SHARED, *INCLUDES]
-    bpf_flags = shlex.split(run(["pkg-config", "--cflags", "libbpf"]))
-    libraries = shlex.split(run(["pkg-config", "--libs", "libbpf"]))
-    # Sanitizers' instrumentation makes gcc warn of what cannot happen; the ordinary build has been through it all.
-    ours = [*base, *(() if sanitise else WARNINGS), *bpf_flags]
-    generated = [*base, *PYTHON]
+    if target:
+        bpf_flags, python_flags, libraries = target.includes, target.includes, target.libraries
+    else:
+        bpf_flags = shlex.split(run(["pkg-config", "--cflags", "libbpf"]))
+        python_flags = [f"-I{sysconfig.get_paths()['include']}"]
+        libraries = shlex.split(run(["pkg-config", "--libs", "libbpf"]))
+    # Sanitizers' instrumentation makes gcc warn of what cannot happen, and another compiler has other warnings; the
+    # ordinary build has been through it all.
+    ours = [*base, *(["-w"] if sanitise or target else WARNINGS), *bpf_flags]
+    generated = [*base, PYTHON, *python_flags]
     link = [*compiler, "-shared", "-pthread", *(["-fsanitize=address,undefined"] if sanitise else [])]
-    link += ["-Wl,-z,relro,-z,now", "-Wl,--as-needed"]
+    link += ["-Wl,-z,relro,-z,now", "-Wl,--as-needed", *(["-s"] if target else [])]
     inputs = [*NATIVE.glob("*.[ch]"), *HEADERS, *(ROOT / "ebpf").glob("*.h"), Path(__file__).resolve()]
-    key = key_of(set(inputs), [ours, generated, link, libraries])
+    key = key_of(set(inputs), [ours, generated, link, libraries, [EXPORTS]])
     if is_current(output, key):
         return output
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".making-") as name:
         scratch = Path(name)
-        module = scratch / "_native.c"
-        generate(module)
+        module = generate(scratch)
         jobs = [[*ours, "-c", path.relative_to(ROOT), "-o", scratch / f"{path.stem}.o"] for path in files]
         jobs.append([*generated, "-c", module, "-o", scratch / "_native_module.o"])
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(run, jobs))
         made = scratch / output.name
+        if target:
+            # libbpf, which is linked statically there, declares its functions visible.
+            exports = scratch / "exports"
+            exports.write_text(EXPORTS)
+            link.append(f"-Wl,--version-script={exports}")
         run([*link, *(job[-1] for job in jobs), "-o", made, *libraries])
-        if not sanitise:
+        if target:
+            _check_names(made)
+        elif not sanitise:
             _check_symbols(made)
         finish(made, output, key)
     return output
@@ -115,6 +136,17 @@ def _check_symbols(module: Path) -> None:
     except OSError as error:
         text = f"{OUTPUT.relative_to(ROOT)} does not load: {error}"
         raise RecipeFailed(text) from error
+
+
+def _check_names(module: Path) -> None:
+    # The same for a machine that is not this one: all but Python's symbols must come from a library, with a version.
+    lines = run(["llvm-readelf", "--dyn-syms", "--wide", module]).splitlines()
+    wanted = [line.split()[-1] if "(" not in line else line.split()[-2] for line in lines if " UND " in line]
+    unknown = [name for name in wanted if "@" not in name and not name.startswith(("Py", "_Py"))]
+    weak = {line.split()[-1] for line in lines if " WEAK " in line}
+    if missing := sorted(set(unknown) - weak - {"UND"}):
+        text = f"{OUTPUT.relative_to(ROOT)} needs what no library defines: {', '.join(missing)}"
+        raise RecipeFailed(text)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@
 #   build/packages.sh dev       also to test, lint, fuzz and measure
 #   build/packages.sh demo      also to play the demonstration with a broker
 #   build/packages.sh vm        also to test on other kernels
+#   build/packages.sh package   also to make and test the packages of a release
 #
 # Owns the lists. Refuses to know anything else. Needs root only when something is missing.
 set -eu
@@ -15,20 +16,26 @@ BUILD="python3 python3-venv python3-dev gcc libc6-dev make pkg-config clang llvm
 # mosquitto, openssl, softhsm2, gnutls-bin, faketime: a broker, certificates, a PKCS#11 token and keys made in it, a clock
 # that is set, to test publishing.
 # nginx, fcgiwrap: a service with CGI programs, to learn from. btrfs-progs: a file system whose files have two devices.
+# python3-bpfcc: compiles the hooks on the device, for kernels without BTF. A device needs it for that capture only.
 DEV="bpftool clang-format clang-tidy cppcheck libclang-rt-dev binutils util-linux procps iproute2 forkstat
-	mosquitto openssl softhsm2 gnutls-bin faketime nginx fcgiwrap btrfs-progs"
+	mosquitto openssl softhsm2 gnutls-bin faketime nginx fcgiwrap btrfs-progs
+	python3-bpfcc"
 # The broker of the demonstration of publishing.
 DEMO="mosquitto openssl"
 # Virtual machines with other kernels.
 VM="qemu-system-x86 mmdebstrap kmod busybox-static e2fsprogs debian-archive-keyring"
+
+# Debian's trees to install in, programs of other machines, its judge of packages, a builder of images without a daemon.
+PACKAGE="mmdebstrap debian-archive-keyring dpkg-dev qemu-user-static lintian man-db buildah"
 
 case "${1:-}" in
 build) wanted=$BUILD ;;
 dev) wanted="$BUILD $DEV" ;;
 demo) wanted="$BUILD $DEMO" ;;
 vm) wanted="$BUILD $DEV $VM" ;;
+package) wanted="$BUILD $DEV $VM $PACKAGE" ;;
 *)
-	echo "usage: build/packages.sh build|dev|demo|vm" >&2
+	echo "usage: build/packages.sh build|dev|demo|vm|package" >&2
 	exit 2
 	;;
 esac

@@ -25,23 +25,35 @@ class RecipeFailed(Exception):
     """A recipe cannot make its output; the text says what failed, on what, and what to do."""
 
 
-def run(command: Sequence[str | Path]) -> str:
-    """Run command in the repository's root and return its stdout.
+def run(command: Sequence[str | Path], *, quiet: bool = False, folder: Path = ROOT) -> str:
+    """Run command in folder and return its stdout. `quiet`: of a success its stderr is not shown.
 
     Raises RecipeFailed with the command and everything it said, or with what to install when it is not there.
     """
     words = [str(word) for word in command]
     try:
-        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+        done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
     except FileNotFoundError:
         text = f"{words[0]}: not found. `make build` installs it; by hand: apt-get install gcc clang llvm libbpf-dev"
         raise RecipeFailed(text) from None
     if done.returncode != 0:
         text = f"{shlex.join(words)}\nexited {done.returncode}:\n{done.stdout}{done.stderr}"
         raise RecipeFailed(text)
-    if done.stderr:
+    if done.stderr and not quiet:
         sys.stderr.write(done.stderr)
     return done.stdout
+
+
+def source_date_s() -> int:
+    """The SOURCE_DATE_EPOCH (reproducible-builds.org/specs) that is set, else the time of the last commit.
+
+    Where there is no commit, in an unpacked source distribution, it is the time that distribution's files have.
+    """
+    if given := os.environ.get("SOURCE_DATE_EPOCH"):
+        return int(given)
+    if (ROOT / ".git").exists():
+        return int(run(["git", "-c", f"safe.directory={ROOT}", "log", "-1", "--format=%ct"]))
+    return int((ROOT / "CHANGELOG.md").stat().st_mtime)
 
 
 def key_of(inputs: Iterable[Path], commands: Iterable[Sequence[str | Path]]) -> str:

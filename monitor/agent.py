@@ -34,7 +34,7 @@ from monitor.errors import ConfigInvalid, KinwatchError
 from monitor.judging.actions import Actions
 from monitor.judging.detection import Detection, Said
 from monitor.judging.plan import plan
-from monitor.options import settled
+from monitor.options import kept, settled
 from monitor.schema import Action
 from monitor.sinks import Fanout
 from monitor.sinks.stream import StreamSink
@@ -123,6 +123,10 @@ class Agent:
             keep = self._config.daemon.keep == "always" if clean else self._worth_keeping
             self._capture.close(keep=self._daemon and keep)
         return self._exit_code
+
+    def _hand_over(self) -> None:
+        self._config = kept(self._config)  # SIGUSR2, a restart: as SIGTERM, but the next daemon goes on
+        self._stop.set()
 
     # -------- the main path --------
 
@@ -217,6 +221,7 @@ class Agent:
         self._taken = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._stop.set)
+        self._loop.add_signal_handler(signal.SIGUSR2, self._hand_over)
         self._loop.add_signal_handler(signal.SIGHUP, self._reload)
         async with contextlib.AsyncExitStack() as stack:
             if self._daemon:

@@ -36,11 +36,13 @@ PIPE_CLOSED: Final = 141  # 128 + SIGPIPE, as a shell reports it
 EXIT_CODES: Final = """\
 exit codes:
   0  ok
-  1  an alarm was raised (report, replay); nothing, too little or something new was seen (learn)
+  1  an alarm was raised (report, replay); nothing, too little or something new was seen (learn);
+     something differs (cloud diff), or it was not confirmed (cloud apply, destroy, mitigate)
   2  wrong usage or configuration; nothing was started
   3  cannot capture, or no daemon answers
   4  cannot publish or write the report (report, run --once, agent), no broker is there (defender),
-     no certificate came (provision), or a step to the broker failed (doctor)
+     no certificate came (provision), or a step to the broker failed (doctor); AWS refused, or was not reached
+     (cloud)
   70 a bug in kinwatch; the traceback is on stderr
 """
 
@@ -152,7 +154,7 @@ def _add(verbs: Verbs, name: str, call: Callable[[argparse.Namespace], int], tex
     return added
 
 
-def _add_watches(verb: _Parser, *, expecting: bool = True) -> None:
+def _add_watches(verb: argparse.ArgumentParser, *, expecting: bool = True) -> None:
     _add_config(verb, "configuration; without it and without watches: /etc/kinwatch/config.toml")
     group = verb.add_argument_group("watches", "each repeatable; they replace those of the file")
     group.add_argument("--watch", action="append", default=[], metavar="NAME", help="processes called NAME")
@@ -171,7 +173,7 @@ def _add_watches(verb: _Parser, *, expecting: bool = True) -> None:
     )
 
 
-def _add_config(verb: _Parser, text: str) -> None:
+def _add_config(verb: argparse.ArgumentParser, text: str) -> None:
     verb.add_argument("-c", "--config", type=Path, metavar="FILE", help=text)
 
 
@@ -305,9 +307,8 @@ def _add_cloud(verbs: Verbs) -> None:
     from monitor.cloud import flags
 
     verb = _add(verbs, "cloud", _cloud, flags.SUMMARY, flags.MORE)
-    verb.usage = "kinwatch cloud template [-c FILE] [WATCHES] [options]"
-    _add_watches(verb)
-    flags.add(verb)
+    verb.usage = "kinwatch cloud STEP [options]"
+    flags.add(verb, _add_watches, lambda step: _add_config(step, "configuration (default: /etc/kinwatch/config.toml)"))
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -449,11 +450,25 @@ def _cloud(options: argparse.Namespace) -> int:
     from monitor.cloud import flags
 
     wanted = flags.wanted(options)
-    _, config = _watched(options, _overrides(options))
+    if options.step == "template":
+        _, settings = _watched(options, _overrides(options))
+        from monitor.cloud import command
+
+        _print(command.template(settings, wanted, options.output))
+        return 0
+    order = flags.order(options)
+    settings = _watched(options, _overrides(options))[1] if options.step in flags.NEEDS_WATCHES else _named(options)
     from monitor.cloud import command
 
-    _print(command.template(config, wanted, options.output))
-    return 0
+    return command.run(settings, wanted, order, _print)
+
+
+def _named(options: argparse.Namespace) -> Config:
+    """Return the configuration, for its names; without a file the defaults."""
+    from monitor import config
+
+    path = options.config or (config.DEFAULT_PATH if config.DEFAULT_PATH.exists() else None)
+    return config.load(path) if path else config.Config()
 
 
 def _agent(options: argparse.Namespace) -> int:

@@ -18,7 +18,7 @@ import msgspec
 from monitor import __version__
 from monitor import config as configuration
 from monitor.capture import connector, netfacts
-from monitor.capture.choose import choose, obstacles, probe
+from monitor.capture.choose import KERNEL_BTF, bcc_obstacles, choose, compiling, obstacles, probe
 from monitor.capture.core import PINS
 from monitor.capture.poll import LOWER_BOUNDS
 from monitor.capture.rules import cgroup2_mount
@@ -45,22 +45,25 @@ def findings(config: Config | None, *, connect: bool = True, send_report: bool =
     settings = planned.config
     facts = probe(settings.capture.btf)
     speaks = connector.answers()
+    lacking = compiling(settings.capture.btf)
     found: dict[str, Any] = {
         "version": __version__,
         "kernel": platform.release(),
         "machine": platform.machine(),
         "facts": {
             **msgspec.to_builtins(facts),
+            "relocated_by": settings.capture.btf or KERNEL_BTF,
             "proc_connector": speaks,
             "cgroup2": str(cgroup2_mount() or ""),
             "root": os.geteuid() == 0,
         },
         "pinned": Path(PINS).exists() if os.geteuid() == 0 else False,
         "core_obstacles": obstacles(facts),
+        "bcc_obstacles": bcc_obstacles(facts, lacking),
         "notes": list(configuration.notes(settings)),
     }
     try:
-        choice = choose(facts, settings.capture.kind, lambda: speaks)
+        choice = choose(facts, settings.capture.kind, lambda: speaks, lambda: lacking)
         found |= {"capture": choice.kind, "reason": choice.reason, "hooks": list(choice.hooks)}
         if choice.kind in {"netlink", "poll"}:
             found["lower_bounds"] = [
@@ -138,7 +141,7 @@ def _network(settings: Config, capture: str | None) -> dict[str, str]:
         return dict.fromkeys(netfacts.FACTS, f"capture {capture} sees no sockets" if capture else "there is no capture")
     if not settings.capture.network:
         return dict.fromkeys(netfacts.FACTS, "capture.network is false")
-    found = netfacts.probe(settings.capture.btf)
+    found = netfacts.probe()
     return found if settings.capture.packets else found | {"packets": found["packets"] or "capture.packets is false"}
 
 
@@ -184,6 +187,8 @@ def _lines(found: dict[str, Any]) -> list[str]:
     lines.append(f"  {'pinned programs':26} {'yes, ' + PINS if found['pinned'] else 'none'}")
     if found["core_obstacles"]:
         lines += ["", "core cannot be used"] + [f"  {text}" for text in found["core_obstacles"]]
+    if found["bcc_obstacles"] and found["capture"] != "core":  # who has core misses nothing
+        lines += ["", "bcc cannot be used"] + [f"  {text}" for text in found["bcc_obstacles"]]
     lines += ["", "network"]
     for name, reason in found["network"].items():
         lines.append(f"  {name:10} {'-' if reason else 'ok':3} {netfacts.FACTS[name].purpose}")

@@ -10,6 +10,7 @@ The tree::
       DaemonUnreachable      no daemon answers on the control socket               exit 3
       EngineRefused          the native engine refused a call (a bug, or no memory)  exit 3
       ReportInvalid          a Defender document breaks the v1.0 format            exit 4
+      CloudRefused           AWS refused a call, failed, or was not reached        exit 4
 
 A message says what failed, on what, and what to do about it.
 """
@@ -65,3 +66,18 @@ class ReportInvalid(KinwatchError):
     """A Device Defender document breaks the v1.0 format or its value rules."""
 
     exit_code = 4
+
+
+class CloudRefused(KinwatchError):
+    """AWS refused a call, failed, or was not reached; or what stands there is not ours to change."""
+
+    exit_code = 4
+
+    def __init__(self, text: str, *, code: str = "", denied: bool = False, no_detect: bool = False) -> None:
+        super().__init__(text)
+        self.code = code
+        """AWS's error code, or the name of the failure on this side; "": neither."""
+        self.denied = denied
+        """The credentials lack a permission."""
+        self.no_detect = no_detect
+        """The account has no Device Defender Detect."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from monitor.capture.choose import HOOKS, Choice, choose, probe
+from monitor.capture.choose import HOOKS, Choice, choose, decide, probe
 from monitor.capture.core import PINS, CoreCapture
 from monitor.capture.idle import IdleCapture
 from monitor.command import Command
@@ -78,7 +78,7 @@ def launched(config: Config, options: RunOptions, meanwhile: str) -> Iterator[Pa
         planned = plan(config)
         config = planned.config
     notifier = Notifier.from_environment()
-    choice = choose(probe(config.capture.btf), config.capture.kind) if config.watches else NOTHING
+    choice = decide(config.capture) if config.watches else NOTHING
     # Whoever sits in front of a run ends it with the terminal: nothing may stay in the kernel, no daemon be in the way.
     alone = options.once or options.attended or bool(options.command)
     with contextlib.ExitStack() as stack:
@@ -93,7 +93,7 @@ def launched(config: Config, options: RunOptions, meanwhile: str) -> Iterator[Pa
         importing = threading.Thread(target=_import, args=(meanwhile, config, options), name="import")
         importing.start()
         try:
-            capture = open_capture(choice, engine, config, pins="" if alone else PINS, fresh=options.fresh)
+            choice, capture = open_capture(choice, engine, config, pins="" if alone else PINS, fresh=options.fresh)
         finally:
             importing.join()
         yield Parts(config, planned, options, choice, engine, capture, notifier, command)
@@ -147,12 +147,33 @@ def only_daemon() -> Iterator[None]:
         os.close(fd)
 
 
-def open_capture(choice: Choice, engine: Engine, config: Config, *, pins: str, fresh: bool) -> LiveCapture:
-    """Open the capture that was chosen. `pins`: where it is pinned and taken over from, "" for neither."""
+def open_capture(
+    choice: Choice, engine: Engine, config: Config, *, pins: str, fresh: bool
+) -> tuple[Choice, LiveCapture]:
+    """Open the capture that was chosen. `pins`: where it is pinned and taken over from, "" for neither.
+
+    Whether BCC's program is true to the kernel shows only when it has been compiled and tried; where it is not and
+    nobody asked for it, the next one is chosen. Raises CaptureUnavailable.
+    """
+    try:
+        return choice, _open(choice, engine, config, pins=pins, fresh=fresh)
+    except CaptureUnavailable as error:
+        if choice.kind != "bcc" or config.capture.kind != "auto":
+            raise
+        why = str(error)
+    choice = choose(probe(config.capture.btf), "auto", lacking=lambda: [why])
+    return choice, _open(choice, engine, config, pins=pins, fresh=fresh)
+
+
+def _open(choice: Choice, engine: Engine, config: Config, *, pins: str, fresh: bool) -> LiveCapture:
     if choice.kind == "none":
         return IdleCapture()
     if choice.kind == "core":
         return CoreCapture(engine, config.watches, config.capture, pins=pins, fresh=fresh, enforcing=config.enforcement)
+    if choice.kind == "bcc":
+        from monitor.capture.bcc import BccCapture  # noqa: PLC0415 - as below
+
+        return BccCapture(engine, config.watches, config.capture, ring=choice.ring)
     if choice.kind == "netlink":
         from monitor.capture.netlink import NetlinkCapture  # noqa: PLC0415 - as below
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from monitor.capture import device
-from monitor.capture.choose import choose, probe
+from monitor.capture.choose import decide
 from monitor.capture.core import PINS, unpin
 from monitor.capture.replay import ReplayCapture
 from monitor.detect.behaviors import expected, violated
@@ -46,12 +46,12 @@ def unenforced(config: Config) -> Config:
 
 def report(config: Config, options: ReportOptions) -> int:
     """Watch for a while, print one report. Returns 1 when it breaks an expectation."""
-    choice = choose(probe(config.capture.btf), config.capture.kind)
+    choice = decide(config.capture)
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
     with Engine(config.capture.max_processes) as engine:
-        capture = open_capture(choice, engine, unenforced(config), pins="", fresh=False)
+        choice, capture = open_capture(choice, engine, unenforced(config), pins="", fresh=False)
         try:
             capture.start()
             asked = config.report

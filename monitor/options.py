@@ -103,3 +103,8 @@ def settled(path: Path | None, overrides: Overrides, trial: Overlay | None = Non
     """
     base = Config() if path is None else laid_over(path, trial)
     return config.with_command_line(base, **msgspec.structs.asdict(overrides))
+
+
+def kept(asked: Config) -> Config:
+    """The configuration of a daemon whose kernel side outlives its clean end."""
+    return msgspec.structs.replace(asked, daemon=msgspec.structs.replace(asked.daemon, keep="always"))

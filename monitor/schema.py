@@ -38,7 +38,9 @@ class Capture(Table, frozen=True, kw_only=True):
     max_processes: Annotated[
         int, Meta(ge=64, le=MAX_PID, description="kin at once; beyond: counted, told (table_full)")
     ] = 32_768
-    btf: Annotated[str, Meta(description="a BTF file for kernels without their own")] = ""
+    btf: Annotated[str, Meta(description="a BTF file that programs are relocated by, in place of the kernel's own")] = (
+        ""
+    )
     network: Annotated[bool, Meta(description="also watch sockets; false: no network hooks, events and metrics")] = True
     packets: Annotated[
         bool,

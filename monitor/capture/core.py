@@ -93,7 +93,7 @@ class CoreCapture:
             if fresh:
                 unpin(pins)
         network = NET_PROGRAMS if settings.network else None
-        self._network = NetworkSide(network, btf=settings.btf, packets=settings.packets)
+        self._network = NetworkSide(network, packets=settings.packets)
         self._open(os.fsencode(programs or PROGRAMS), settings, pins)
         self._network.begin(self._handle)
 

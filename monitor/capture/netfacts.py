@@ -88,15 +88,15 @@ def unknown(missing: Iterable[str]) -> frozenset[str]:
     return frozenset(field for field, hooks in NEEDS.items() if not gone.isdisjoint(hooks))
 
 
-def probe(btf: str = "") -> dict[str, str]:
+def probe(btf: Path = KERNEL_BTF) -> dict[str, str]:
     """By hook: "" when the kernel offers what it needs, else what it lacks. Loads nothing.
 
-    `btf`: a BTF file in place of the kernel's own.
+    `btf`: the kernel's own type information. What it can attach to is never told by a file of [capture] btf.
     """
     try:
-        names = Path(btf or KERNEL_BTF).read_bytes()
+        names = btf.read_bytes()
     except OSError as error:
-        return dict.fromkeys(FACTS, f"{btf or KERNEL_BTF} cannot be read: {error.strerror}")
+        return dict.fromkeys(FACTS, f"{btf} cannot be read: {error.strerror}")
     cgroups = "" if _net_admin() else "no CAP_NET_ADMIN"
     if cgroup2_mount() is None:
         cgroups = "no cgroup2 hierarchy is mounted"

@@ -15,14 +15,14 @@ import errno
 import os
 import struct
 import time
-from collections import Counter, deque
+from collections import Counter
 from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
 
 import msgspec
-import psutil
 
 from monitor.capture import connector
-from monitor.capture.poll import PollCapture, Seen, Told, join
+from monitor.capture.listening import ListeningCapture
+from monitor.capture.poll import Seen, Told, join
 from monitor.capture.procfs import Image, Stat, read_credentials, read_image, read_stat
 from monitor.engine import records
 from monitor.engine._native import ffi, lib
@@ -56,7 +56,7 @@ class _Event(NamedTuple):
     comm: bytes
 
 
-class NetlinkCapture(PollCapture):
+class NetlinkCapture(ListeningCapture[_Event]):
     """Feeds an engine from the process connector. Raises CaptureUnavailable where the kernel does not speak."""
 
     kind: ClassVar[str] = "netlink"
@@ -71,79 +71,26 @@ class NetlinkCapture(PollCapture):
         self._cells = ffi.new("struct kw_proc_event[]", ROOM)
         self._missing = ffi.new("uint64_t *")
         self._socket = connector.listen()
-        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._waiting: deque[_Event] = deque()
         self._named: Counter[int] = Counter()
         """How many waiting forks and execs are about a pid: it must stay followed."""
         self._execs: Counter[int] = Counter()
         self._threads: dict[int, int] = {}
-        self._since_ns: dict[int, int] = {}
-        """When /proc was read for kin that no fork told of; what events say of an earlier moment is known."""
         self._leader_codes: dict[int, int] = {}
         self._lingering: set[int] = set()
         """Kin whose end may come without a last event: their threads were counted by /proc, or the first has gone."""
-        self._torn = False
-        self._next_look_s = 0.0
-
-    def start(self) -> None:
-        """Take in what is running. The kernel speaks already: what is made meanwhile waits in the socket."""
-        self.apply(self._wanted)
-
-    def apply(self, watches: Sequence[Watch]) -> None:
-        """As of the poller, with everybody's events kept until who runs has been taken in."""
-        lib.kw_proc_filter(self._reader, 0)
-        self.drain()
-        moment_ns = time.monotonic_ns()
-        kin = {pid for pid, seen in self._seen.items() if seen.watches}
-        self._list_all()
-        super().apply(watches)
-        self._settle({pid for pid in self._seen if pid not in kin}, moment_ns)
-        self.drain()
-        lib.kw_proc_filter(self._reader, 1)
-
-    def poll(self) -> bool:
-        """Wait for events until the engine was told; False after stop(), when what had come was fed."""
-        while True:
-            if self._stopping:
-                self.drain()
-                return False
-            came = self._receive()
-            told = self._handle_all()
-            if not came and self._torn:
-                told |= self._mend()
-            told |= self._look_aside()
-            if told:
-                return True
-            if not came and self._wait():
-                return True
-
-    def interrupt(self) -> None:
-        """Make poll() return True once; any thread may call."""
-        os.eventfd_write(self._wake, 1)
-
-    def stop(self) -> None:
-        """Make poll() return False; any thread may call."""
-        self._stopping = True
-        os.eventfd_write(self._wake, 1)
-
-    def drain(self) -> None:
-        """Feed what has happened until now. Not while poll() runs."""
-        until_ns = time.monotonic_ns()
-        came = True
-        while came and (not self._waiting or self._waiting[-1].time_ns < until_ns):
-            came = self._receive()
-            late = bool(self._waiting) and self._waiting[-1].time_ns >= until_ns
-            self._handle_all()
-            if late:
-                break
-        if self._torn:
-            self._mend()
+        self._handlers = {
+            lib.KW_PROC_FORK: self._on_fork,
+            lib.KW_PROC_THREAD: self._on_thread,
+            lib.KW_PROC_EXEC: self._on_exec,
+            lib.KW_PROC_EXIT: self._on_exit,
+            lib.KW_PROC_UID: self._on_change,
+            lib.KW_PROC_COMM: self._on_change,
+        }
 
     def close(self, *, keep: bool) -> None:
         """The kernel need not speak any more. Nothing is kept."""
-        del keep
+        super().close(keep=keep)
         connector.ignore(self._socket)
-        os.close(self._wake)
 
     def _wait(self) -> bool:
         """Until something comes; True: interrupt() or stop() was called."""
@@ -154,11 +101,7 @@ class NetlinkCapture(PollCapture):
                 self._reader, self._socket.fileno(), self._wake, timeout_ms, self._cells, ROOM, self._missing
             )
         )
-        try:
-            os.eventfd_read(self._wake)
-        except BlockingIOError:
-            return False
-        return not self._stopping
+        return self._was_woken()
 
     def _receive(self) -> bool:
         """Queue what the socket has; False: nothing. What it lost is told, and mended when there is nothing more."""
@@ -183,35 +126,12 @@ class NetlinkCapture(PollCapture):
                     self._execs[event.pid] += 1
         return True
 
-    def _handle_all(self) -> bool:
-        """Handle what waits; True: the engine was told of something."""
-        if not self._waiting:
-            return bool(self._out) and self._tell()
-        offset_ns = self._boot_ns() - time.monotonic_ns()
-        self._precision = 0
-        self._rules.resolve()
-        handlers = {
-            lib.KW_PROC_FORK: self._on_fork,
-            lib.KW_PROC_THREAD: self._on_thread,
-            lib.KW_PROC_EXEC: self._on_exec,
-            lib.KW_PROC_EXIT: self._on_exit,
-            lib.KW_PROC_UID: self._on_change,
-            lib.KW_PROC_COMM: self._on_change,
-        }
-        while self._waiting:
-            event = self._waiting.popleft()
-            if event.kind in {lib.KW_PROC_FORK, lib.KW_PROC_EXEC}:
-                _less(self._named, event.pid)
-                if event.kind == lib.KW_PROC_EXEC:
-                    _less(self._execs, event.pid)
-            self._now_ns = event.time_ns + offset_ns
-            handlers[event.kind](event)
-        self._precision = lib.KW_APPROXIMATE
-        return self._tell()
-
-    def _kin(self, pid: int) -> Seen | None:
-        seen = self._seen.get(pid)
-        return seen if seen is not None and seen.watches else None
+    def _handle(self, event: _Event) -> None:
+        if event.kind in {lib.KW_PROC_FORK, lib.KW_PROC_EXEC}:
+            _less(self._named, event.pid)
+            if event.kind == lib.KW_PROC_EXEC:
+                _less(self._execs, event.pid)
+        self._handlers[event.kind](event)
 
     def _is_old(self, event: _Event) -> bool:
         return event.time_ns < self._since_ns.get(event.pid, 0)
@@ -337,58 +257,47 @@ class NetlinkCapture(PollCapture):
 
     def _forget(self, seen: Seen) -> None:
         """It is kin no more, for it has ended."""
+        self._forgotten(seen.stat.process.pid)
+
+    def _everybody(self, *, on: bool) -> None:
+        lib.kw_proc_filter(self._reader, int(not on))
+
+    def _settle(self, looked_at: set[int], moment_ns: int) -> None:
+        super()._settle(looked_at, moment_ns)
+        for gone in self._threads.keys() - self._seen.keys():
+            self._forgotten(gone)
+
+    def _adopted(self, seen: Seen, moment_ns: int) -> None:
+        del moment_ns
         pid = seen.stat.process.pid
+        self._threads[pid] = seen.stat.threads
+        self._leader_codes.pop(pid, None)
+        lib.kw_proc_follow(self._reader, pid, 1)
+        if seen.stat.image is None:
+            self._lingering.add(pid)
+
+    def _forgotten(self, pid: int) -> None:
         for table in (self._seen, self._threads, self._since_ns, self._leader_codes):
             table.pop(pid, None)
         self._lingering.discard(pid)
         self._unfollow(pid)
 
-    def _list_all(self) -> None:
-        """Have everybody at hand, for new watches: kin as it is known, strangers as /proc shows them."""
-        found = {pid: stat for pid in psutil.pids() if (stat := read_stat(pid)) is not None and not stat.gone}
-        for pid, stat in found.items():
-            if self._kin(pid) is None:
-                self._seen[pid] = Seen(stat)
-
-    def _settle(self, looked_at: set[int], moment_ns: int) -> None:
-        """After a look at /proc at that moment: kin in `looked_at` is as it showed; strangers are left to events."""
-        for pid, seen in list(self._seen.items()):
-            if not seen.watches:
-                del self._seen[pid]
-            elif pid in looked_at:
-                self._threads[pid] = seen.stat.threads
-                self._since_ns[pid] = moment_ns
-                self._leader_codes.pop(pid, None)
-                lib.kw_proc_follow(self._reader, pid, 1)
-                if seen.stat.image is None:
-                    self._lingering.add(pid)
-        for gone in self._threads.keys() - self._seen.keys():
-            self._threads.pop(gone)
-            self._since_ns.pop(gone, None)
-            self._leader_codes.pop(gone, None)
-            self._lingering.discard(gone)
-            self._unfollow(gone)
-
     def _mend(self) -> bool:
         """After a loss: compare with /proc, as the poller does. True: the engine was told of processes."""
         self._torn = False
-        lib.kw_proc_filter(self._reader, 0)
+        self._everybody(on=True)
         moment_ns = time.monotonic_ns()
         told = self.look()
         self._settle(set(self._seen), moment_ns)
         self._receive()
         told |= self._handle_all()
-        lib.kw_proc_filter(self._reader, 1)
+        self._everybody(on=False)
         return told
 
-    def _look_aside(self) -> bool:
-        """Look at what has no event, every interval; True: the engine was told."""
-        if not self._lingering and not self._rules.by_cgroup:
-            return False
-        now_s = time.monotonic()
-        if now_s < self._next_look_s:
-            return False
-        self._next_look_s = now_s + self._interval_s
+    def _has_no_event(self) -> bool:
+        return bool(self._lingering) or super()._has_no_event()
+
+    def _look_for_ends(self) -> bool:
         gone = [self._seen[pid] for pid in self._lingering if self._is_gone(self._seen[pid])]
         if gone:
             self.drain()  # its last event, if there is one, came before /proc showed the end
@@ -397,31 +306,13 @@ class NetlinkCapture(PollCapture):
             if self._seen.get(seen.stat.process.pid) is seen:
                 self._forget(seen)
                 self._end(seen)
-        if self._rules.by_cgroup:
-            for pid in psutil.pids():
-                self._look_for_move(pid)
-        return self._tell() or bool(gone)
+        return bool(gone)
 
     @staticmethod
     def _is_gone(seen: Seen) -> bool:
         process = seen.stat.process
         stat = read_stat(process.pid)
         return stat is None or stat.gone or stat.process.start_ns > process.start_ns + lib.KW_TICK_NS
-
-    def _look_for_move(self, pid: int) -> None:
-        seen = self._kin(pid)
-        fresh = self._rules.match_cgroup(pid) & ~(seen.watches if seen else 0)
-        stat = read_stat(pid) if fresh else None
-        if stat is None or stat.gone:
-            return
-        if seen is None:
-            seen = self._seen[pid] = Seen(stat)
-            self._threads[pid] = stat.threads
-            self._since_ns[pid] = 0
-            lib.kw_proc_follow(self._reader, pid, 1)
-        join(seen, fresh)
-        image = read_image(stat) or Image()
-        self._tell_image(seen, image, Told(lib.KW_ADOPT, lib.KW_CAUSE_MOVED, fresh))
 
 
 def _less(counter: Counter[int], pid: int) -> None:

@@ -39,14 +39,14 @@ _CELLS: Final = tuple(name for name, _ in ffi.typeof("struct kw_net_counters").f
 class NetworkSide:
     """The second object of the kernel side, beside the loader that has the first."""
 
-    def __init__(self, programs: Path | None, *, btf: str, packets: bool) -> None:
+    def __init__(self, programs: Path | None, *, packets: bool) -> None:
         """What is to be loaded; None: the network is not watched.
 
         `packets`: look at each packet too, which everybody on the device pays for.
         """
         self._left_out = dict.fromkeys(HOOKS, "")
         if programs is not None:
-            self._left_out = netfacts.probe(btf) | ({} if packets else {"packets": PACKETS_OFF})
+            self._left_out = netfacts.probe() | ({} if packets else {"packets": PACKETS_OFF})
         self.wanted = 0
         """enum kw_net_hook: what this kernel offers of what is not switched off."""
         if programs is not None:

@@ -170,9 +170,13 @@ class PollCapture:
             boot_ns=self._boot_ns(),
             watches=tuple(self._watch_snapshot(held, reader, mark) for held in self.watches),
             lost=self._engine.losses(),
-            lower_bounds=LOWER_BOUNDS,
+            lower_bounds=self._lower_bounds(),
             unknown=NETWORK,
         )
+
+    def _lower_bounds(self) -> frozenset[str]:
+        """Fields of WatchSnapshot that may be more than is known."""
+        return LOWER_BOUNDS
 
     def close(self, *, keep: bool) -> None:
         """Nothing to release, nothing to keep."""

@@ -218,6 +218,23 @@ class Rules:
             except OSError:
                 continue
 
+    @property
+    def undecided(self) -> bool:
+        """Any image may match, whatever it is called: a command line or a cgroup decides."""
+        return bool(self._cmdlines or self.by_cgroup)
+
+    def wanted(self) -> set[tuple[bytes, int, int, int]]:
+        """What an image has to show to match, one of: name (as long as a comm), inode, device with it, pid.
+
+        The name of a file is what the kernel has it under, so of a path that is a link it is also the target's.
+        """
+        names = set(self._names) | {
+            os.fsencode(name) for path in self._paths for name in (path, os.path.realpath(path))
+        }
+        wanted = {(_base(name)[:_COMM_BYTES], 0, 0, 0) for name in names}
+        wanted |= {(b"", inode, device, 0) for device, inode in self._files}
+        return wanted | {(b"", 0, 0, pid) for pid in self._pids}
+
     def match(self, stat: Stat, image: Image) -> int:
         """Slots whose watch matches. A pid is matched once: a later process of that number is another one."""
         mask = self._names.get(stat.comm, 0) | self._pids.pop(stat.process.pid, 0)

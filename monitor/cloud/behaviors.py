@@ -15,7 +15,7 @@ from monitor.detect.profile import MAX_BEHAVIORS, MAX_ELEMENTS
 from monitor.errors import ConfigInvalid
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Container, Mapping
 
     from monitor.config import Config
     from monitor.detect.metrics import MetricKind
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 METRIC: Final = "Metric"
 """Kind of the logical ids of custom metrics."""
+METRIC_TYPE: Final = "AWS::IoT::CustomMetric"
 _VALUES: Final[dict[MetricKind, str]] = {
     "number-list": "Numbers",
     "string-list": "Strings",
@@ -30,16 +31,18 @@ _VALUES: Final[dict[MetricKind, str]] = {
 }
 
 
-def of_config(config: Config, kinds: Mapping[str, MetricKind], profile: Json) -> tuple[list[Json], list[str]]:
+def of_config(
+    config: Config, kinds: Mapping[str, MetricKind], profile: Json, defined: Container[str]
+) -> tuple[list[Json], list[str]]:
     """Return behaviors, those of the file first, and notes on what is not as one might think, a sentence each.
 
-    `kinds`: of the metrics that are reported. `profile`: the file's object, found right; {}: there is none. Raises
-    ConfigInvalid: what the API would refuse.
+    `kinds`: of the metrics that are reported. `profile`: the file's object, found right; {}: there is none. `defined`:
+    metrics of the same template. Raises ConfigInvalid: what the API would refuse.
     """
     notes: list[str] = []
     found: dict[str, Json] = {}
     for written in profile.get("behaviors", ()):
-        behavior = _of_file(written, kinds)
+        behavior = _of_file(written, kinds, defined)
         name = written["name"]
         if " " in name:
             raise ConfigInvalid(f"{config.origin}: behavior {name!r}: the API takes no spaces in names; rename it")
@@ -54,7 +57,7 @@ def of_config(config: Config, kinds: Mapping[str, MetricKind], profile: Json) ->
             if one.metric not in kinds:
                 notes.append(f"{one.name} is judged on the device alone: {one.metric} is not reported")
                 continue
-            behavior = _of_expectation(one, kinds[one.metric])
+            behavior = _of_expectation(one, kinds[one.metric], defined)
             if found.setdefault(one.name, behavior) != behavior:
                 notes.append(f"{one.name} is as the profile's file has it, not as expect of watch {watch.name}")
     behaviors = list(found.values())
@@ -62,12 +65,12 @@ def of_config(config: Config, kinds: Mapping[str, MetricKind], profile: Json) ->
     return behaviors, notes
 
 
-def reference(metric: str, kinds: Mapping[str, MetricKind]) -> str | Json:
+def reference(metric: str, defined: Container[str]) -> str | Json:
     """The name of a metric; of one in the same template a reference, so that it is made first."""
-    return ref(logical(METRIC, metric)) if metric in kinds else metric
+    return ref(logical(METRIC, metric)) if metric in defined else metric
 
 
-def _of_expectation(behavior: Behavior, kind: MetricKind) -> Json:
+def _of_expectation(behavior: Behavior, kind: MetricKind, defined: Container[str]) -> Json:
     if kind == "number":
         value: Json = {"Number": behavior.number}
     elif kind == "string-list":
@@ -76,7 +79,7 @@ def _of_expectation(behavior: Behavior, kind: MetricKind) -> Json:
         value = {_VALUES[kind]: list(behavior.numbers or behavior.texts)}
     return {
         "Name": behavior.name,
-        "Metric": ref(logical(METRIC, behavior.metric)),
+        "Metric": reference(behavior.metric, defined),
         "Criteria": {
             "ComparisonOperator": behavior.operator,
             "Value": value,
@@ -86,12 +89,12 @@ def _of_expectation(behavior: Behavior, kind: MetricKind) -> Json:
     }
 
 
-def _of_file(written: Json, kinds: Mapping[str, MetricKind]) -> Json:
+def _of_file(written: Json, kinds: Mapping[str, MetricKind], defined: Container[str]) -> Json:
     """The API's spelling as CloudFormation's."""
     behavior: Json = _pascal(written)
     metric = written.get("metric")
     if metric is not None:
-        behavior["Metric"] = reference(metric, kinds)
+        behavior["Metric"] = reference(metric, defined)
     value = behavior.get("Criteria", {}).get("Value", {})
     if "Count" in value:
         value["Count"] = str(value["Count"])  # CloudFormation has it as text

@@ -9,11 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from monitor.cloud import behaviors
-from monitor.cloud.parts import Json, alert_topic, allow, arn_of, iot_arn, logical, ref, role
+from monitor.cloud.parts import Json, alert_topic, allow, arn_of, iot_arn, logical, quarantine_group, ref, role
 from monitor.detect.profile import DEVICE_SIDE
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from monitor.config import Config
     from monitor.detect.metrics import MetricKind
@@ -30,25 +30,28 @@ def parts(  # noqa: PLR0913 - what a profile consists of
     base: str,
     targets: Sequence[str | Json],
     export_topic: str,
+    existing: Collection[str] = (),
 ) -> tuple[Json, list[str]]:
-    """Sections of the template and notes. `kinds`: of the reported metrics; `export_topic`: "" exports nothing.
+    """Sections of the template and notes.
 
-    Raises ConfigInvalid.
+    `kinds`: of the reported metrics; `export_topic`: "" exports nothing; `existing`: metrics that somebody else has
+    defined already. Raises ConfigInvalid.
     """
-    judged, notes = behaviors.of_config(config, kinds, profile)
+    defined = {metric: kind for metric, kind in kinds.items() if metric not in existing}
+    judged, notes = behaviors.of_config(config, kinds, profile, defined)
     sections = alert_topic()
     resources = sections["Resources"]
     resources |= {
         logical(behaviors.METRIC, metric): {
-            "Type": "AWS::IoT::CustomMetric",
+            "Type": behaviors.METRIC_TYPE,
             "Properties": {"MetricName": metric, "MetricType": kind},
         }
-        for metric, kind in kinds.items()
+        for metric, kind in defined.items()
     }
     used = [one.get("Metric") for one in judged if "MetricDimension" not in one]
     retained: list[Json] = [
         {"Metric": metric}
-        for metric in (behaviors.reference(found, kinds) for found in (*kinds, *sorted(DEVICE_SIDE)))
+        for metric in (behaviors.reference(found, defined) for found in (*kinds, *sorted(DEVICE_SIDE)))
         if metric not in used
     ]
     properties: Json = {
@@ -87,10 +90,7 @@ def _quarantine(base: str) -> Json:
     """The one mitigation that Detect alarms know: the thing joins a group."""
     group = iot_arn("thinggroup/*")
     return {
-        "QuarantineGroup": {
-            "Type": "AWS::IoT::ThingGroup",
-            "Properties": {"ThingGroupName": f"{base}-quarantine"},
-        },
+        "QuarantineGroup": quarantine_group(base),
         "QuarantineRole": role(
             IOT,
             [

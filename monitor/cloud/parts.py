@@ -126,6 +126,11 @@ def alert_topic() -> Json:
     }
 
 
+def quarantine_group(base: str) -> Json:
+    """The group that things join which raised an alarm. What they may do there is said by policies of others."""
+    return {"Type": "AWS::IoT::ThingGroup", "Properties": {"ThingGroupName": f"{base}-quarantine"}}
+
+
 def device_policy(defender: Defender, base: str, config: Config) -> Json:
     """What a device may do at the broker, and no more: connect as kinwatch, report, hear the answers, tell alarms.
 

@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from monitor.cloud import detect, ingest
+from monitor.cloud import detect, ingest, isolation
 from monitor.cloud.names import reported
 from monitor.cloud.parts import Json, base_of, device_policy, iot_arn, ref, settings_of
 from monitor.errors import ConfigInvalid
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from monitor.config import Config
+    from monitor.detect.metrics import MetricKind
     from monitor.detect.profile import Profile
 
 NAME: Final = "kinwatch"
@@ -42,6 +45,10 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     """ARNs of what the profile is attached to; ALL: every thing."""
     export_topic: str = "kinwatch/metrics"
     """Where Detect exports the metrics to; "": nowhere."""
+    existing: tuple[str, ...] = ()
+    """Custom metrics that the account has already, of another stack: they are used, not defined."""
+    quarantine: tuple[str, ...] = ()
+    """Without Detect: behaviors whose alarms put the thing into quarantine; isolation.ALL: every one."""
 
 
 class Template(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,11 +76,15 @@ def make(config: Config, wanted: Wanted, written: Json, profile: Profile) -> Tem
             base=base,
             targets=[_target(target) for target in wanted.targets],
             export_topic=_export(wanted.export_topic),
+            existing=_existing(wanted.existing, kinds),
         )
         if len(kinds) > QUOTA_METRICS:
             notes.append(f"{len(kinds)} custom metrics, and an account has {QUOTA_METRICS} until that quota is raised")
     else:
-        sections, notes = ingest.parts(config, alarming(config, profile), base=base)
+        behaviors = alarming(config, profile)
+        sections, notes = ingest.parts(config, behaviors, base=base)
+        if wanted.quarantine:
+            sections["Resources"] |= isolation.parts(settings_of(config), behaviors, wanted.quarantine, base=base)
     sections["Resources"]["DevicePolicy"] = device_policy(settings_of(config), base, config)
     sections["Outputs"]["DevicePolicyName"] = {"Value": ref("DevicePolicy")}
     found = len(sections["Resources"])
@@ -101,6 +112,14 @@ def alarming(config: Config, profile: Profile) -> list[str]:
             found.append("enforcement")
     found += [behavior.name for behavior in profile.behaviors if not behavior.suppressed]
     return list(dict.fromkeys(found))
+
+
+def _existing(names: tuple[str, ...], kinds: Mapping[str, MetricKind]) -> tuple[str, ...]:
+    for name in names:
+        if name not in kinds:
+            known = ", ".join(sorted(kinds))
+            raise ConfigInvalid(f"command line: --existing-metric: {name!r} is none of this configuration: {known}")
+    return names
 
 
 def _target(text: str) -> str | Json:

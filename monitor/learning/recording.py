@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from monitor.capture.choose import choose, probe
+from monitor.capture.choose import decide
 from monitor.capture.recordfile import recorder
 from monitor.engine import Engine, records
 from monitor.errors import ConfigInvalid
@@ -48,12 +48,12 @@ def record(settings: Config, path: Path, duration_s: float) -> Run:
     """
     watches = tuple(msgspec.structs.replace(watch, expect=Expect(), enforce="off") for watch in settings.watches)
     quiet = msgspec.structs.replace(settings, watches=watches)
-    choice = choose(probe(settings.capture.btf), settings.capture.kind)
+    choice = decide(settings.capture)
     ended = threading.Event()
     before = {number: signal.signal(number, lambda *_: ended.set()) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         with Engine(settings.capture.max_processes) as engine:
-            capture = open_capture(choice, engine, quiet, pins="", fresh=False)
+            choice, capture = open_capture(choice, engine, quiet, pins="", fresh=False)
             try:
                 return _recorded(capture, engine, choice, path, (ended, duration_s))
             finally:
@@ -96,7 +96,7 @@ def _recorded(
         writer.append(engine.take().records)
     snapshot = capture.snapshot(None, 0)
     unknown = NETWORK if "remotes" in snapshot.unknown else frozenset()
-    if choice.kind in {"netlink", "poll"}:
+    if choice.kind in {"bcc", "netlink", "poll"}:
         unknown |= {"temporary"}
     losses = engine.losses()
     lost = {stage: max(count, snapshot.lost.get(stage, 0)) for stage, count in losses.items()}

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from tests.bench import (
+    compiled,
     daemon,
     decisions,
     device,
@@ -171,6 +172,12 @@ class Bench:
                 )
             ),
             *self._daemon_rows(),
+            *compiled.rows(
+                tried(
+                    "the capture that BCC compiles",
+                    lambda: compiled.measure(self.scratch, OTHER, self.storm, self.size.children, self.size.starts),
+                )
+            ),
             *self._network_rows(),
             *self._publishing_rows(),
             page.look_row(tried("looks at all sockets", lambda: device.looks(self.size.looks))),

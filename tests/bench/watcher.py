@@ -80,9 +80,10 @@ class Kinwatch:
         daemon: bool = False,
         log_to: int | None = None,
         packets: bool = False,
+        capture: str = "auto",
         rules: str = "",
     ) -> None:
-        """`log_to`: a descriptor for the event lines instead of a file. `packets`: [capture] packets.
+        """`log_to`: a descriptor for the event lines instead of a file. `packets`, `capture`: of [capture].
 
         `rules`: more keys of the watch, as lines of TOML.
         """
@@ -93,7 +94,7 @@ class Kinwatch:
         config = scratch / f"{watch}.toml"
         config.write_text(
             f'[daemon]\nsocket = "{self.socket}"\nstate_dir = "{scratch / "state"}"\n'
-            f"[capture]\npackets = {str(packets).lower()}\n"
+            f'[capture]\nkind = "{capture}"\npackets = {str(packets).lower()}\n'
             f'[[watch]]\nname = "{watch}"\nprocess = "{watch}"\n{rules}\n',
             encoding="utf-8",
         )

@@ -6,6 +6,7 @@ kinwatch wants to say with a template.
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from functools import cache
@@ -146,9 +147,10 @@ def _scalar(shape: Shape, value: Any, where: str) -> list[str]:  # noqa: ANN401 
     if kind == "long" and isinstance(value, str):
         value = int(value)  # CloudFormation's Count is text
     types: dict[str, Any] = {"string": str, "boolean": bool, "integer": int, "long": int, "double": (int, float)}
+    types["blob"] = (bytes, io.BytesIO)
     if not isinstance(value, types[kind]) or (kind != "boolean" and isinstance(value, bool)):
         return [f"{where}: {value!r} is no {kind}"]
-    if kind == "boolean":
+    if kind in {"boolean", "blob"}:
         return []
     found = _limits(shape, len(value) if isinstance(value, str) else value, where)
     enum = shape.metadata.get("enum")
@@ -191,3 +193,11 @@ def permits(policy: Json, action: str, resource: str, thing: str) -> bool:
 def size(policy: Json) -> int:
     """Bytes of a policy document as it is stored, without white space."""
     return len(json.dumps(policy, separators=(",", ":")))
+
+
+def request_faults(api: str, operation: str, arguments: Json) -> list[str]:
+    """What the API's model says against a call with these arguments, spelled as the API has them."""
+    shape = service(api).operation_model(operation).input_shape
+    if shape is None:
+        return [] if not arguments else [f"{operation} takes no arguments"]
+    return _structure(shape, arguments, operation)

@@ -9,20 +9,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from monitor import cli, config
-from monitor.cloud.flags import LATER
+from monitor import cli
+from monitor.cloud.flags import STEPS
 from tests.cloud.configurations import DEFENDER, MYAPP, PROFILE
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 WATCH = ("cloud", "template", "--watch", "myapp")
-
-
-@pytest.fixture(autouse=True)
-def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """There is no configuration on the machine."""
-    monkeypatch.setattr(config, "DEFAULT_PATH", tmp_path / "etc.toml")
 
 
 def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
@@ -64,13 +58,34 @@ def test_the_profile_of_the_configuration_is_in_the_template(
     assert "MetricsExportConfig" not in properties
 
 
-@pytest.mark.parametrize("step", LATER)
-def test_a_step_of_a_later_version_is_refused_with_what_to_call_instead(
-    step: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    said = refused(capsys, "cloud", step, "--watch", "myapp")
-    assert f"'{step}' is not in this version" in said
-    assert "aws cloudformation" in said
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("template --watch a --quarantine all", "--quarantine: belongs to --no-detect"),
+        ("apply --watch a --no-detect --existing-metric events_lost", "--existing-metric: belongs to Detect"),
+        ("apply --watch a --existing-metric nothing_a", "'nothing_a' is none of this configuration"),
+        ("apply --watch a --stack 1", "--stack: expected letters"),
+        ("apply --watch a --retention-days 9", "--retention-days: belongs to --no-detect"),
+        ("apply --watch a --no-detect --retention-days 0", "expected a whole number of days"),
+        ("apply --watch a --email me", "--email: expected an address"),
+        ("mitigate --thing /", "--thing: expected a name"),
+        ("destroy --watch a", "unrecognized arguments"),
+        ("diff --watch a --yes", "unrecognized arguments"),
+        ("apply", "nothing to watch"),
+        ("", "STEP"),
+    ],
+)
+def test_flags_that_do_not_go_together_are_refused(flags: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert said in refused(capsys, "cloud", *flags.split())
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_each_step_has_help_of_its_own(step: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["cloud", step, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"usage: kinwatch cloud {step} ")
+    assert ("--region" in out) == (step != "template")
+    assert ("--yes" in out) == (step in {"apply", "destroy", "mitigate"})
 
 
 def test_what_cannot_be_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

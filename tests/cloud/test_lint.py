@@ -24,6 +24,16 @@ def test_cfn_lint_finds_nothing(text: str, profile: dict[str, Any] | None, *, de
     assert found(document) == []
 
 
+@pytest.mark.parametrize("name", ["a watch", "a name of 64", "everything expected"])
+def test_cfn_lint_finds_nothing_in_a_quarantine(name: str) -> None:
+    assert found(made(TEXTS[name], PROFILE, detect=False, quarantine=("all",)).document) == []
+
+
+def test_cfn_lint_finds_nothing_where_metrics_are_of_another_stack() -> None:
+    document = made(EXPECTING, PROFILE, existing=("events_lost", "num_child_procs_myapp")).document
+    assert found(document) == []
+
+
 def test_cfn_lint_finds_what_is_wrong() -> None:
     document = made(EXPECTING).document
     document["Resources"]["AlarmRole"]["Properties"]["Colour"] = "red"

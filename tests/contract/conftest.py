@@ -32,7 +32,7 @@ KINWATCH = Path(sys.executable).with_name("kinwatch")
 DEADLINE_S = 60.0 * float(os.environ.get("KINWATCH_PATIENCE", "1"))
 """Nothing here takes a tenth of it; whoever meets it has hung. An emulated machine needs more patience."""
 
-CAPTURES = ("core", "netlink", "poll", "replay")
+CAPTURES = ("core", "bcc", "netlink", "poll", "replay")
 
 UNKNOWN = {
     ("poll", "wait status"): "/proc has none of a process that was collected",
@@ -369,6 +369,6 @@ def watch(capture: str, tmp_path: Path) -> Iterator[Callable[..., Watcher]]:
     yield start
     for watcher in running:
         watcher.close()
-    if capture not in {"netlink", "poll"}:
+    if capture in {"core", "replay"}:
         unload = subprocess.run([KINWATCH, "unload"], check=False, capture_output=True, timeout=DEADLINE_S)
         assert unload.returncode == 0, unload.stderr.decode()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import shlex
 from pathlib import Path
-from typing import get_args, get_type_hints
+from typing import TYPE_CHECKING, get_args, get_type_hints
 
 import botocore
 import botocore.session
@@ -15,6 +16,9 @@ import pytest
 from monitor import cli, config, schema
 from monitor.detect import metrics
 from monitor.engine import lines
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 CHECKOUT = Path(__file__).parents[2]
 README = (CHECKOUT / "README.md").read_text()
@@ -70,12 +74,21 @@ def test_every_verb_is_documented_and_has_help(verb: str, capsys: pytest.Capture
     assert f"usage: kinwatch {verb}" in capsys.readouterr().out
 
 
+def _flags(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """Every flag of a verb, and of its steps."""
+    for action in parser._actions:
+        yield from action.option_strings
+        if isinstance(action, argparse._SubParsersAction):
+            for step in action.choices.values():
+                yield from _flags(step)
+
+
 @pytest.mark.parametrize("verb", verbs())
 def test_every_flag_is_documented(verb: str) -> None:
     (sub,) = (action for action in cli.parser()._actions if action.dest == "verb")
     assert isinstance(sub.choices, dict)
-    flags = {flag for action in sub.choices[verb]._actions for flag in action.option_strings if flag.startswith("--")}
-    told = README + TOML + (CHECKOUT / "docs" / "sample-agent.md").read_text()
+    flags = {flag for flag in _flags(sub.choices[verb]) if flag.startswith("--")}
+    told = README + TOML + "".join((CHECKOUT / "docs" / page).read_text() for page in ("sample-agent.md", "cloud.md"))
     undocumented = {"--help", "--config", "--json", "--socket", "--names"}
     assert {flag for flag in flags - undocumented if flag not in told} == set()
 

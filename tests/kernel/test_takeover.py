@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -70,6 +71,24 @@ def test_what_happens_while_no_daemon_runs_is_told_by_the_next(daemons: Daemons,
     assert len(second.of(Root)) == 1, "it was a root before: nothing new"
     assert second.of(Adopt) == []
     assert not pinned(), "a clean stop unloads"
+
+
+def test_a_restart_leaves_the_watching_to_the_next_daemon(daemons: Daemons, programs: Programs, name: str) -> None:
+    first = daemons.start("--watch", name)
+    app = programs.start("short_lived", name, "7")
+    app.fact("children")
+    first.send(signal.SIGUSR2)
+    assert first.wait() == 0
+    assert pinned()
+    meanwhile = programs.start("short_lived", name, "20")
+    meanwhile.fact("children")
+    second = daemons.start("--watch", name)
+    assert second.origin == "taken over"
+    assert second.counters(name)["spawned"] == 27
+    second.stop()
+    assert not pinned(), "a clean stop unloads"
+    told = [report["custom_metrics"][f"num_child_procs_{name}"][0]["number"] for report in second.reports()]
+    assert told == [7, 20], "each report has what no other had"
 
 
 def test_window_goes_on_over_a_crash(daemons: Daemons, programs: Programs, name: str) -> None:

@@ -64,7 +64,7 @@ def test_the_wheel_says_which_machines_it_serves(wheel: Path) -> None:
 def test_the_wheel_holds_the_program_and_its_libraries_and_no_source_to_compile(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert "monitor/engine/_native.abi3.so" in names
-    assert {"monitor/capture/kinwatch.bpf.o", "monitor/capture/net.bpf.o"} <= set(names)
+    assert {f"monitor/capture/{name}" for name in ("kinwatch.bpf.o", "net.bpf.o", "kinwatch.bcc.c")} <= set(names)
     for library in ("libbpf-", "libelf-"):
         assert any(name.startswith(f"kinwatch.libs/{library}") for name in names), library
     assert any(name.endswith("licenses/LICENSE") for name in names)

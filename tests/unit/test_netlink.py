@@ -152,8 +152,9 @@ def _facts(**changed: bool) -> Facts:
 
 
 def test_without_ebpf_the_connector_is_taken_and_without_it_the_poller() -> None:
-    assert choose(_facts(), "auto", lambda: True).kind == "netlink"
-    choice = choose(_facts(), "auto", lambda: False)
+    lacking = ["BCC is not installed"]
+    assert choose(_facts(), "auto", lambda: True, lambda: lacking).kind == "netlink"
+    choice = choose(_facts(), "auto", lambda: False, lambda: lacking)
     assert choice.kind == "poll"
     assert "CONFIG_PROC_EVENTS" in choice.reason
     with pytest.raises(CaptureUnavailable, match="CONFIG_PROC_EVENTS"):

@@ -56,23 +56,23 @@ def test_a_name_that_the_kernel_lacks_is_named(missing: str, tmp_path: Path) -> 
         b"\0".join(b"%s" % name.encode() for name in ["", *NAMES, ""] if name != missing)
         + b"\0%sx\0" % missing.encode()
     )
-    found = probe(str(btf))
+    found = probe(btf)
     for name, hook in FACTS.items():
         assert (f"the kernel has no {missing}" == found[name]) == (missing in hook.needs)
 
 
 def test_a_btf_file_that_is_not_there_is_the_reason_for_all() -> None:
-    assert set(probe("/nowhere").values()) == {"/nowhere cannot be read: No such file or directory"}
+    assert set(probe(Path("/nowhere")).values()) == {"/nowhere cannot be read: No such file or directory"}
 
 
 def test_without_cgroup2_its_hooks_are_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     btf = tmp_path / "vmlinux"
     btf.write_bytes(b"\0" + b"\0".join(name.encode() for name in NAMES) + b"\0")
     monkeypatch.setattr(netfacts, "cgroup2_mount", lambda: None)
-    found = probe(str(btf))
+    found = probe(btf)
     assert {name for name, reason in found.items() if reason} == {name for name, hook in FACTS.items() if hook.cgroup2}
     monkeypatch.setattr(netfacts, "cgroup2_mount", lambda: tmp_path)
-    assert set(probe(str(btf)).values()) == {""}
+    assert set(probe(btf).values()) == {""}
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 from typing import TYPE_CHECKING, NamedTuple
 
-from tests.vm.mirror import Apt, Unobtainable
+from mirror import Apt, Unobtainable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -51,6 +51,25 @@ def obtain(apt: Apt, package: str, suite: str, folder: Path) -> Kernel:
     )
     image = next(path for path in (tree / f"boot/vmlinuz-{version}", modules / "vmlinuz") if path.exists())
     return Kernel(version, image, modules)
+
+
+def headers(apt: Apt, kernel: Kernel, suite: str, folder: Path) -> Path:
+    """Download and unpack the headers of a kernel, unless they are there; the tree to be laid over a root.
+
+    Raises Unobtainable.
+    """
+    place = folder / kernel.version / "headers"
+    tree = place / "tree"
+    if not (place / "whole").exists():
+        shutil.rmtree(place, ignore_errors=True)
+        name = f"linux-headers-{kernel.version}"
+        depends = apt.depends(name, suite)
+        names = [name, *(other for other in depends if other.startswith(("linux-headers-", "linux-kbuild-")))]
+        for file in apt.download(names, suite, place / "packages"):
+            subprocess.run(["dpkg", "-x", file, tree], check=True)
+        shutil.rmtree(place / "packages")
+        (place / "whole").touch()
+    return tree
 
 
 def _version(depends: list[str], package: str) -> str:

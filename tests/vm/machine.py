@@ -86,8 +86,13 @@ def run(  # noqa: PLR0913 - what a machine is made of
     hide_btf: bool = False,
     memory_mb: int = 2048,
     timeout_s: float = 3600,
+    first: str = "",
 ) -> Result:
-    """Boot, run, switch off. `files`: an empty folder for the result. Raises Broken, after a second try."""
+    """Boot, run, switch off. `files`: an empty folder for the result. Raises Broken, after a second try.
+
+    `first`: a shell script that is the first process in place of ours, so that it can become an init system; `command`
+    is nothing then, and the script, or what it starts, leaves the result and switches off.
+    """
     for last in (False, True):
         try:
             return _once(
@@ -100,6 +105,7 @@ def run(  # noqa: PLR0913 - what a machine is made of
                 hide_btf=hide_btf,
                 memory_mb=memory_mb,
                 timeout_s=timeout_s,
+                first=first,
             )
         except Broken:
             if last:
@@ -118,8 +124,9 @@ def _once(  # noqa: PLR0913 - as run
     hide_btf: bool,
     memory_mb: int,
     timeout_s: float,
+    first: str,
 ) -> Result:
-    stage2 = _STAGE2.replace("@CGROUP@", _CGROUP[cgroup]).replace("@BEFORE@", _HIDE_BTF if hide_btf else "")
+    stage2 = first or _STAGE2.replace("@CGROUP@", _CGROUP[cgroup]).replace("@BEFORE@", _HIDE_BTF if hide_btf else "")
     initrd, disk, console = files / "initrd", files / "result.img", files / "console"
     initrd.write_bytes(_initrd(kernel, stage2.replace("@COMMAND@", command)))
     with disk.open("wb") as made:

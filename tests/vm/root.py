@@ -13,8 +13,8 @@ import subprocess
 from pathlib import Path
 from typing import Final
 
+from mirror import codename, mirrors
 from tests.compiling import PREBUILT, prebuild
-from tests.vm.mirror import codename, mirrors
 
 CHECKOUT: Final = Path(__file__).resolve().parents[2]
 HOME: Final = "kinwatch"
@@ -24,6 +24,9 @@ PACKAGES: Final = (
     *("python3-distutils", "sed", "tar", "util-linux", "zlib1g"),
 )
 SIZE_MB: Final = 1200
+BCC: Final = ("python3-bpfcc",)
+BCC_MB: Final = 900
+"""What BCC and the headers of a kernel take beside."""
 _SHARED: Final = (
     "monitor",
     "tests",
@@ -52,11 +55,17 @@ _LEFT_OUT: Final = shutil.ignore_patterns(
 )
 
 
-def image(folder: Path) -> Path:
-    """Make the image of this checkout as it is now; the Debian under it is made once."""
+def image(folder: Path, headers: Path | None = None) -> Path:
+    """Make the image of this checkout as it is now; the Debian under it is made once.
+
+    `headers`: the tree of a kernel's, for a root with BCC.
+    """
     suite = codename()
-    tree = folder / f"root-{suite}"
-    if not (folder / f"root-{suite}.whole").exists():
+    name = f"root-{suite}-bcc" if headers else f"root-{suite}"
+    packages = (*PACKAGES, *BCC) if headers else PACKAGES
+    tree = folder / name
+    whole = folder / f"{name}.whole"
+    if not whole.exists():
         shutil.rmtree(tree, ignore_errors=True)
         found = mirrors()
         subprocess.run(
@@ -66,7 +75,7 @@ def image(folder: Path) -> Path:
                     "-q",
                     "--mode=root",
                     "--variant=extract",
-                    f"--include={','.join(PACKAGES)}",
+                    f"--include={','.join(packages)}",
                     suite,
                     tree,
                 ),
@@ -76,13 +85,19 @@ def image(folder: Path) -> Path:
             check=True,
         )
         # Extracted only, so nothing was compiled: importing would take seconds.
-        library = tree / "usr/lib/python3.11"
-        subprocess.run(["/usr/bin/python3", "-m", "compileall", "-q", library], check=False, capture_output=True)
-        (folder / f"root-{suite}.whole").touch()
+        libraries = [tree / "usr/lib/python3.11", tree / "usr/lib/python3"]
+        subprocess.run(["/usr/bin/python3", "-m", "compileall", "-q", *libraries], check=False, capture_output=True)
+        whole.touch()
+    if headers:
+        for part in ("usr/src", "usr/lib/linux-kbuild-", "lib/modules"):
+            for source in headers.glob(f"{part}*"):
+                target = tree / source.relative_to(headers)
+                shutil.rmtree(target, ignore_errors=True)
+                shutil.copytree(source, target, symlinks=True)
     _put_checkout(tree / HOME)
-    file = folder / "root.ext4"
+    file = folder / f"{name}.ext4"
     with file.open("wb") as made:
-        made.truncate(SIZE_MB << 20)
+        made.truncate(SIZE_MB + BCC_MB << 20 if headers else SIZE_MB << 20)
     subprocess.run(  # 5.10 knows no orphan_file
         ["mkfs.ext4", "-q", "-F", "-O", "^orphan_file,^has_journal", "-d", tree, file], check=True
     )

@@ -1,6 +1,6 @@
 """Run the suite on every kernel of kernels.toml, in virtual machines, two at a time, and write docs/kernels.md.
 
-    python -m tests.vm.run [--quick] [--only NAME]... [--select PYTEST-WORDS]
+    PYTHONPATH=build python -m tests.vm.run [--quick] [--only NAME]... [--select PYTEST-WORDS]
 
 Owns which tests run where and the page. Refuses to know how a machine is made. Exit code 1: something failed.
 """
@@ -21,8 +21,9 @@ from xml.etree import ElementTree as ET
 
 import msgspec
 
+import mirror
 from tests.contract.conftest import CAPTURES
-from tests.vm import kernels, machine, mirror, root
+from tests.vm import kernels, machine, root
 
 HERE: Final = Path(__file__).resolve().parent
 FOLDER: Final = root.CHECKOUT / ".cache" / "vm"
@@ -35,8 +36,8 @@ QUICK: Final = ("tests/contract/test_lineage.py", "tests/contract/test_counts.py
 WHOLE: Final = ("tests/contract", "tests/kernel", "tests/net")
 LIMIT_S: Final = {True: 600.0, False: 5400.0}
 """By whether it is the quick run."""
-WITHOUT_CORE: Final = " -k 'netlink or poll'"
-"""What pytest runs where core is impossible."""
+SELECTED: Final = {"core": "not bcc", "bcc": "bcc", "": "netlink or poll"}
+"""What pytest runs, by the best capture that is possible there."""
 COLUMNS: Final = (*(f"contract, {capture}" for capture in CAPTURES), "kernel", "network")
 SHOWN: Final = 6
 """Failures that a cell names."""
@@ -56,6 +57,8 @@ class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     kernel: str
     core: bool
+    bcc: bool = False
+    """BCC and the kernel's headers are installed there, and it is what is asked for."""
     append: str = ""
     cgroup: str = "v2"
     hide_btf: bool = False
@@ -80,7 +83,7 @@ class Outcome(msgspec.Struct):
 
 def main(words: list[str]) -> int:
     """Do what the flags say."""
-    flags = argparse.ArgumentParser(prog="python -m tests.vm.run", description=__doc__.partition("\n")[0])
+    flags = argparse.ArgumentParser(prog="tests.vm.run", description=__doc__.partition("\n")[0])
     flags.add_argument("--quick", action="store_true", help="the quick kernels and tests only; writes no page")
     flags.add_argument("--only", action="append", default=[], metavar="NAME", help="runs of that name only")
     flags.add_argument("--select", default="", metavar="WORDS", help="for pytest, in place of the suite")
@@ -90,14 +93,19 @@ def main(words: list[str]) -> int:
     if not runs:
         flags.error(f"no run of that name; there are: {', '.join(run.name for run in table.run)}")
     FOLDER.mkdir(parents=True, exist_ok=True)
-    image = root.image(FOLDER)
     apt = mirror.Apt(FOLDER / "apt", [kernel.suite for kernel in table.kernel])
     got = {
         kernel.name: _kernel(apt, kernel) for kernel in table.kernel if any(run.kernel == kernel.name for run in runs)
     }
+    images = {run.name: _image(run, got[run.kernel], apt, table) for run in runs if run.bcc}
+    plain = root.image(FOLDER) if len(images) < len(runs) else None
     select = asked.select or " ".join(QUICK if asked.quick else WHOLE)
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        outcomes = list(pool.map(lambda run: _run(run, got[run.kernel], image, select, quick=asked.quick), runs))
+        outcomes = list(
+            pool.map(
+                lambda run: _run(run, got[run.kernel], images.get(run.name, plain), select, quick=asked.quick), runs
+            )
+        )
     page = _page(outcomes)
     print(page)
     if not asked.quick and not asked.only and not asked.select:
@@ -113,16 +121,29 @@ def _kernel(apt: mirror.Apt, kernel: Kernel) -> kernels.Kernel | str:
         return str(error)
 
 
-def _run(run: Run, kernel: kernels.Kernel | str, image: Path, select: str, *, quick: bool) -> Outcome:
+def _image(run: Run, kernel: kernels.Kernel | str, apt: mirror.Apt, table: Table) -> Path | str:
+    """A root with BCC and the headers of this kernel, or why there is none."""
+    if isinstance(kernel, str):
+        return kernel
+    suite = next(one.suite for one in table.kernel if one.name == run.kernel)
+    try:
+        return root.image(FOLDER, kernels.headers(apt, kernel, suite, FOLDER / "kernels"))
+    except mirror.Unobtainable as error:
+        return str(error)
+
+
+def _run(run: Run, kernel: kernels.Kernel | str, image: Path | str | None, select: str, *, quick: bool) -> Outcome:
     if isinstance(kernel, str):
         return Outcome(run, cells=dict.fromkeys(COLUMNS, f"unknown: the kernel cannot be had ({kernel})"))
+    if not isinstance(image, Path):
+        return Outcome(run, cells=dict.fromkeys(COLUMNS, f"unknown: its headers cannot be had ({image})"))
     files = FOLDER / "results" / "".join(letter if letter.isalnum() else "-" for letter in run.name)
     shutil.rmtree(files, ignore_errors=True)
     files.mkdir(parents=True)
     command = (
         ".venv/bin/kinwatch doctor --json >/run/result/doctor.json; "
         f"KINWATCH_PATIENCE={PATIENCE} CI=1 .venv/bin/python -m pytest -q -o cache_dir=/tmp/pytest "
-        f"--junitxml=/run/result/tests.xml {select}{'' if run.core else WITHOUT_CORE}"
+        f"--junitxml=/run/result/tests.xml {select} -k '{SELECTED[_best(run)]}'"
     )
     print(f"{run.name}: {kernel.version}", file=sys.stderr, flush=True)
     try:
@@ -148,17 +169,24 @@ def _run(run: Run, kernel: kernels.Kernel | str, image: Path, select: str, *, qu
     return outcome
 
 
+def _best(run: Run) -> str:
+    """The capture that `auto` has to take there: core, bcc, "" for what is left."""
+    return "core" if run.core else "bcc" if run.bcc else ""
+
+
 def _judged(run: Run, version: str, files: Path) -> Outcome:
     doctor = json.loads((files / "doctor.json").read_text() or "{}")
-    core = doctor.get("capture") == "core"
+    taken = doctor.get("capture")
+    core = taken == "core"
+    expected = taken == _best(run) if _best(run) else taken in {"netlink", "poll"}
     why = "; ".join(doctor.get("core_obstacles", ())) or doctor.get("reason", "doctor said nothing")
     cells = _cells(files / "tests.xml")
-    failed = core is not run.core or any("failed" in cell for cell in cells.values()) or not cells
+    failed = not expected or any("failed" in cell for cell in cells.values()) or not cells
     for column in COLUMNS:
         if column not in cells:
-            cells[column] = "not asked for" if core else f"cannot: {why}"
-    if core is not run.core:
-        cells["contract, core"] = f"failed: core is {'possible' if core else 'impossible'} here ({why})"
+            cells[column] = "not asked for" if core or run.bcc else f"cannot: {why}"
+    if not expected:
+        cells[f"contract, {_best(run) or 'netlink'}"] = f"failed: {taken} is taken here ({why})"
     return Outcome(run, version, cells, failed)
 
 

@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/vfs.h>
+#include <unistd.h>
 
 #include <bpf/bpf.h>
 #include <bpf/btf.h>
@@ -36,6 +37,14 @@ static int knows_all(const struct btf *btf, const char *const *names, size_t cou
 		if (btf__find_by_name_kind(btf, names[i], kind) < 0)
 			return 0;
 	return 1;
+}
+
+/* Other kernels have it larger or smaller. -1: it is not in there. */
+static int64_t task_bytes(const struct btf *btf)
+{
+	int id = btf__find_by_name_kind(btf, "task_struct", BTF_KIND_STRUCT);
+
+	return id < 0 ? -1 : (int64_t)btf__type_by_id(btf, (uint32_t)id)->size;
 }
 
 static int capable(void)
@@ -101,22 +110,57 @@ int kw_bpffs_mounted(void)
 
 void kw_facts_probe(const char *path, struct kw_facts *facts)
 {
-	struct btf *btf;
+	struct btf *btf, *file;
 
 	memset(facts, 0, sizeof(*facts));
 	libbpf_set_print(quiet);
-	btf = path[0] ? btf__parse(path, NULL) : btf__load_vmlinux_btf();
+	btf = btf__load_vmlinux_btf();
+	file = path[0] ? btf__parse(path, NULL) : NULL;
+	facts->btf_file_bad = path[0] && !file;
+	facts->btf_file_foreign = file && btf && task_bytes(file) != task_bytes(btf);
 	if (btf) {
 		facts->btf = 1;
 		facts->tracing =
 		    knows_all(btf, tracepoints, sizeof(tracepoints) / sizeof(tracepoints[0]), BTF_KIND_TYPEDEF) &&
 		    knows_all(btf, iterators, sizeof(iterators) / sizeof(iterators[0]), BTF_KIND_FUNC);
 		facts->signal_task = knows_all(btf, &signal_task, 1, BTF_KIND_FUNC);
-		btf__free(btf);
 	}
+	btf__free(file);
+	btf__free(btf);
 	facts->ring_buffer = libbpf_probe_bpf_map_type(BPF_MAP_TYPE_RINGBUF, NULL) == 1;
 	facts->capable = capable();
 	facts->bpffs = kw_bpffs_mounted();
 	facts->lockdown_confidentiality = locked_down();
 	facts->lsm = lsm_is_active();
+}
+
+int kw_reads_apart(void)
+{
+	libbpf_set_print(quiet);
+	return libbpf_probe_bpf_helper(BPF_PROG_TYPE_RAW_TRACEPOINT, BPF_FUNC_probe_read_kernel, NULL) == 1;
+}
+
+int kw_loops(void)
+{
+	const struct bpf_insn counts_to_four[] = {
+	    {.code = BPF_ALU64 | BPF_MOV | BPF_K, .dst_reg = BPF_REG_0, .imm = 0},
+	    {.code = BPF_ALU64 | BPF_ADD | BPF_K, .dst_reg = BPF_REG_0, .imm = 1},
+	    {.code = BPF_JMP | BPF_JNE | BPF_K, .dst_reg = BPF_REG_0, .imm = 4, .off = -2},
+	    {.code = BPF_JMP | BPF_EXIT},
+	};
+	int program;
+
+	libbpf_set_print(quiet);
+	program = bpf_prog_load(BPF_PROG_TYPE_SOCKET_FILTER, NULL, "GPL", counts_to_four,
+				sizeof(counts_to_four) / sizeof(counts_to_four[0]), NULL);
+	if (program < 0)
+		return 0;
+	close(program);
+	return 1;
+}
+
+int kw_raw_tracepoints(void)
+{
+	libbpf_set_print(quiet);
+	return libbpf_probe_bpf_prog_type(BPF_PROG_TYPE_RAW_TRACEPOINT, NULL) == 1;
 }

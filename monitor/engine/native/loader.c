@@ -328,7 +328,7 @@ static int set_pin(struct kw_loader *loader)
 static int set_load(struct kw_loader *loader, const struct kw_loader_config *config)
 {
 	LIBBPF_OPTS(bpf_object_open_opts, options, .object_name = "kinwatch",
-		    .btf_custom_path = config->btf[0] ? config->btf : NULL);
+		    .btf_custom_path = loader->btf[0] ? loader->btf : NULL);
 	struct kernel_set *set = &loader->set;
 	struct bpf_map *map;
 	int error;
@@ -356,7 +356,8 @@ static int set_load(struct kw_loader *loader, const struct kw_loader_config *con
 		return error;
 	error = bpf_object__load(loader->object);
 	if (error)
-		return loader_fail(loader, error, "the kernel refused the programs: %s (%s)", strerror(-error),
+		return loader_fail(loader, error, "the kernel refused the programs%s%s: %s (%s)",
+				   loader->btf[0] ? ", relocated by [capture] btf " : "", loader->btf, strerror(-error),
 				   libbpf_said);
 	for (int i = 0; i < MAPS; i++) {
 		map = bpf_object__find_map_by_name(loader->object, map_names[i]);
@@ -433,6 +434,9 @@ int kw_loader_open(const struct kw_loader_config *config, struct kw_loader **res
 	if (strlen(config->pins) + 8 >= sizeof(loader->pins))
 		return loader_fail(loader, -ENAMETOOLONG, "the pin directory's name is too long: %s", config->pins);
 	strcpy(loader->pins, config->pins);
+	if (strlen(config->btf) >= sizeof(loader->btf))
+		return loader_fail(loader, -ENAMETOOLONG, "the BTF file's name is too long: %s", config->btf);
+	strcpy(loader->btf, config->btf);
 	set_init(&old);
 	if (loader->pins[0]) {
 		error = set_open_pins(&old, loader->pins);

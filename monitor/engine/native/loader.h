@@ -12,7 +12,7 @@ struct kw_loader;
 
 struct kw_loader_config {
 	const char *object;  /* path of kinwatch.bpf.o */
-	const char *btf;     /* BTF file for a kernel without its own, "" for the kernel's */
+	const char *btf;     /* BTF file that programs are relocated by, "" for the kernel's own */
 	const char *pins;    /* directory in a bpffs to pin into and to take over from, "": no pins */
 	uint32_t ring_bytes; /* a power of two, at least a page */
 	uint32_t max_processes;
@@ -184,7 +184,9 @@ int kw_loader_net_snapshot(struct kw_loader *loader, struct kw_net_counters *cou
 
 /* What the kernel offers: facts without a decision. 1: yes, 0: no. */
 struct kw_facts {
-	int btf;		      /* type information: /sys/kernel/btf/vmlinux or the named file can be read */
+	int btf;		      /* the kernel's own type information can be read: /sys/kernel/btf/vmlinux */
+	int btf_file_bad;	      /* the named file, if one is, holds no type information */
+	int btf_file_foreign;	      /* a task is larger or smaller in it than in the kernel's own */
 	int tracing;		      /* it knows the tracepoints and iterators the programs attach to */
 	int ring_buffer;	      /* ring buffer maps can be made */
 	int capable;		      /* CAP_BPF and CAP_PERFMON, or CAP_SYS_ADMIN */
@@ -196,3 +198,15 @@ struct kw_facts {
 void kw_facts_probe(const char *btf, struct kw_facts *facts);
 /* Of these facts the one that needs no look through the kernel's BTF: kw_facts.bpffs. */
 int kw_bpffs_mounted(void);
+
+/*
+ * Where fields are in their structs, in bytes; fields: "task_struct.pid", ... btf: as above. offsets: -1 where there is
+ * no such struct or field. Returns 0, or a negative errno: there is no type information to read.
+ */
+int kw_btf_offsets(const char *btf, const char *const *fields, uint32_t count, int32_t *offsets);
+/* Programs read kernel memory and user memory by a helper each (bpf_probe_read_kernel, in 5.5): 1; by the one: 0. */
+int kw_reads_apart(void);
+/* Programs may loop, as long as the loop ends (5.3): 1. */
+int kw_loops(void);
+/* Programs attach to tracepoints as the kernel calls them, without a layout of their own (4.17): 1. */
+int kw_raw_tracepoints(void);

@@ -85,6 +85,7 @@ struct kw_loader {
 	struct bpf_object *object; /* NULL when taken over */
 	struct bpf_link *owned[LINKS];
 	char pins[256]; /* "" = unpinned */
+	char btf[4096]; /* what both objects are relocated by; "" = the kernel's own */
 	uint32_t origin;
 	pthread_mutex_t snapshot_lock; /* the hooks are told in one cell whose window begins */
 	uint64_t begun_ns;	       /* CLOCK_BOOTTIME before our hooks went live */

@@ -229,7 +229,8 @@ static int maps_hand_over(struct kw_loader *loader, struct bpf_object *object)
 
 static struct bpf_object *net_open(struct kw_loader *loader, const char *path, uint32_t hooks, int *error)
 {
-	LIBBPF_OPTS(bpf_object_open_opts, options, .object_name = "kinwatch_net");
+	LIBBPF_OPTS(bpf_object_open_opts, options, .object_name = "kinwatch_net",
+		    .btf_custom_path = loader->btf[0] ? loader->btf : NULL);
 	struct bpf_object *object = bpf_object__open_file(path, &options);
 
 	if (!object) {

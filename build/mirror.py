@@ -76,8 +76,10 @@ def _entries() -> Iterable[tuple[str, list[str]]]:
 class Apt:
     """An apt of its own, for one architecture and some suites."""
 
-    def __init__(self, folder: Path, suites: Iterable[str], architecture: str = "amd64") -> None:
-        """Fetches the lists of the suites."""
+    def __init__(
+        self, folder: Path, suites: Iterable[str], architecture: str = "amd64", *, sources: bool = False
+    ) -> None:
+        """Fetches the lists of the suites; `sources`: also those of source packages."""
         self._folder = folder
         self._options = [
             *("-o", f"Dir::Etc::sourcelist={folder}/sources.list", "-o", "Dir::Etc::sourceparts=/dev/null"),
@@ -90,11 +92,13 @@ class Apt:
             (folder / name).mkdir(parents=True, exist_ok=True)
         (folder / "status").touch()
         lines = "".join(
-            f"deb [signed-by={KEYRING}] {mirrors().of(suite)} {suite} main\n" for suite in sorted(set(suites))
+            f"{kind} [signed-by={KEYRING}] {mirrors().of(suite)} {suite} main\n"
+            for suite in sorted(set(suites))
+            for kind in ("deb", *(["deb-src"] if sources else []))
         )
-        sources = folder / "sources.list"
-        if not sources.exists() or sources.read_text(encoding="utf-8") != lines:
-            sources.write_text(lines, encoding="utf-8")
+        listed = folder / "sources.list"
+        if not listed.exists() or listed.read_text(encoding="utf-8") != lines:
+            listed.write_text(lines, encoding="utf-8")
         # The lists of one suite that cannot be had must not cost the others: who needs it finds out.
         subprocess.run(["apt-get", *self._options, "-qq", "update"], check=False, capture_output=True)
 
@@ -110,6 +114,12 @@ class Apt:
         for name in names:
             self._run("apt-get", "-qq", "download", f"{name}/{suite}", cwd=target)
         return sorted(target.glob("*.deb"))
+
+    def source(self, name: str, suite: str, target: Path) -> list[Path]:
+        """Fetch the files of a source package, which apt checks against the signed lists."""
+        target.mkdir(parents=True, exist_ok=True)
+        self._run("apt-get", "-qq", "source", "--download-only", f"{name}/{suite}", cwd=target)
+        return sorted(target.iterdir())
 
     def _run(self, program: str, *arguments: str, cwd: Path | None = None) -> str:
         done = subprocess.run(

@@ -1,0 +1,106 @@
+"""What a portable wheel is compiled with: zig for an old C library, libbpf from its source, Debian's libelf.
+
+Owns: the C library's version, the packages and where they are unpacked. Refuses to know: our sources, wheels.
+
+zig (PyPI's ziglang) is a C compiler for every machine and every version of glibc, so one tool makes the wheels of all
+machines on any of them. libbpf is compiled from the source package of this machine's Debian, which is what the tests
+ran with, and linked statically; libelf is the shared one of a Debian whose glibc is as old, and auditwheel bundles it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Final, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import mirror
+from recipe import CACHE, RecipeFailed, run
+
+GLIBC: Final = "2.28"
+"""Debian 10, Ubuntu 18.10, RHEL 8, and everything later."""
+OLD_SUITE: Final = "bullseye"
+PYTHON_SUITE: Final = "bookworm"
+"""The stable interface of Python 3.11 is declared by its headers."""
+ARCHITECTURES: Final = {"x86_64": "amd64", "aarch64": "arm64"}
+PLACE: Final = CACHE / "portable"
+
+
+class Target(NamedTuple):
+    """A machine that parts are compiled for."""
+
+    machine: str
+    compiler: list[str]
+    includes: list[str]
+    libraries: list[str]
+    library_folders: list[Path]
+    """Where auditwheel finds what it bundles."""
+
+
+def place(machine: str) -> Path:
+    """Where the parts for a machine lie."""
+    return PLACE / machine
+
+
+@cache
+def target(machine: str) -> Target:
+    """Make ready, once, to compile for a machine. Raises RecipeFailed."""
+    if machine not in ARCHITECTURES:
+        text = f"no portable wheel for machine {machine!r}; there is one for: {', '.join(sorted(ARCHITECTURES))}"
+        raise RecipeFailed(text)
+    compiler = [sys.executable, "-m", "ziglang", "cc", "-target", f"{machine}-linux-gnu.{GLIBC}"]
+    os.environ["ZIG_GLOBAL_CACHE_DIR"] = os.environ["ZIG_LOCAL_CACHE_DIR"] = str(CACHE / "zig")
+    system, libbpf = PLACE / f"debian-{machine}", PLACE / f"libbpf-{machine}"
+    whole = PLACE / f"{machine}.whole"
+    try:
+        if not whole.exists():
+            for folder in (system, libbpf):
+                shutil.rmtree(folder, ignore_errors=True)
+            source = _unpack(machine, system)
+            _make_libbpf(source, libbpf, compiler, system)
+            whole.touch()
+    except mirror.Unobtainable as error:
+        text = f"a package that the portable wheel is made from: {error}"
+        raise RecipeFailed(text) from error
+    headers = system / "usr" / "include"
+    triplet = f"{machine}-linux-gnu"
+    folders = [system / "usr" / "lib" / triplet, system / "lib" / triplet]
+    return Target(
+        machine=machine,
+        compiler=compiler,
+        includes=[f"-I{libbpf / 'include'}", f"-I{headers / 'python3.11'}", f"-I{headers}"],
+        libraries=[str(libbpf / "lib" / "libbpf.a"), *(f"-L{folder}" for folder in folders), "-lelf", "-lz"],
+        library_folders=folders,
+    )
+
+
+def _unpack(machine: str, system: Path) -> Path:
+    """Unpack Debian's packages for the machine into `system`, and libbpf's source, whose folder is returned."""
+    fetched, suite = PLACE / f"fetched-{machine}", mirror.codename()
+    shutil.rmtree(fetched, ignore_errors=True)
+    suites = {OLD_SUITE, PYTHON_SUITE, suite}
+    apt = mirror.Apt(PLACE / f"apt-{machine}", suites, ARCHITECTURES[machine], sources=True)
+    apt.download(["libelf1", "libelf-dev", "zlib1g", "zlib1g-dev"], OLD_SUITE, fetched)
+    for package in apt.download(["libpython3.11-dev"], PYTHON_SUITE, fetched):
+        run(["dpkg", "-x", package, system])
+    apt.source("libbpf", suite, fetched / "source")
+    (description,) = (fetched / "source").glob("*.dsc")
+    source = fetched / "libbpf"
+    run(["dpkg-source", "--no-check", "-x", description, source])  # apt has checked the signature
+    return source
+
+
+def _make_libbpf(source: Path, target_folder: Path, compiler: list[str], system: Path) -> None:
+    objects = target_folder / "objects"
+    objects.mkdir(parents=True)
+    flags = f"-O2 -g0 -fPIC -fvisibility=hidden -ffile-prefix-map={source}=libbpf -I{system / 'usr' / 'include'}"
+    words: list[str | Path] = [
+        *("make", "-s", f"-j{os.cpu_count()}", "-C", source / "src", "BUILD_STATIC_ONLY=1", "NO_PKG_CONFIG=1"),
+        *(f"CC={' '.join(compiler)}", f"AR={sys.executable} -m ziglang ar", f"CFLAGS={flags}", f"OBJDIR={objects}"),
+        *(f"DESTDIR={target_folder}", "PREFIX=", "INCLUDEDIR=/include", "LIBDIR=/lib", "install"),
+    ]
+    run(words, quiet=True)
