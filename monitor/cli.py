@@ -404,33 +404,20 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _provision(options: argparse.Namespace) -> int:
-    import time
-
     from monitor import config
-    from monitor.provisioning import command, look
-    from monitor.sinks.text import safe, say
+    from monitor.provisioning import command
+    from monitor.sinks.text import say
 
     settings = config.load(options.config or config.DEFAULT_PATH)
     command.run(settings, say)
-    found = look.described(settings, time.time())
-    if options.json:
-        import msgspec
-
-        _print(msgspec.json.encode(found).decode() + "\n")
-    else:
-        _print("".join(f"{safe(line.strip())}\n" for line in look.lines(found)))
+    _print(command.told(settings, as_json=options.json))
     return 0
 
 
 def _sign(options: argparse.Namespace) -> int:
-    from monitor import config
-    from monitor.shadow import document, signature
+    from monitor.shadow import command
 
-    text = config.read(options.file)
-    # Whether a device looks at packets is its own affair.
-    config.overlaid("[capture]\npackets = true\n", "the file on the device", text, str(options.file))
-    signed = signature.sign(options.key, options.version_number, text)
-    _print(document.desired(text, options.version_number, signed).decode() + "\n")
+    _print(command.signed(options.file, options.key, options.version_number))
     return 0
 
 
