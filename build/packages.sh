@@ -12,10 +12,11 @@ set -eu
 BUILD="python3 python3-venv python3-dev gcc libc6-dev make pkg-config clang llvm libbpf-dev libelf-dev zlib1g-dev"
 # bpftool: looks into objects, maps and links. libclang-rt-dev: the sanitizers and libFuzzer.
 # util-linux: unshare. procps, iproute2: the truth that tests compare with. forkstat: the bench's rival.
-# mosquitto, openssl, softhsm2, faketime: a broker, certificates, a PKCS#11 token, a clock that is set, to test publishing.
+# mosquitto, openssl, softhsm2, gnutls-bin, faketime: a broker, certificates, a PKCS#11 token and keys made in it, a clock
+# that is set, to test publishing.
 # nginx, fcgiwrap: a service with CGI programs, to learn from. btrfs-progs: a file system whose files have two devices.
 DEV="bpftool clang-format clang-tidy cppcheck libclang-rt-dev binutils util-linux procps iproute2 forkstat
-	mosquitto openssl softhsm2 faketime nginx fcgiwrap btrfs-progs"
+	mosquitto openssl softhsm2 gnutls-bin faketime nginx fcgiwrap btrfs-progs"
 # The broker of the demonstration of publishing.
 DEMO="mosquitto openssl"
 # Virtual machines with other kernels.

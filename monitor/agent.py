@@ -28,14 +28,13 @@ from monitor.config import expectation_notes, require_watches
 from monitor.control import ControlServer
 from monitor.defender.link import Unreachable
 from monitor.detect.metrics import lower_bound_metrics
-from monitor.detect.snapshot import NETWORK
+from monitor.detect.snapshot import NETWORK, destinations
 from monitor.engine import records
 from monitor.errors import ConfigInvalid, KinwatchError
 from monitor.judging.actions import Actions
 from monitor.judging.detection import Detection, Said
 from monitor.judging.plan import plan
 from monitor.options import settled
-from monitor.remote import endpoint
 from monitor.schema import Action
 from monitor.sinks import Fanout
 from monitor.sinks.stream import StreamSink
@@ -47,9 +46,9 @@ from monitor.window import FileStore, Store, Window
 if TYPE_CHECKING:
     from monitor.capture.recordfile import RecordWriter
     from monitor.config import Config
-    from monitor.detect.snapshot import WatchSnapshot
     from monitor.judging.plan import Plan
     from monitor.launch import Parts
+    from monitor.overlay import Overlay
     from monitor.publication import Publication
 
 PUBLISHER: Final = 0
@@ -60,8 +59,6 @@ DETECT: Final = 2
 """The reader of the security profile."""
 FINISH_S: Final = 5.0
 """How long the end waits for the broker. systemd's own limit for a stop is 90 s."""
-LATEST: Final = 8
-"""Destinations that `status` shows of a watch."""
 TICK_S: Final = 1.0
 """From one look at the clock to the next, while an alarm stands that time alone clears."""
 SPACING_S: Final = 1.0
@@ -90,6 +87,8 @@ class Agent:
         self._recorder: RecordWriter | None = None
         self._pumping = threading.Lock()
         self._reloading: Config | None = None
+        self._trial: Overlay | None = None
+        self._refused = ""
         self._failure: BaseException | None = None
         self._publication: Publication | None = None
         self._exit_code = 0
@@ -200,18 +199,22 @@ class Agent:
 
     def _change_watches(self, config: Config) -> None:
         """A reload. A watch that the kernel refuses is said, and ends nothing."""
+        self._refused = ""
         try:
             if isinstance(self._capture, CoreCapture):
                 self._capture.enforce(config.enforcement)
             self._capture.apply(config.watches)
         except KinwatchError as error:
+            self._refused = str(error)
             say(f"reload: {error}")
         self._pump()
         self._capture.commit()
+        self._loop.call_soon_threadsafe(self._taken.set)
 
     async def _main(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._stop, self._alarm, self._judging = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._taken = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._stop.set)
         self._loop.add_signal_handler(signal.SIGHUP, self._reload)
@@ -329,8 +332,22 @@ class Agent:
         if any(watch.root_starts for watch in watches) and not any(watch.roots or watch.alive for watch in watches):
             self._stop.set()
 
-    def _reload(self) -> None:
-        """SIGHUP: files are reopened, watches changed; what cannot be read changes nothing."""
+    def _settled(self, trial: Overlay | None) -> Plan:
+        planned = plan(settled(self._options.config_path, self._options.overrides, trial))
+        require_watches(planned.config)
+        return planned
+
+    async def _try(self, trial: Overlay | None) -> str:
+        """Reload with what was set from afar; returns why that failed, "" when everything has it."""
+        self._trial = trial
+        self._taken.clear()
+        if refused := self._reload():
+            return refused
+        await self._taken.wait()
+        return self._refused
+
+    def _reload(self) -> str:
+        """SIGHUP: files are reopened, watches changed; what cannot be read changes nothing, and is returned."""
         self._notifier.reloading(time.clock_gettime_ns(time.CLOCK_MONOTONIC))
         self._fanout.reopen()
         if self._reports is not None:
@@ -338,11 +355,11 @@ class Agent:
                 self._reports.reopen()
         if self._options.attended:  # its flags cannot change
             self._notifier.ready()
-            return
+            return ""
+        refused = ""
         try:
-            planned = plan(settled(self._options.config_path, self._options.overrides))
+            planned = self._settled(self._trial)
             config = planned.config
-            require_watches(config)
             if self._command is None:
                 self._change_publication(config)
                 self._change_detection(planned)
@@ -353,8 +370,10 @@ class Agent:
                 self._reloading = config
                 self._capture.interrupt()
         except ConfigInvalid as error:
-            say(f"{error} (nothing was changed)")
+            refused = str(error)
+            say(f"{refused} (nothing was changed)")
         self._notifier.ready()
+        return refused
 
     def _change_publication(self, config: Config) -> None:
         """Intervals and names change in the running program; who publishes and where needs another start."""
@@ -362,8 +381,9 @@ class Agent:
         if self._publication is not None and new is not None:
             self._publication.delivery.change(config.report.interval_s, new.min_spacing_s, config.report.names)
         same = msgspec.structs.replace(new, min_spacing_s=old.min_spacing_s) if old and new else new
-        if same != old or config.spool != self._config.spool:
-            say("reload: changes in [defender] and [spool] take effect at the next start")
+        others = [(one.spool, one.provisioning, one.remote) for one in (config, self._config)]
+        if same != old or others[0] != others[1]:
+            say("reload: changes in [defender], [provisioning], [remote] and [spool] take effect at the next start")
 
     def _change_detection(self, planned: Plan) -> None:
         self._plan = planned
@@ -448,6 +468,7 @@ class Agent:
         if self._config.defender is None:
             return
         from monitor.publication import Audience, Publication  # noqa: PLC0415 - the AWS library costs 7 MB
+        from monitor.shadow.keeper import Changes  # noqa: PLC0415 - as above
 
         self._publication = Publication(
             self._config,
@@ -458,6 +479,7 @@ class Agent:
             if self._options.attended
             else None,
             dry=self._options.dry,
+            changes=Changes(self._settled, self._try) if self._daemon else None,
         )
 
     def _stop_soon(self) -> None:
@@ -536,7 +558,7 @@ class Agent:
                 for field in watch.__struct_fields__
                 if field not in hidden | snapshot.unknown and getattr(watch, field) is not None
             }
-            | ({} if "remotes" in snapshot.unknown else _destinations(watch))
+            | ({} if "remotes" in snapshot.unknown else destinations(watch))
             for watch in snapshot.watches
         ]
         status: dict[str, object] = {
@@ -565,15 +587,6 @@ class Agent:
 
     def _tree(self) -> dict[str, object]:
         return {"tree": [msgspec.json.decode(line) for line in self._engine.tree().splitlines()]}
-
-
-def _destinations(watch: WatchSnapshot) -> dict[str, object]:
-    """How many remote addresses kin had to do with, and the latest of those it connected or sent to."""
-    latest = [remote for remote in reversed(watch.remotes) if not remote.incoming][:LATEST]
-    return {
-        "remotes": len(watch.remotes) + watch.remotes_missed,
-        "destinations": [endpoint(remote.address, remote.port) for remote in latest],
-    }
 
 
 def _started_boot_s() -> float:

@@ -41,7 +41,8 @@ exit codes:
   2  wrong usage or configuration; nothing was started
   3  cannot capture, or no daemon answers
   4  cannot publish or write the report (report, run --once, agent), no broker is there (defender),
-     or a step to the broker failed (doctor); AWS refused, or was not reached (cloud)
+     no certificate came (provision), or a step to the broker failed (doctor); AWS refused, or was not reached
+     (cloud)
   70 a bug in kinwatch; the traceback is on stderr
 """
 
@@ -129,6 +130,8 @@ def parser() -> argparse.ArgumentParser:
     _add_replay(verbs)
     _add_learn(verbs)
     _add_machine(verbs)
+    _add_provision(verbs)
+    _add_sign(verbs)
     _add_defender(verbs)
     _add_agent(verbs)
     _add_cloud(verbs)
@@ -252,6 +255,35 @@ def _add_machine(verbs: Verbs) -> None:
     _add(verbs, "unload", _unload, "remove every pinned program and map that a daemon left in the kernel")
 
 
+def _add_provision(verbs: Verbs) -> None:
+    verb = _add(
+        verbs,
+        "provision",
+        _provision,
+        "get the device its own certificate from AWS IoT fleet provisioning",
+        "\nWhat was reached is kept, and the next call goes on there. 'kinwatch run' does the\nsame by itself, and"
+        " gets another certificate before one ends.",
+    )
+    _add_config(verb, "configuration with [provisioning] (default: /etc/kinwatch/config.toml)")
+    _add_json(verb)
+
+
+def _add_sign(verbs: Verbs) -> None:
+    verb = _add(
+        verbs,
+        "sign",
+        _sign,
+        "sign a configuration for devices that take one from their shadow",
+        "\nIt prints the document for 'aws iot-data update-thing-shadow --shadow-name kinwatch'.\nThe private key need"
+        " not be on a device, and should not.",
+    )
+    verb.add_argument("--key", required=True, metavar="FILE", help="private key, Ed25519, PEM")
+    verb.add_argument(
+        "--version-number", required=True, type=_whole_number, metavar="N", help="above that of every one before"
+    )
+    verb.add_argument("file", type=Path, metavar="FILE", help="the configuration: [[watch]], [report], [detect]")
+
+
 def _add_defender(verbs: Verbs) -> None:
     from monitor.local import flags
 
@@ -362,12 +394,44 @@ def _learn(options: argparse.Namespace) -> int:
 
 def _doctor(options: argparse.Namespace) -> int:
     from monitor import config
+    from monitor.overlay import laid_over
 
     path = options.config or (config.DEFAULT_PATH if config.DEFAULT_PATH.exists() else None)
-    settings = config.load(path) if path else None
+    settings = laid_over(path, None) if path else None
     from monitor import doctor
 
     return doctor.main(settings, options.json, connect=not options.no_connect, send_report=options.send_report)
+
+
+def _provision(options: argparse.Namespace) -> int:
+    import time
+
+    from monitor import config
+    from monitor.provisioning import command, look
+    from monitor.sinks.text import safe, say
+
+    settings = config.load(options.config or config.DEFAULT_PATH)
+    command.run(settings, say)
+    found = look.described(settings, time.time())
+    if options.json:
+        import msgspec
+
+        _print(msgspec.json.encode(found).decode() + "\n")
+    else:
+        _print("".join(f"{safe(line.strip())}\n" for line in look.lines(found)))
+    return 0
+
+
+def _sign(options: argparse.Namespace) -> int:
+    from monitor import config
+    from monitor.shadow import document, signature
+
+    text = config.read(options.file)
+    # Whether a device looks at packets is its own affair.
+    config.overlaid("[capture]\npackets = true\n", "the file on the device", text, str(options.file))
+    signed = signature.sign(options.key, options.version_number, text)
+    _print(document.desired(text, options.version_number, signed).decode() + "\n")
+    return 0
 
 
 def _unload(_options: argparse.Namespace) -> int:
@@ -479,6 +543,13 @@ def _absolute(target: str | None) -> str | None:
 def _whole(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         msg = f"expected a whole number of seconds, 1 or more, found {text!r}"
+        raise argparse.ArgumentTypeError(msg)
+    return int(text)
+
+
+def _whole_number(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:20]) < 1 << 53:
+        msg = f"expected a whole number, 1 or more, found {text!r}"
         raise argparse.ArgumentTypeError(msg)
     return int(text)
 

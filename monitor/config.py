@@ -28,7 +28,7 @@ from monitor.expect import (
     ports,
     uids,
 )
-from monitor.publishing import rules
+from monitor.publishing import provisioning_rules, rules
 from monitor.schema import (
     TABLES,
     Capture,
@@ -41,6 +41,8 @@ from monitor.schema import (
     File,
     Log,
     Names,
+    Provisioning,
+    Remote,
     Report,
     Spool,
     WatchTable,
@@ -79,6 +81,8 @@ __all__ = [
     "Expect",
     "Log",
     "Names",
+    "Provisioning",
+    "Remote",
     "Report",
     "Spool",
     "Watch",
@@ -87,8 +91,10 @@ __all__ = [
     "keys",
     "load",
     "notes",
+    "overlaid",
     "parse",
     "parse_expect",
+    "read",
     "reference",
     "require_watches",
     "with_command_line",
@@ -112,25 +118,68 @@ def load(path: Path) -> Config:
 
     Raises ConfigInvalid: the file, the key, what was expected, what was found, what to do.
     """
+    return parse(read(path), str(path))
+
+
+def read(path: Path) -> str:
+    """The text of a configuration file. Raises ConfigInvalid."""
     try:
-        text = path.read_bytes().decode()
+        return path.read_bytes().decode()
     except OSError as error:
         _refuse(str(path), "", f"cannot be read: {error.strerror}", "name a readable TOML file with -c")
     except UnicodeDecodeError as error:
         _refuse(str(path), "", f"is not UTF-8 at byte {error.start}", "TOML files are UTF-8")
-    return parse(text, str(path))
 
 
 def parse(text: str, origin: str) -> Config:
     """Check a configuration's text; `origin` names it in messages. Raises ConfigInvalid."""
+    return _checked(_toml(text, origin), origin)
+
+
+FROM_AFAR: Final[dict[str, frozenset[str]]] = {
+    "watch": frozenset(WatchTable.__struct_fields__),
+    "report": frozenset({"interval_s", "names", "cpu_usage"}),
+    "detect": frozenset({"security_profile"}),
+}
+"""Tables and keys that may be set from afar: what is watched and told; never who we are, where files are, what is run.
+"""
+
+
+def overlaid(text: str, origin: str, over: str, over_origin: str) -> Config:
+    """Check a configuration over which another text is laid: its watches replace, its keys go before.
+
+    Raises ConfigInvalid, also where the text laid over it names what may not be set from afar (FROM_AFAR).
+    """
+    base, top = _toml(text, origin), _toml(over, over_origin)
+    for table, found in top.items():
+        if table not in FROM_AFAR:
+            remedy = f"tables that are: {', '.join(FROM_AFAR)}; write it into {origin}"
+            _refuse(over_origin, table, "is not set from afar", remedy)
+        for key in found if isinstance(found, dict) else ():
+            if key not in FROM_AFAR[table]:
+                remedy = f"keys of {table} that are: {', '.join(sorted(FROM_AFAR[table]))}"
+                _refuse(over_origin, f"{table}.{key}", "is not set from afar", remedy)
+    _converted(top, over_origin)
+    merged = {name: {**base.get(name, {}), **one} if isinstance(one, dict) else one for name, one in top.items()}
+    return _checked(base | merged, f"{origin} with {over_origin}")
+
+
+def _toml(text: str, origin: str) -> dict[str, Any]:
     try:
-        raw = tomllib.loads(text)
+        return tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         _refuse(origin, "", f"is not TOML: {error}", "see https://toml.io")
+
+
+def _converted(raw: dict[str, Any], origin: str) -> File:
     try:
-        file = msgspec.convert(raw, File)
+        return msgspec.convert(raw, File)
     except msgspec.ValidationError as error:
         _explain(origin, raw, str(error))
+
+
+def _checked(raw: dict[str, Any], origin: str) -> Config:
+    file = _converted(raw, origin)
     _check_tables(origin, file)
     watches = _watches(origin, [(f"watch[{i}]", table) for i, table in enumerate(file.watch)])
     _require_packets(origin, watches, file.capture)
@@ -141,6 +190,8 @@ def parse(text: str, origin: str) -> Config:
         report=file.report,
         daemon=file.daemon,
         defender=file.defender,
+        provisioning=file.provisioning,
+        remote=file.remote,
         detect=file.detect,
         spool=file.spool,
         enforcement=file.enforcement,
@@ -286,7 +337,7 @@ def notes(config: Config) -> tuple[str, ...]:
 
 def expectation_notes(config: Config) -> tuple[str, ...]:
     """Say which expected executables are not there, and what enforcement does not reach: also at a start and reload."""
-    said = []
+    said = [f"what was set from afar is left out: {config.left_out}"] if config.left_out else []
     for watch in config.watches:
         said += [
             f"watch {watch.name}: the expected executable {path} does not exist; it is not expected before a reload"
@@ -420,11 +471,7 @@ def _value_at(raw: object, key: str) -> object:
 
 def _check_tables(origin: str, file: File) -> None:
     """Rules that a type cannot say."""
-    if file.defender is not None:
-        try:
-            rules(file.defender)
-        except ConfigInvalid as wrong:
-            raise ConfigInvalid(f"{origin}: {wrong}") from None
+    _check_defender(origin, file)
     ring = file.capture.ring_bytes
     if ring & (ring - 1):
         nearest = 1 << (ring.bit_length() - 1)
@@ -451,6 +498,20 @@ def _check_tables(origin: str, file: File) -> None:
     if file.daemon.user and not _is_user(file.daemon.user):
         _refuse(origin, "daemon.user", f"there is no user {file.daemon.user!r}", "create it, or leave it empty")
     _check_detect(origin, file)
+
+
+def _check_defender(origin: str, file: File) -> None:
+    if file.remote is not None and file.defender is None:
+        _refuse(origin, "remote", "there is no [defender]", "endpoint and way to the broker stand there")
+    if file.defender is not None and not file.defender.thing and file.provisioning is None:
+        _refuse(origin, "defender.thing", "expected a value, found none", keys()["defender.thing"])
+    try:
+        if file.provisioning is not None:
+            provisioning_rules(file.provisioning, file.defender)
+        if file.defender is not None:
+            rules(file.defender)
+    except ConfigInvalid as wrong:
+        raise ConfigInvalid(f"{origin}: {wrong}") from None
 
 
 def _check_detect(origin: str, file: File) -> None:

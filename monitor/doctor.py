@@ -26,13 +26,16 @@ from monitor.defender.link import Unreachable
 from monitor.defender.trial import trial
 from monitor.detect.behaviors import aws_form, expected, rules
 from monitor.detect.metrics import FIELDS
-from monitor.errors import CaptureUnavailable
+from monitor.errors import CaptureUnavailable, ConfigInvalid
 from monitor.judging.plan import plan
+from monitor.overlay import Journal
+from monitor.provisioning import look
 from monitor.publishing import SERVICE_SPACING_S
+from monitor.shadow import signature
 from monitor.sinks.text import safe
 
 if TYPE_CHECKING:
-    from monitor.config import Config
+    from monitor.config import Config, Defender, Remote
     from monitor.defender.trial import Step
 
 
@@ -92,12 +95,41 @@ def findings(config: Config | None, *, connect: bool = True, send_report: bool =
             }
             for one in planned.found(unknown)
         ]
+    if settings.remote is not None:
+        found["remote"] = _remote(settings.remote, settings.daemon.state_dir)
     if settings.defender is not None:
         found["endpoint"] = f"{settings.defender.endpoint}:{settings.defender.port}"
-        found["connection"] = asyncio.run(
-            trial(settings.defender, now_s=time.time(), connect=connect, send_report=send_report)
-        )
+        publisher = _identity(found, settings, settings.defender)
+        if publisher is not None:
+            found["connection"] = asyncio.run(
+                trial(publisher, now_s=time.time(), connect=connect, send_report=send_report)
+            )
     return found
+
+
+def _remote(remote: Remote, state_dir: str) -> dict[str, str]:
+    """What became of what was set from afar, and whether more can be."""
+    standing = Journal(state_dir).read()
+    told = {"state": standing.outcome, "last version": str(standing.version or ""), "error": standing.error}
+    told["confirmed"] = str(standing.confirmed.version) if standing.confirmed else ""
+    try:
+        signature.check(remote.public_key)
+    except ConfigInvalid as error:
+        told["trouble"] = str(error)
+    return {key: value for key, value in told.items() if value}
+
+
+def _identity(found: dict[str, Any], settings: Config, defender: Defender) -> Defender | None:
+    """The settings to try the connection with; None: the device has no certificate of its own yet."""
+    if settings.provisioning is None:
+        return defender
+    now_s = time.time()
+    found["identity"] = look.described(settings, now_s)
+    try:
+        found["notes"] += look.check(defender, settings.provisioning, settings.daemon.state_dir, now_s)
+    except ConfigInvalid as error:
+        found["identity"]["trouble"] = str(error)
+    return look.used(defender, settings.daemon.state_dir)
 
 
 def _network(settings: Config, capture: str | None) -> dict[str, str]:
@@ -135,7 +167,9 @@ def main(config: Config | None, as_json: bool, *, connect: bool = True, send_rep
         sys.stdout.write("".join(f"{line}\n" for line in _lines(found)))
     if not found["capture"]:
         return CaptureUnavailable.exit_code
-    return Unreachable.exit_code if any(step.ok is False for step in found.get("connection", ())) else 0
+    failed = any(step.ok is False for step in found.get("connection", ()))
+    failed = failed or any("trouble" in found.get(part, {}) for part in ("identity", "remote"))
+    return Unreachable.exit_code if failed else 0
 
 
 def _lines(found: dict[str, Any]) -> list[str]:
@@ -165,11 +199,24 @@ def _lines(found: dict[str, Any]) -> list[str]:
     if found.get("clocks"):
         lines += ["", "behaviors of the security profile, and the clock that judges each"]
         lines += [line for row in found["clocks"] for line in _clock(row)]
+    lines += _from_afar(found)
     if found.get("connection"):
         lines += ["", f"connection to {found['endpoint']}"]
         lines += [line for step in found["connection"] for line in _step(step)]
     if found["notes"]:
         lines += ["", "notes"] + [f"  {note}" for note in found["notes"]]
+    return lines
+
+
+def _from_afar(found: dict[str, Any]) -> list[str]:
+    """Who the device is, and how it is configured, where the file does not say it."""
+    lines: list[str] = []
+    if found.get("remote"):
+        lines += ["", "configuration from afar"]
+        lines += [safe(f"  {key:26} {value}") for key, value in found["remote"].items()]
+    if found.get("identity"):
+        lines += ["", "identity, from fleet provisioning"]
+        lines += [safe(line) for line in look.lines(found["identity"])]
     return lines
 
 

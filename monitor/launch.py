@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from monitor.config import Config
     from monitor.judging.plan import Plan
     from monitor.options import RunOptions
+    from monitor.schema import Defender
 
 LOCK: Final = Path("/run/kinwatch.lock")
 """Held by the daemon that owns the pins."""
@@ -68,9 +69,7 @@ def launched(config: Config, options: RunOptions, meanwhile: str) -> Iterator[Pa
         msg = f"{config.origin}: daemon.user: running as another user is not in this version; leave it empty"
         raise ConfigInvalid(msg)
     if config.defender is not None and not options.dry:
-        from monitor.defender import credentials  # noqa: PLC0415 - for the few who publish
-
-        for warning in credentials.check(config.defender, time.time()):
+        for warning in _credentials(config, config.defender):
             say(warning)
     planned = None
     if config.security_profile:
@@ -98,6 +97,17 @@ def launched(config: Config, options: RunOptions, meanwhile: str) -> Iterator[Pa
         finally:
             importing.join()
         yield Parts(config, planned, options, choice, engine, capture, notifier, command)
+
+
+def _credentials(config: Config, settings: Defender) -> list[str]:
+    """Look at the files that publishing needs; warnings. ConfigInvalid: it is of no use to start like this."""
+    if config.provisioning is not None:
+        from monitor.provisioning import look  # noqa: PLC0415 - for the few who are provisioned
+
+        return look.check(settings, config.provisioning, config.daemon.state_dir, time.time())
+    from monitor.defender import credentials  # noqa: PLC0415 - for the few who publish
+
+    return credentials.check(settings, time.time())
 
 
 def _import(meanwhile: str, config: Config, options: RunOptions) -> None:

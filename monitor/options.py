@@ -9,6 +9,7 @@ import msgspec
 
 from monitor import config
 from monitor.config import Config
+from monitor.overlay import Overlay, laid_over
 
 CaptureKind = Literal["auto", "core", "bcc", "netlink", "poll"]
 
@@ -95,7 +96,10 @@ class LearnOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Lengths of the IPv4 and IPv6 prefixes that destinations are joined to; None: each address by itself."""
 
 
-def settled(path: Path | None, overrides: Overrides) -> Config:
-    """Read the file, if there is one, and lay the flags over it. Raises ConfigInvalid."""
-    base = Config() if path is None else config.load(path)
+def settled(path: Path | None, overrides: Overrides, trial: Overlay | None = None) -> Config:
+    """Read the file, if there is one, and lay over it what was set from afar and the flags.
+
+    `trial`: the text that is tried now, in place of the confirmed one. Raises ConfigInvalid.
+    """
+    base = Config() if path is None else laid_over(path, trial)
     return config.with_command_line(base, **msgspec.structs.asdict(overrides))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 from monitor.errors import ConfigInvalid
 
 if TYPE_CHECKING:
-    from monitor.schema import Defender
+    from monitor.schema import Defender, Provisioning
 
 CLOCK_SET_S: Final = 1_704_067_200
 """2024-01-01, seconds since the epoch. A device whose date is earlier has not learned it yet."""
@@ -44,9 +44,12 @@ _TAKES: Final[dict[str, tuple[str, ...]]] = {
     ),
 }
 """Keys that it takes besides."""
+_PROVISIONED: Final = ("thing", "certificate", "private_key", "auth.key_label")
+"""What the file says nothing about where the device is provisioned."""
 _SIGNED: Final = ("auth.token_key", "auth.token_file", "auth.signature_file")
 _OF_METHODS: Final = sorted({key for keys in (*_NEEDS.values(), *_TAKES.values()) for key in keys})
 _CERTIFICATE_PORT: Final = 8883
+_THING: Final = re.compile(r"[a-zA-Z0-9:_-]{1,128}\Z")
 _HOST: Final = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?\.?\Z")
 _REGION: Final = re.compile(r"[a-z]{2}(-[a-z]+)+-[0-9]+\Z")
 _RULES: Final = re.compile(r"\$aws/rules/[a-zA-Z0-9_]{1,128}(/|\Z)")
@@ -54,7 +57,12 @@ _RULES: Final = re.compile(r"\$aws/rules/[a-zA-Z0-9_]{1,128}(/|\Z)")
 
 def client_id_of(defender: Defender) -> str:
     """Who we are at the broker: not the thing, which the application may be."""
-    return defender.client_id or f"{defender.thing}-kinwatch"
+    return defender.client_id.replace("{thing}", defender.thing) or f"{defender.thing}-kinwatch"
+
+
+def is_thing(name: str) -> bool:
+    """Whether AWS IoT would give a thing that name."""
+    return _THING.match(name) is not None
 
 
 def region_of(endpoint: str) -> str:
@@ -87,6 +95,44 @@ def rules(defender: Defender) -> None:
     for key in ("alarm_topic", "events_topic"):
         if name := topic(defender, key):
             _topic(key, name)
+
+
+def provisioning_rules(provisioning: Provisioning, defender: Defender | None) -> None:
+    """Judge what the types let pass of `[provisioning]`. Raises ConfigInvalid, whose text begins with the key."""
+    if defender is None:
+        _refuse_key("provisioning", "there is no [defender]", "endpoint and way to the broker stand there")
+    method = defender.auth.method
+    if method not in {"mtls", "pkcs11"}:
+        _refuse("auth.method", f"{method} knows no certificate", "[provisioning] needs mtls or pkcs11")
+    for key in _PROVISIONED:
+        if _value(defender, key):
+            _refuse(key, "it comes from provisioning", "remove it here, or remove [provisioning]")
+    if method == "pkcs11" and not defender.auth.token:
+        _refuse("auth.token", "expected the label of a token, found none", "a key is made there")
+    _claim_key(provisioning, method)
+    for name, value in provisioning.parameters.items():
+        for word in re.findall(r"\{([^{}]*)\}", value):
+            if word not in {"hostname", "machine_id"} and not word.startswith("file:/"):
+                known = "{hostname}, {machine_id} and {file:/path} are known"
+                _refuse_key(f"provisioning.parameters.{name}", f"there is no {{{word}}}", known)
+
+
+def _claim_key(provisioning: Provisioning, method: str) -> None:
+    path, label = provisioning.claim_private_key, provisioning.claim_key_label
+    if path and (not path.startswith("/") or "\0" in path):
+        what = f"expected an absolute path, found {path!r}"
+        _refuse_key("provisioning.claim_private_key", what, "a daemon has no directory of its own")
+    if label and method != "pkcs11":
+        what = f"defender.auth.method is {method}, which knows no token"
+        _refuse_key("provisioning.claim_key_label", what, "name a file in claim_private_key")
+    if bool(path) == bool(label):
+        found = "both" if path else "neither"
+        what = f"expected claim_private_key or claim_key_label, found {found}"
+        _refuse_key("provisioning.claim_private_key", what, "the claim certificate has one key")
+
+
+def _refuse_key(key: str, what: str, remedy: str) -> NoReturn:
+    raise ConfigInvalid(f"{key}: {what}; {remedy}")
 
 
 def _refuse(key: str, what: str, remedy: str) -> NoReturn:

@@ -108,10 +108,14 @@ class Defender(Table, frozen=True, kw_only=True):
     """[defender]: without this table nothing is published."""
 
     thing: Annotated[
-        str, Meta(pattern=r"^[a-zA-Z0-9:_-]{1,128}\Z", description="a thing's name: 1 to 128 of [a-zA-Z0-9:_-]")
-    ]
+        str,
+        Meta(
+            pattern=r"^[a-zA-Z0-9:_-]{0,128}\Z",
+            description="a thing's name: 1 to 128 of [a-zA-Z0-9:_-]; with [provisioning] its template names it",
+        ),
+    ] = ""
     endpoint: Annotated[str, Meta(min_length=1, max_length=253, description="host name of the AWS IoT data endpoint")]
-    client_id: Annotated[str, Meta(max_length=128, description='MQTT client id; "" is "<thing>-kinwatch"')] = ""
+    client_id: Annotated[str, Meta(max_length=128, description='MQTT client id; "" is "{thing}-kinwatch"')] = ""
     port: Annotated[int, Meta(ge=1, le=65535, description="443 uses ALPN")] = 8883
     root_ca: Annotated[str, Meta(description='path of the CA certificates, PEM; "" is those of the system')] = ""
     certificate: Annotated[str, Meta(description="path of the device certificate, PEM")] = ""
@@ -134,6 +138,38 @@ class Defender(Table, frozen=True, kw_only=True):
     security_profile: Annotated[str, Meta(description='the same as detect.security_profile; "" is none')] = ""
     auth: Annotated[Auth, Meta(description="how the device proves who it is")] = Auth()
     proxy: Annotated[Proxy, Meta(description="an HTTP proxy on the way to the endpoint")] = Proxy()
+
+
+class Provisioning(Table, frozen=True, kw_only=True):
+    """[provisioning]: the device gets its own certificate from AWS IoT fleet provisioning, and a new one in time."""
+
+    template: Annotated[
+        str, Meta(pattern=r"^[0-9A-Za-z_-]{1,36}\Z", description="a template's name: 1 to 36 of [0-9A-Za-z_-]")
+    ]
+    claim_certificate: Annotated[str, Meta(pattern="^/", description="absolute path of the claim certificate, PEM")]
+    claim_private_key: Annotated[str, Meta(description="path of its private key, PEM")] = ""
+    claim_key_label: Annotated[str, Meta(description="pkcs11: label of its private key in the token")] = ""
+    parameters: Annotated[
+        dict[str, str],
+        Meta(description="for the template: texts; {hostname}, {machine_id} and {file:/path} are filled in"),
+    ] = {}
+    rotate_days: Annotated[
+        int, Meta(ge=0, le=3650, description="days before its end when a certificate is replaced; 0: never")
+    ] = 30
+    max_age_days: Annotated[
+        int, Meta(ge=0, le=36_500, description="days after its beginning when a certificate is replaced; 0: never")
+    ] = 0
+
+
+class Remote(Table, frozen=True, kw_only=True):
+    """[remote]: tables of this file may be set from afar, through the device shadow."""
+
+    public_key: Annotated[
+        str, Meta(pattern="^/", description="absolute path of the Ed25519 public key that signs, PEM")
+    ]
+    confirm_s: Annotated[
+        int, Meta(ge=1, le=3600, description="seconds within which the broker must hear of it, or it is rolled back")
+    ] = 60
 
 
 class Action(Table, frozen=True, kw_only=True):
@@ -191,11 +227,15 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     report: Report = Report()
     daemon: Daemon = Daemon()
     defender: Defender | None = None
+    provisioning: Provisioning | None = None
+    remote: Remote | None = None
     detect: Detect = Detect()
     spool: Spool = Spool()
     enforcement: Enforcement = Enforcement()
     origin: str = "command line"
     """Name of the file it came from, for messages."""
+    left_out: str = ""
+    """Why what was set from afar and confirmed does not hold here; "": it does, or there is nothing."""
 
     @property
     def security_profile(self) -> str:
@@ -275,6 +315,8 @@ class File(Table, frozen=True, kw_only=True):
     report: Report = Report()
     daemon: Daemon = Daemon()
     defender: Defender | None = None
+    provisioning: Provisioning | None = None
+    remote: Remote | None = None
     detect: Detect = Detect()
     spool: Spool = Spool()
     enforcement: Enforcement = Enforcement()
@@ -290,6 +332,8 @@ TABLES: Final[dict[str, type[Table]]] = {
     "defender": Defender,
     "defender.auth": Auth,
     "defender.proxy": Proxy,
+    "provisioning": Provisioning,
+    "remote": Remote,
     "detect": Detect,
     "detect.action": Action,
     "spool": Spool,
@@ -306,11 +350,12 @@ def keys() -> dict[str, str]:
 def reference() -> str:
     """Render every key with its default as commented TOML.
 
-    Tables that mean something by being there ([[watch]], [defender]) are commented out; the text means the defaults.
+    Tables that mean something by being there ([[watch]], [defender], [provisioning], [remote]) are commented out; the
+    text means the defaults.
     """
     lines: list[str] = []
     for name, table in TABLES.items():
-        off = "# " if name.startswith(("watch", "defender")) else ""
+        off = "# " if name.startswith(("watch", "defender", "provisioning", "remote")) else ""
         lines.append(f"{off}[[{name}]]" if name == "watch" else f"{off}[{name}]")
         for key, meaning, default in _fields(table):
             if f"{name}.{key}" in TABLES:
@@ -325,4 +370,6 @@ def reference() -> str:
 def _fields(table: type[Table]) -> Iterator[tuple[str, str, object]]:
     hints = get_type_hints(table, include_extras=True)
     for field in msgspec.structs.fields(table):
-        yield field.name, hints[field.name].__metadata__[0].description, field.default
+        made = field.default_factory
+        default = field.default if made is msgspec.NODEFAULT else made()
+        yield field.name, hints[field.name].__metadata__[0].description, default

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from monitor.defender.answers import TOPIC
+from monitor.provisioning.answers import CREATE, REGISTER
 from monitor.publishing import client_id_of, topic
 from monitor.schema import Defender
+from monitor.shadow.document import topic as shadow_topic
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,8 +41,9 @@ def base_of(profile: str) -> str:
 
 
 def settings_of(config: Config) -> Defender:
-    """Return [defender], or its defaults where nothing is published yet."""
-    return config.defender or Defender(thing="thing", endpoint="localhost")
+    """Return [defender], or its defaults where nothing is published yet; a thing that is not provisioned has a name."""
+    settings = config.defender or Defender(endpoint="localhost")
+    return msgspec.structs.replace(settings, thing=settings.thing or "thing")
 
 
 def topic_of(defender: Defender, key: str, thing: str) -> str:
@@ -128,8 +131,10 @@ def quarantine_group(base: str) -> Json:
     return {"Type": "AWS::IoT::ThingGroup", "Properties": {"ThingGroupName": f"{base}-quarantine"}}
 
 
-def device_policy(defender: Defender, base: str) -> Json:
+def device_policy(defender: Defender, base: str, config: Config) -> Json:
     """What a device may do at the broker, and no more: connect as kinwatch, report, hear the answers, tell alarms.
+
+    Where they are configured also ask for the next certificate, and speak with the shadow.
 
     Names of the thing become a policy variable, so that one policy serves every device of this configuration.
     """
@@ -142,10 +147,16 @@ def device_policy(defender: Defender, base: str) -> Json:
         topic_of(defender, key, _MARK).replace("${", "?{").replace(_MARK, THING)
         for key in ("alarm_topic", "events_topic")
     ]
-    answers = [f"{report}/accepted", f"{report}/rejected"]
+    calls = []
+    if config.provisioning is not None:
+        calls += [name.format(template=config.provisioning.template) for name in (CREATE, REGISTER)]
+    if config.remote is not None:
+        calls += [shadow_topic(THING, what) for what in ("get", "update")]
+    # * for accepted, rejected and delta: a policy has room for 2048 bytes.
+    answers = [f"{report}/accepted", f"{report}/rejected", *(f"{name}/*" for name in calls)]
     statements = [
         allow("iot:Connect", [iot_arn(f"client/{name}") for name in (client, client + DOCTOR)]),
-        allow("iot:Publish", [iot_arn(f"topic/{name}") for name in (report, *filter(None, told))]),
+        allow("iot:Publish", [iot_arn(f"topic/{name}") for name in (report, *filter(None, told), *calls)]),
         allow("iot:Subscribe", [iot_arn(f"topicfilter/{name}") for name in answers]),
         allow("iot:Receive", [iot_arn(f"topic/{name}") for name in answers]),
     ]

@@ -85,7 +85,7 @@ def make(config: Config, wanted: Wanted, written: Json, profile: Profile) -> Tem
         sections, notes = ingest.parts(config, behaviors, base=base)
         if wanted.quarantine:
             sections["Resources"] |= isolation.parts(settings_of(config), behaviors, wanted.quarantine, base=base)
-    sections["Resources"]["DevicePolicy"] = device_policy(settings_of(config), base)
+    sections["Resources"]["DevicePolicy"] = device_policy(settings_of(config), base, config)
     sections["Outputs"]["DevicePolicyName"] = {"Value": ref("DevicePolicy")}
     found = len(sections["Resources"])
     if found > MAX_RESOURCES:

@@ -42,12 +42,16 @@ class AlarmQueue:
 
     def __init__(self, spool: Spool, thing: str) -> None:
         self._spool = spool
-        self._thing = msgspec.json.encode(thing)
+        self.identify(thing)
         self._buckets: dict[_Key, _Bucket] = {}
         self.put_lines = 0
         """Alarm and clear lines taken so far."""
         self.merged_lines = 0
         """Those of them that stand in another one's message."""
+
+    def identify(self, thing: str) -> None:
+        """Tell messages from now on as of this thing."""
+        self._thing = msgspec.json.encode(thing)
 
     def put(self, lines: bytes, wall_s: float, steady_s: float) -> int:
         """Take the alarm and clear lines among event lines; returns how many there were.

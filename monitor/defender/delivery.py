@@ -11,7 +11,7 @@ import contextlib
 import math
 import random
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
 
@@ -69,6 +69,25 @@ class Channel:
         return {"delivered": self.delivered, "refused": self.refused, "undelivered": self.undelivered}
 
 
+class Companion(Protocol):
+    """Somebody else who uses the connection. Everything is called in the loop's thread."""
+
+    def filters(self, thing: str) -> list[str]:
+        """The topics to subscribe to."""
+
+    def connected(self, thing: str) -> None:
+        """A connection stands, and is subscribed to them."""
+
+    def received(self, name: str, payload: bytes) -> bool:
+        """Take a message; False: it is for somebody else."""
+
+    async def run(self) -> None:
+        """Until cancelled."""
+
+    def status(self) -> dict[str, Any]:
+        """What `kinwatch status` says of it."""
+
+
 class Delivery:
     """Everything that is published for one thing."""
 
@@ -98,6 +117,7 @@ class Delivery:
         self._told_where = False
         self._subscribed = False
         """The broker's session has our subscriptions."""
+        self._companion: Companion | None = None
         self._alarms = AlarmQueue(spool, settings.thing)
         self._alarm_channel = Channel("alarm", topic(settings, "alarm_topic"))
         self._event_channel = Channel("events", topic(settings, "events_topic"))
@@ -114,6 +134,10 @@ class Delivery:
             spacing_s=settings.min_spacing_s,
             answer_s=settings.answer_s,
         )
+
+    def accompany(self, companion: Companion) -> None:
+        """Share the connection. Before `run`."""
+        self._companion = companion
 
     # -------- from any thread --------
 
@@ -173,6 +197,7 @@ class Delivery:
         async with asyncio.TaskGroup() as group:
             self._group = group
             work = [self.reporter.run(self._connected), self._sync(), self._expire(), *map(self._send, self._channels)]
+            work += [] if self._companion is None else [self._companion.run()]
             tasks = [group.create_task(one) for one in work]
             await self._ending.wait()
             for task in tasks:
@@ -181,6 +206,14 @@ class Delivery:
     def change(self, interval_s: float, spacing_s: float, names: Names) -> None:
         """Take new settings. In the loop's thread."""
         self.reporter.change(interval_s, spacing_s, names)
+
+    def identify(self, settings: Defender) -> None:
+        """Learn who the device is, before the first connection as that. In the loop's thread."""
+        self._settings = settings
+        self._alarms.identify(settings.thing)
+        self._alarm_channel.topic = topic(settings, "alarm_topic")
+        self._event_channel.topic = topic(settings, "events_topic")
+        self.reporter.identify(settings.thing)
 
     async def first_report(self) -> bool:
         """Have the first report sent as soon as it may be; True: accepted, False: not, or there is no connection."""
@@ -233,7 +266,7 @@ class Delivery:
         self._trouble = ""
         self._connections += 1
         if resumed and self._subscribed:
-            self._connected.set()
+            self._stand()
         else:
             self._subscribed = False
             self._group.create_task(self._subscribe(self._connections))
@@ -246,7 +279,9 @@ class Delivery:
             self._say(f"no connection to {self._settings.endpoint}: {why}; trying again, nothing is lost meanwhile")
 
     def received(self, topic: str, payload: bytes) -> None:
-        """An answer to a report."""
+        """An answer to a report, or something for the companion."""
+        if self._companion is not None and self._companion.received(topic, payload):
+            return
         late = self.reporter.received(topic, payload)
         if late is not None and self._ending.is_set():
             late.close()  # nobody is left to wait for it; the next life says it all again
@@ -261,13 +296,25 @@ class Delivery:
             self._say(f"{error}; reports are sent, but no answer will come")
         except Unreachable:
             return  # the link says so itself, and connects again
+        if self._companion is not None:
+            try:
+                await self._link.subscribe(self._companion.filters(self._settings.thing))
+            except Refused as error:
+                self._say(f"{error}; nothing can be set from afar")
+            except Unreachable:
+                return
         if connection != self._connections or self._trouble:
             return  # it broke behind the acknowledgement
         if not self._told_where:
             self._told_where = True
             settings = self._settings
             self._say(f"publishing as {settings.thing} to {settings.endpoint}:{settings.port}")
+        self._stand()
+
+    def _stand(self) -> None:
         self._connected.set()
+        if self._companion is not None:
+            self._companion.connected(self._settings.thing)
 
     # -------- the senders --------
 
@@ -394,4 +441,5 @@ class Delivery:
             | {"taken": self._alarms.put_lines, "merged": self._alarms.merged_lines},
             "events": self._event_channel.counts(),
             "spool": msgspec.to_builtins(sizes),
+            **({"remote": self._companion.status()} if self._companion is not None else {}),
         }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -102,6 +103,11 @@ class MqttLink:
         """What no acknowledgement came for yet."""
         self._handed: deque[tuple[Callable[..., object], tuple[object, ...]]] = deque()
         self._called = False
+
+    @property
+    def client(self) -> Any:  # noqa: ANN401 - untyped
+        """The runtime's own client, for awsiotsdk's clients of services; None before `start`."""
+        return self._client
 
     def start(self, listener: Listener) -> None:
         """Connect, and again whenever the connection breaks.
@@ -318,15 +324,20 @@ def _mtls(connection: Connection, common: dict[str, Any]) -> mqtt5.Client:
 
 def _pkcs11(connection: Connection, common: dict[str, Any]) -> mqtt5.Client:
     auth = connection.auth
-    library = awscrt.io.Pkcs11Lib(file=auth.library, behavior=awscrt.io.Pkcs11Lib.InitializeFinalizeBehavior.STRICT)
     return builder.mtls_with_pkcs11(
-        pkcs11_lib=library,
+        pkcs11_lib=_library(auth.library),
         user_pin=_secret(auth.pin_file),
         token_label=auth.token or None,
         private_key_label=auth.key_label or None,
         cert_filepath=connection.certificate,
         **common,
     )
+
+
+@functools.cache
+def _library(path: str) -> awscrt.io.Pkcs11Lib:
+    """Once for the process: a second connection may begin before the first one let go of it."""
+    return awscrt.io.Pkcs11Lib(file=path, behavior=awscrt.io.Pkcs11Lib.InitializeFinalizeBehavior.STRICT)
 
 
 def _websocket(connection: Connection, common: dict[str, Any]) -> mqtt5.Client:

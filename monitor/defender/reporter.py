@@ -82,8 +82,8 @@ class Reporter:
     ) -> None:
         """Seconds: of a period, least between two reports, longest wait for an answer."""
         self._window, self._spool, self._link, self._say = window, spool, link, say
-        self._thing, self._names, self._form = thing, names, form
-        self._topic = TOPIC.format(thing=thing, format=form)
+        self._names, self._form = names, form
+        self.identify(thing)
         self._answer_s = answer_s
         self._schedule = Schedule(thing, interval_s, spacing_s, _last_sent(spool), moment())
         self._changed = asyncio.Event()
@@ -94,6 +94,11 @@ class Reporter:
         self._first: asyncio.Future[bool]
         self._told: set[str] = set()
         self.counts = Counts()
+
+    def identify(self, thing: str) -> None:
+        """Report as this thing from now on."""
+        self._thing = thing
+        self._topic = TOPIC.format(thing=thing, format=self._form)
 
     @property
     def answers(self) -> list[str]:

@@ -1,11 +1,13 @@
-"""From when until when a certificate is valid, and nothing else of it.
+"""From when until when a certificate is valid, whether it is for a request's key, and nothing else of it.
 
-Owns the few steps through DER that lead to the two dates; the standard library shows them of a peer's certificate only,
-and a library that can more takes more memory than the rest of the daemon. Refuses to judge: no clock, no file.
+Owns the few steps through DER that lead to the two dates and to the key; the standard library shows them of a peer's
+certificate only, and a library that can more takes more memory than the rest of the daemon. Refuses to judge: no clock,
+no file.
 """
 
 from __future__ import annotations
 
+import binascii
 import calendar
 import re
 import ssl
@@ -17,6 +19,9 @@ _SEQUENCE: Final = 0x30
 _VERSION: Final = 0xA0
 _TIMES: Final = {0x17: 13, 0x18: 15}
 """UTCTime and GeneralizedTime (RFC 5280, 4.1.2.5) and how long they are, always in UTC with seconds."""
+_REQUEST: Final = re.compile(
+    r"-----BEGIN (?:NEW )?CERTIFICATE REQUEST-----(.+?)-----END (?:NEW )?CERTIFICATE REQUEST-----", re.DOTALL
+)
 _BLOCK: Final = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 _MOST: Final = 4
 """Bytes of a length; nobody has a certificate of 4 GiB."""
@@ -35,6 +40,31 @@ def validities(pem: str) -> list[Validity]:
     if not blocks:
         raise ValueError("there is no certificate in it")
     return [validity(ssl.PEM_cert_to_DER_cert(block)) for block in blocks]
+
+
+def der(pem: str) -> bytes:
+    """The first certificate of a PEM text. Raises ValueError: there is none."""
+    block = _BLOCK.search(pem)
+    if block is None:
+        raise ValueError("there is no certificate in it")
+    return ssl.PEM_cert_to_DER_cert(block[0])
+
+
+def public_key(pem: str) -> bytes:
+    """SubjectPublicKeyInfo of a certificate signing request (RFC 2986, 4.1), as certificates hold it too.
+
+    Raises ValueError.
+    """
+    block = _REQUEST.search(pem)
+    if block is None:
+        raise ValueError("there is no certificate signing request in it")
+    request, _ = _expect(binascii.a2b_base64(block[1]), _SEQUENCE)
+    rest, _ = _expect(request, _SEQUENCE)
+    for tag in (_INTEGER, _SEQUENCE):  # version, subject
+        _, rest = _expect(rest, tag)
+    _expect(rest, _SEQUENCE)
+    _, _, behind = _split(rest)
+    return rest[: len(rest) - len(behind)]
 
 
 def validity(der: bytes) -> Validity:

@@ -10,8 +10,10 @@ from typing import Final
 
 import msgspec
 
-from monitor.remote import Remote  # noqa: TC001 - msgspec reads the fields' types
+from monitor.remote import Remote, endpoint
 
+LATEST: Final = 8
+"""Destinations that `status` shows of a watch."""
 TRAFFIC: Final = (
     "bytes_in",
     "bytes_out",
@@ -109,3 +111,12 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """Fields of WatchSnapshot that this capture knows only as a lower bound."""
     unknown: frozenset[str] = frozenset()
     """Fields of WatchSnapshot that this capture cannot know; their value must not be used."""
+
+
+def destinations(watch: WatchSnapshot) -> dict[str, object]:
+    """How many remote addresses kin had to do with, and the latest of those it connected or sent to."""
+    latest = [remote for remote in reversed(watch.remotes) if not remote.incoming][:LATEST]
+    return {
+        "remotes": len(watch.remotes) + watch.remotes_missed,
+        "destinations": [endpoint(remote.address, remote.port) for remote in latest],
+    }

@@ -82,6 +82,8 @@ class _Lib:
     KW_SOCKET_PEER: int
     KW_SOCKET_FAMILY: int
     KW_SOCKET_LIVE: int
+    KW_LIVE_INCOMING: int
+    KW_LIVE_TOLD: int
     KW_ENFORCED: int
     KW_TEMPORARY: int
     KW_JUDGED: int

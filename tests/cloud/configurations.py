@@ -44,6 +44,10 @@ TEXTS: Final = {
     "compressed batches": MYAPP + DEFENDER + 'events_topic = "log/{thing}"\nevents_gzip = true\n',
     "basic ingest": MYAPP + DEFENDER + 'alarm_topic = "$aws/rules/all_alarms/kinwatch/{thing}"\n',
     "the thing's own client id": MYAPP + DEFENDER + 'client_id = "mything1"\n',
+    "provisioned": MYAPP
+    + '[defender]\nendpoint = "example-ats.iot.eu-west-1.amazonaws.com"\n[provisioning]\ntemplate = "cameras"\n'
+    'claim_certificate = "/c.pem"\nclaim_private_key = "/c.key"\n',
+    "from afar": MYAPP + DEFENDER + '[remote]\npublic_key = "/k.pem"\n',
     "a client id of one device": MYAPP + DEFENDER + 'client_id = "gateway"\nalarm_topic = "a/${{b}}/it\'s {thing}"\n',
 }
 PROFILE: Final[dict[str, Any]] = {

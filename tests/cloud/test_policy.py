@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import json
 
+import msgspec
 import pytest
 
 from monitor.defender import trial
 from monitor.defender.answers import TOPIC
+from monitor.provisioning.answers import CREATE, REGISTER
 from monitor.publishing import client_id_of, topic
+from monitor.shadow import document as shadow
 from tests.cloud.account import Account, faults, permits, size
 from tests.cloud.configurations import DEFENDER, MYAPP, TEXTS, configured, made
 
@@ -26,8 +29,9 @@ detect_or_not = pytest.mark.parametrize("detect", [True, False], ids=["detect", 
 @detect_or_not
 def test_a_device_may_do_what_kinwatch_does(text: str, *, detect: bool) -> None:
     policy = Account(made(text, detect=detect).document).one("AWS::IoT::Policy")["PolicyDocument"]
-    defender = configured(text).defender
-    assert defender is not None
+    settings = configured(text)
+    assert settings.defender is not None
+    defender = msgspec.structs.replace(settings.defender, thing=settings.defender.thing or "mything1")
 
     def may(action: str, resource: str) -> bool:
         return permits(policy, f"iot:{action}", resource, defender.thing)
@@ -40,6 +44,18 @@ def test_a_device_may_do_what_kinwatch_does(text: str, *, detect: bool) -> None:
     for answer in ("accepted", "rejected"):
         assert may("Subscribe", f"topicfilter/{report}/{answer}")
         assert may("Receive", f"topic/{report}/{answer}")
+    for call in (CREATE, REGISTER.format(template="cameras")):
+        provisioned = settings.provisioning is not None
+        assert may("Publish", f"topic/{call}") == provisioned
+        for answer in ("accepted", "rejected"):
+            assert may("Subscribe", f"topicfilter/{call}/{answer}") == provisioned
+            assert may("Receive", f"topic/{call}/{answer}") == provisioned
+    from_afar = settings.remote is not None
+    for what in ("get", "update"):
+        assert may("Publish", f"topic/{shadow.topic(defender.thing, what)}") == from_afar
+    for what in shadow.HEARD:
+        assert may("Subscribe", f"topicfilter/{shadow.topic(defender.thing, what)}") == from_afar
+        assert may("Receive", f"topic/{shadow.topic(defender.thing, what)}") == from_afar
 
 
 @each
@@ -53,6 +69,7 @@ def test_a_device_may_do_nothing_else(text: str) -> None:
     for thing in ("other", "mything1"):
         assert not may("Publish", f"topic/$aws/things/{thing}/shadow/update")
         assert not may("Publish", f"topic/$aws/things/{thing}/defender/metrics/json/accepted")
+        assert not may("Publish", f"topic/$aws/things/{thing}/shadow/name/other/update")
         assert not may("Receive", f"topic/$aws/things/{thing}/jobs/notify")
         assert not may("Subscribe", f"topicfilter/$aws/things/{thing}/#")
     for form in ("json", "cbor"):

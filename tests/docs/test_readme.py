@@ -199,6 +199,38 @@ def test_every_call_of_aws_on_the_page_about_the_cloud_exists() -> None:
         assert set(re.findall(r"--([a-z-]+)", rest)) <= known | local, name
 
 
+def test_the_page_about_provisioning_shows_commands_and_configurations_that_are_right() -> None:
+    page = (CHECKOUT / "docs" / "provisioning.md").read_text()
+    commands = re.findall(r"^sudo kinwatch (.*)$", page, re.MULTILINE)
+    assert {cli.parser().parse_args(shlex.split(line)).verb for line in commands} == {"run", "provision", "doctor"}
+    shown = re.findall(r"^```toml\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    assert len(shown) == 2
+    assert all(config.parse(text, "page").provisioning is not None for text in shown)
+    example = "\n".join(re.findall(r"^# (\[provisioning\]|\w+ = .*)$", TOML, re.MULTILINE)[:8])
+    parsed = config.parse('[defender]\nendpoint = "e"\n' + example, "example").provisioning
+    assert parsed is not None
+    told = {"template", "claim_certificate", "claim_private_key", "parameters"}
+    defaults = schema.Provisioning(template="a", claim_certificate="/a")
+    same = {name: getattr(defaults, name) for name in schema.Provisioning.__struct_fields__ if name not in told}
+    assert {name: getattr(parsed, name) for name in same} == same
+
+
+def test_the_page_about_configuration_from_afar_says_what_may_be_set_and_shows_what_is_right() -> None:
+    page = (CHECKOUT / "docs" / "remote.md").read_text()
+    for line in re.findall(r"^kinwatch (.*?)(?: > .*)?$", page, re.MULTILINE):
+        assert cli.parser().parse_args(shlex.split(line)).verb == "sign"
+    (shown,) = re.findall(r"^```toml\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    parsed = config.parse('[defender]\nthing = "a"\nendpoint = "e"\n' + shown, "page").remote
+    assert parsed is not None
+    assert parsed.confirm_s == schema.Remote(public_key="/a").confirm_s
+    may = "".join(re.findall(r"^\| ([^|]+) \|", page.partition("\n## ")[0], re.MULTILINE))
+    told = set(re.findall(r"`([a-z]+)\.([a-z_]+)`", may))
+    assert told == {(table, key) for table, keys in config.FROM_AFAR.items() if table != "watch" for key in keys}
+    session = botocore.session.get_session().get_service_model("iot-data")
+    for call in re.findall(r"aws iot-data ([a-z-]+)", page):
+        assert call in {botocore.xform_name(name, "-") for name in session.operation_names}
+
+
 def test_links_lead_somewhere() -> None:
     links = re.findall(r"\]\(([^)#:]+)\)", README)
     assert links

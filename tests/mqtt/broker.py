@@ -85,6 +85,25 @@ class Authority:
         made.private_key.write_bytes(leaf.private_key_pem.bytes())
         return made
 
+    def sign(self, request: str, name: str, *, days: float = 365, age_days: float = 0) -> str:
+        """Issue a certificate for a signing request, PEM both; the subject is ours, as that of AWS IoT is."""
+        wanted = x509.load_pem_x509_csr(request.encode())
+        assert wanted.is_signature_valid
+        key = serialization.load_pem_private_key(self._ca.private_key_pem.bytes(), password=None)
+        assert isinstance(key, ec.EllipticCurvePrivateKey)
+        begins = dt.datetime.now(dt.UTC) - dt.timedelta(days=age_days, minutes=5)
+        made = (
+            x509.CertificateBuilder()
+            .subject_name(x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)]))
+            .issuer_name(x509.load_pem_x509_certificate(self._ca.cert_pem.bytes()).subject)
+            .public_key(wanted.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(begins)
+            .not_valid_after(begins + dt.timedelta(days=days, minutes=5))
+            .sign(key, hashes.SHA256())
+        )
+        return made.public_bytes(serialization.Encoding.PEM).decode()
+
     def revoke(self, identity: Identity) -> Path:
         """Write a revocation list with this certificate on it."""
         key = serialization.load_pem_private_key(self._ca.private_key_pem.bytes(), password=None)

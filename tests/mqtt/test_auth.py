@@ -5,11 +5,8 @@ Owns the methods of authentication, ports and proxies. Refuses to know what a li
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
-import sys
-import textwrap
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -20,6 +17,7 @@ from monitor.defender.publish import Connection
 from monitor.schema import Auth, Proxy
 from tests.mqtt.between import Between
 from tests.mqtt.broker import LEAST_PRIVILEGE, THING, Authority, Broker, free_port
+from tests.mqtt.hsm import HSM, LIBRARY, Token, secret
 from tests.mqtt.wires import REPORT, connection, linked, run
 
 if TYPE_CHECKING:
@@ -27,26 +25,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 CLIENT = f"{THING}-kinwatch"
-HSM = "hsm"
 QUERY_KEY = "the key"
-LIBRARY = "/usr/lib/softhsm/libsofthsm2.so"
 REGION = "eu-west-1"
-PUBLISH_ONCE = """
-    import sys
-    import msgspec
-    from monitor.defender.publish import Connection
-    from monitor.errors import ConfigInvalid
-    from tests.mqtt.wires import REPORT, linked, run
-
-    async def once() -> None:
-        async with linked(msgspec.json.decode(sys.argv[1], type=Connection)) as (link, _):
-            await link.publish(REPORT, b"from a token")
-
-    try:
-        run(once())
-    except ConfigInvalid as error:
-        sys.exit(str(error))
-"""
 
 
 class Open:
@@ -87,52 +67,7 @@ async def publish(settings: Connection) -> None:
         await link.publish(REPORT, b"{}")
 
 
-def secret(folder: Path, text: str) -> str:
-    """A file with a secret, for its owner alone."""
-    path = folder / f"secret-{len(list(folder.iterdir()))}"
-    path.touch(mode=0o600)
-    path.write_text(text + "\n")
-    return str(path)
-
-
 # -------- PKCS#11 --------
-
-
-class Token:
-    """A SoftHSM token of a test."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        (folder / "tokens").mkdir()
-        (folder / "softhsm2.conf").write_text(
-            f"directories.tokendir = {folder / 'tokens'}\nobjectstore.backend = file\n"
-        )
-        self.environment = os.environ | {"SOFTHSM2_CONF": str(folder / "softhsm2.conf")}
-        self._run("softhsm2-util", "--init-token", "--free", "--label", HSM, "--pin", "1234", "--so-pin", "5678")
-
-    def keep(self, key: Path, label: str) -> None:
-        """Move a private key into the token."""
-        form = self.folder / "pkcs8"
-        self._run("openssl", "pkcs8", "-topk8", "-nocrypt", "-in", str(key), "-out", str(form))
-        label_and_id = ("--label", label, "--id", label.encode().hex())
-        self._run("softhsm2-util", "--import", str(form), "--token", HSM, *label_and_id, "--pin", "1234")
-        form.unlink()
-        key.unlink()
-
-    def _run(self, *command: str) -> None:
-        subprocess.run(command, env=self.environment, check=True, capture_output=True)
-
-    def publish(self, settings: Connection) -> str:
-        """In a process of its own, because the library reads its configuration once; returns what it complains of."""
-        done = subprocess.run(
-            [sys.executable, "-c", textwrap.dedent(PUBLISH_ONCE), msgspec.json.encode(settings).decode()],
-            env=self.environment,
-            capture_output=True,
-            timeout=120,
-            check=False,
-        )
-        assert (done.returncode == 0) == (done.stderr == b""), done.stderr.decode()
-        return done.stderr.decode()
 
 
 @pytest.fixture

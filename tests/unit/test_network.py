@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from monitor import agent, doctor
+from monitor import doctor
 from monitor.capture import netfacts
 from monitor.capture.netfacts import FACTS, probe, unknown
 from monitor.capture.network import HOOKS
 from monitor.config import Config, parse
 from monitor.detect.metrics import FIELDS
-from monitor.detect.snapshot import NETWORK, WatchSnapshot
+from monitor.detect.snapshot import NETWORK, WatchSnapshot, destinations
 from monitor.remote import Remote
 from tests.unit.service import Counters
 
@@ -118,6 +118,6 @@ def test_status_shows_the_latest_destinations_and_how_many_remotes_there_were() 
     remotes = tuple(Remote(address=f"10.0.0.{n}", port=443, protocol="tcp", incoming=n % 2 == 0) for n in range(1, 21))
     remotes += (Remote(address="fd00::1", port=53, protocol="udp", incoming=False),)
     (watch,) = Counters().snapshot(None, 0).watches
-    told = agent._destinations(msgspec.structs.replace(watch, remotes=remotes, remotes_missed=4))
+    told = destinations(msgspec.structs.replace(watch, remotes=remotes, remotes_missed=4))
     assert told["remotes"] == 25
     assert told["destinations"] == ["[fd00::1]:53", *(f"10.0.0.{n}:443" for n in (19, 17, 15, 13, 11, 9, 7))]
