@@ -1,9 +1,12 @@
 """An AWS Lambda function: the thing that raised an alarm joins the quarantine group.
 
-The template of an account without Device Defender Detect carries this file as it is. The rule that calls it takes the
-name of the thing from the topic, which the device's policy guards, and not from the message. Whatever goes wrong is
-raised: Lambda tries twice more, and then the event goes to the queue of what could not be delivered.
+Owns that one call; the template of an account without Device Defender Detect carries this file as it is. Refuses to
+judge: the rule that calls it says which alarms count, and takes the thing from the topic, which the device's policy
+guards. Whatever goes wrong is raised: Lambda tries twice more, then the event goes to the queue of what could not be
+delivered.
 """
+
+from __future__ import annotations
 
 import os
 
