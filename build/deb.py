@@ -158,6 +158,7 @@ def _control(tree: Path, version: str, machine: str) -> None:
             f"python3 (>= {PYTHON}~), python3 (<< {major}.{minor + 1}~), libc6 (>= {portable.GLIBC}), zlib1g, adduser"
         ),
         "Recommends": "logrotate",
+        "Suggests": "python3-bpfcc",  # on kernels without BTF
         "Section": "admin",
         "Priority": "optional",
         "Description": _DESCRIPTION,

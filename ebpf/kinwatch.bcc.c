@@ -270,10 +270,11 @@ int on_exit(struct bpf_raw_tracepoint_args *ctx)
 	key_fill(&key, GET(uint32_t, task, task_struct, tgid), start_ns);
 	row = kin.lookup(&key);
 	stranger = !row || is_stranger(&key, row);
-	/* The row first: user space takes a verdict back that it finds without one. */
-	if (kin.delete(&key))
-		stranger = true;
-	strangers.delete(&key);
+	if (row) { /* The row first: user space takes a verdict back that it finds without one. */
+		if (kin.delete(&key))
+			stranger = true;
+		strangers.delete(&key);
+	}
 	if (stranger && !cell(KW_CELL_EVERYBODY))
 		return 0;
 	header_fill(&record.header, sizeof(record), KW_EXIT, KW_HAS_CREDENTIALS | KW_HAS_STATUS);

@@ -6,7 +6,8 @@ program is compiled (bccsource.py), reached (bccprogram.py) and tried (bccprobe.
 
 Who is followed is decided in the kernel, so every process of kin is told, whatever its parent does; counts are exact
 until records or processes were lost, and lower bounds from then on. Nothing is pinned: a daemon that starts again takes
-in what runs, and what began and ended in between is not seen.
+in what runs, and what began and ended in between is not seen. That a watched path leads to a file of another name from
+now on is noticed with the next image that may match, not before: the kernel asks by names and files.
 """
 
 from __future__ import annotations

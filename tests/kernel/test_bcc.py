@@ -157,7 +157,9 @@ def test_what_was_lost_is_counted_and_who_lives_is_known_again(
     watching.until(lambda: _alive(watching) == 10, "the five children and the five grandchildren")
     lost = sum(line.count for line in watching.of(Lost))
     told = [line for line in watching.told if not isinstance(line, Lost)]
-    assert lost >= 1 + 2 * STORM + 1 + 10 - len(told), "told, or told to be lost; who was found again is told as well"
+    if ring:  # of several buffers one may keep the end of a child whose beginning another had no room for
+        records = 1 + 2 * STORM + 1 + 10
+        assert lost >= records - len(told), "told, or told to be lost; who was found again is told as well"
     assert pids <= {line.pid for line in watching.of(Fork)}, "found again by the kernel's table"
     assert watching.capture.snapshot(None, 0).lower_bounds == LOWER_BOUNDS
     storm.release()
