@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from monitor import __version__, cli
+from monitor import __version__, verbs
 from recipe import source_date_s
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ SIGNALS = (
 def page() -> str:
     """The whole page."""
     date = time.strftime("%Y-%m-%d", time.gmtime(source_date_s()))
-    return "\n".join([f'.TH KINWATCH 8 "{date}" "kinwatch {__version__}"', *_lines(cli.parser())]) + "\n"
+    return "\n".join([f'.TH KINWATCH 8 "{date}" "kinwatch {__version__}"', *_lines(verbs.parser())]) + "\n"
 
 
 def _lines(parser: argparse.ArgumentParser) -> Iterator[str]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from botocore.stub import ANY
 
-from monitor import cli
+from monitor import cli, verbs
 from tests.cloud.account import ACCOUNT, REGION
 from tests.cloud.applying import (
     APPLY,
@@ -152,7 +152,7 @@ def test_a_plan_that_nobody_confirms_leaves_nothing_behind(
     planned(talk)
     talk.me()
     talk.answer("cloudformation", "delete_stack", {}, {"StackName": STACK})
-    assert cli.main([*APPLY]) == cli.USAGE
+    assert cli.main([*APPLY]) == verbs.USAGE
     out, err = capsys.readouterr()
     assert "to be made" in out
     assert "--yes" in err
@@ -258,7 +258,7 @@ def test_a_long_template_without_a_bucket_is_refused_before_anything_is_made(
     talk: Conversation, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     long_is_taken(talk)
-    assert cli.main(many(tmp_path / "k.toml")) == cli.USAGE
+    assert cli.main(many(tmp_path / "k.toml")) == verbs.USAGE
     assert "--bucket" in capsys.readouterr().err
     assert "CreateChangeSet" not in talk.operations()
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from monitor import cli
+from monitor import cli, verbs
 from monitor.cloud.flags import STEPS
 from tests.cloud.configurations import DEFENDER, MYAPP, PROFILE
 
@@ -21,7 +21,7 @@ WATCH = ("cloud", "template", "--watch", "myapp")
 
 def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     """What a wrong command says, in its one line."""
-    assert cli.main(argv) == cli.USAGE
+    assert cli.main(argv) == verbs.USAGE
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("kinwatch: ")
@@ -100,7 +100,7 @@ def test_what_cannot_be_is_refused(capsys: pytest.CaptureFixture[str], tmp_path:
 def test_writing_a_template_loads_no_library_of_aws() -> None:
     """The device needs none of them for it."""
     code = (
-        "import sys\nfrom monitor import cli\n"
+        "import sys\nfrom monitor import cli, verbs\n"
         f"assert cli.main({list(WATCH)}) == 0\n"
         "print([name for name in sys.modules if name.split('.')[0] in "
         "('boto3', 'botocore', 'yaml', 'awscrt', 'awsiot', 'cfnlint')], file=sys.stderr)"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from monitor import cli
+from monitor import cli, verbs
 from tests.cloud.account import ACCOUNT, REGION
 from tests.cloud.configurations import DEFENDER, MYAPP
 from tests.cloud.conversation import WHEN
@@ -226,6 +226,6 @@ def test_the_thing_is_that_of_the_configuration(
     path.write_text(MYAPP + (DEFENDER if configured else ""))
     if configured:
         groups(talk, GROUP)
-    assert cli.main(["cloud", "mitigate", "-c", str(path)]) == (0 if configured else cli.USAGE)
+    assert cli.main(["cloud", "mitigate", "-c", str(path)]) == (0 if configured else verbs.USAGE)
     out, err = capsys.readouterr()
     assert "mything1" in out if configured else "--thing" in err

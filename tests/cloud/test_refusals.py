@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import botocore.exceptions
 import pytest
 
-from monitor import cli
+from monitor import cli, verbs
 from monitor.cloud import aws
 from monitor.cloud.aws import BUGS, connect, local
 from monitor.cloud.reasons import NO_DETECT, REMEDIES, explain, no_detect
@@ -179,7 +179,7 @@ def test_without_boto3_it_is_said_what_to_install(
     nobody: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     nobody.setitem(sys.modules, "boto3", None)
-    assert cli.main(APPLY) == cli.USAGE
+    assert cli.main(APPLY) == verbs.USAGE
     err = capsys.readouterr().err
     assert f"kinwatch cloud apply: the library boto3 is missing; install it with '{sys.executable} -m pip" in err
 

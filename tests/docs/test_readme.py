@@ -13,7 +13,7 @@ import botocore.session
 import msgspec
 import pytest
 
-from monitor import cli, config, schema
+from monitor import cli, config, schema, verbs
 from monitor.detect import metrics
 from monitor.engine import lines
 
@@ -42,23 +42,23 @@ def commands() -> list[list[str]]:
     return [line[line.index("kinwatch") + 1 :] for line in words if "kinwatch" in line[:2]]
 
 
-def verbs() -> list[str]:
+def names_of_verbs() -> list[str]:
     """Every verb of the real parser."""
-    (sub,) = (action for action in cli.parser()._actions if action.dest == "verb")
+    (sub,) = (action for action in verbs.parser()._actions if action.dest == "verb")
     assert isinstance(sub.choices, dict)
     return list(sub.choices)
 
 
 def test_there_are_command_blocks() -> None:
-    assert len(commands()) >= len(verbs())
+    assert len(commands()) >= len(names_of_verbs())
     assert all(line.startswith(("sudo make ", "sudo kinwatch ")) for line in blocks())
 
 
 @pytest.mark.parametrize("arguments", commands(), ids=" ".join)
 def test_every_documented_command_is_one_that_the_parser_takes(arguments: list[str]) -> None:
     before, _ = cli._split(arguments)
-    parsed = cli.parser().parse_args(before)
-    assert parsed.verb in verbs()
+    parsed = verbs.parser().parse_args(before)
+    assert parsed.verb in names_of_verbs()
 
 
 @pytest.mark.parametrize("line", [line for line in blocks() if "make " in line])
@@ -67,7 +67,7 @@ def test_every_documented_make_target_exists(line: str) -> None:
     assert re.search(rf"^{target}:", (CHECKOUT / "Makefile").read_text(), re.MULTILINE)
 
 
-@pytest.mark.parametrize("verb", verbs())
+@pytest.mark.parametrize("verb", names_of_verbs())
 def test_every_verb_is_documented_and_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert f"| `kinwatch {verb}" in README
     assert cli.main([verb, "--help"]) == 0
@@ -83,9 +83,9 @@ def _flags(parser: argparse.ArgumentParser) -> Iterator[str]:
                 yield from _flags(step)
 
 
-@pytest.mark.parametrize("verb", verbs())
+@pytest.mark.parametrize("verb", names_of_verbs())
 def test_every_flag_is_documented(verb: str) -> None:
-    (sub,) = (action for action in cli.parser()._actions if action.dest == "verb")
+    (sub,) = (action for action in verbs.parser()._actions if action.dest == "verb")
     assert isinstance(sub.choices, dict)
     flags = {flag for flag in _flags(sub.choices[verb]) if flag.startswith("--")}
     told = README + TOML + "".join((CHECKOUT / "docs" / page).read_text() for page in ("sample-agent.md", "cloud.md"))
@@ -171,7 +171,7 @@ def test_every_line_of_the_unit_has_a_reason() -> None:
     }
     assert dict(directives)["Type"] == "notify"
     verb = dict(directives)["ExecStart"].split("kinwatch ")[1]
-    assert cli.parser().parse_args(verb.split()).verb == "run"
+    assert verbs.parser().parse_args(verb.split()).verb == "run"
 
 
 def test_every_command_of_the_page_about_the_cloud_is_one_that_the_parser_takes() -> None:
@@ -179,7 +179,7 @@ def test_every_command_of_the_page_about_the_cloud_is_one_that_the_parser_takes(
     found = re.findall(r"^(?:sudo )?kinwatch (.*)$", page, re.MULTILINE) + re.findall(r"`sudo kinwatch ([^`]+)`", page)
     assert len(found) > 5
     for line in found:
-        cli.parser().parse_args(shlex.split(line))
+        verbs.parser().parse_args(shlex.split(line))
 
 
 def test_every_call_of_aws_on_the_page_about_the_cloud_exists() -> None:
@@ -202,7 +202,7 @@ def test_every_call_of_aws_on_the_page_about_the_cloud_exists() -> None:
 def test_the_page_about_provisioning_shows_commands_and_configurations_that_are_right() -> None:
     page = (CHECKOUT / "docs" / "provisioning.md").read_text()
     commands = re.findall(r"^sudo kinwatch (.*)$", page, re.MULTILINE)
-    assert {cli.parser().parse_args(shlex.split(line)).verb for line in commands} == {"run", "provision", "doctor"}
+    assert {verbs.parser().parse_args(shlex.split(line)).verb for line in commands} == {"run", "provision", "doctor"}
     shown = re.findall(r"^```toml\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
     assert len(shown) == 2
     assert all(config.parse(text, "page").provisioning is not None for text in shown)
@@ -218,7 +218,7 @@ def test_the_page_about_provisioning_shows_commands_and_configurations_that_are_
 def test_the_page_about_configuration_from_afar_says_what_may_be_set_and_shows_what_is_right() -> None:
     page = (CHECKOUT / "docs" / "remote.md").read_text()
     for line in re.findall(r"^kinwatch (.*?)(?: > .*)?$", page, re.MULTILINE):
-        assert cli.parser().parse_args(shlex.split(line)).verb == "sign"
+        assert verbs.parser().parse_args(shlex.split(line)).verb == "sign"
     (shown,) = re.findall(r"^```toml\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
     parsed = config.parse('[defender]\nthing = "a"\nendpoint = "e"\n' + shown, "page").remote
     assert parsed is not None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from monitor import cli
+from monitor import cli, verbs
 from monitor.defender.link import Refused, Unreachable
 from monitor.defender.responder import FILTERS, Faults
 from monitor.errors import ConfigInvalid
@@ -296,12 +296,12 @@ def test_what_cannot_connect_is_refused_by_its_flag(options: dict[str, str], why
 
 
 def test_the_flags_are_the_options() -> None:
-    assert flags.options(cli.parser().parse_args(["defender"])) == DefenderOptions()
+    assert flags.options(verbs.parser().parse_args(["defender"])) == DefenderOptions()
     line = (
         "defender --endpoint e --port 1 --root-ca r --certificate c --private-key k --client-id i --profile p"
         " --min-spacing-s 0 --once 3 --json --drop-every 2 --late-s 0.5 --foreign-id --reject-code X"
     )
-    assert flags.options(cli.parser().parse_args(line.split())) == DefenderOptions(
+    assert flags.options(verbs.parser().parse_args(line.split())) == DefenderOptions(
         endpoint="e",
         port=1,
         root_ca="r",
@@ -314,7 +314,7 @@ def test_the_flags_are_the_options() -> None:
         once=3,
         faults=Faults(drop_every=2, late_s=0.5, foreign_id=True, reject_code="X"),
     )
-    assert flags.options(cli.parser().parse_args(["defender", "--once"])).once == 1
+    assert flags.options(verbs.parser().parse_args(["defender", "--once"])).once == 1
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import socket
 import struct
@@ -24,7 +25,7 @@ from monitor.expect import Expect
 from monitor.watch import Watch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 FORK, EXEC, EXIT = 0x1, 0x2, 0x80000000  # include/uapi/linux/cn_proc.h
 DEADLINE_S = 60.0
@@ -166,44 +167,52 @@ def test_where_ebpf_works_the_connector_is_not_asked() -> None:
     assert choose(facts, "auto", lambda: pytest.fail("asked")).kind == "core"
 
 
-@pytest.mark.skipif(not connector.answers(), reason="the process connector does not speak to this process")
-def test_what_a_full_socket_dropped_is_counted_and_mended() -> None:
-    burst = 3000
-    program = (
-        f"import os, subprocess, sys\nsys.stdin.readline()\nfor _ in range({burst}):\n pid = os.fork()\n"
-        " if not pid: os._exit(0)\n os.waitpid(pid, 0)\n"
-        "child = subprocess.Popen(['/bin/sleep', '600'])\nprint(child.pid, flush=True)\nsys.stdin.readline()\n"
-        "child.kill(); child.wait()\nprint('ended', flush=True)\nsys.stdin.readline()\n"
-    )
+@contextlib.contextmanager
+def captured(program: str) -> Iterator[tuple[NetlinkCapture, Callable[[], None], int]]:
+    """Watch Python that runs `program`: the capture, what lets it go on until it says so, and its pid."""
     with (
         subprocess.Popen(
             [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
         ) as root,
         Engine(256) as engine,
     ):
-        assert root.stdin is not None
-        assert root.stdout is not None
-        watch = Watch(name="myapp", kind="pid", value=str(root.pid), expect=Expect())
-        capture = NetlinkCapture(engine, [watch])
-        try:
-            capture._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
-            capture.start()
-            root.stdin.write(b"\n")
-            root.stdout.readline()  # nobody has read meanwhile
-            capture.drain()
-            snapshot = capture.snapshot(None, 0)
-            assert snapshot.lower_bounds == LOWER_BOUNDS
-            assert snapshot.watches[0].alive == 1, "the child that the socket had no room for"
+        capture = NetlinkCapture(engine, [Watch(name="myapp", kind="pid", value=str(root.pid), expect=Expect())])
+
+        def go() -> None:
+            assert root.stdin is not None
+            assert root.stdout is not None
             root.stdin.write(b"\n")
             root.stdout.readline()
-            deadline = time.monotonic() + DEADLINE_S
-            while not (capture.snapshot(None, 0).watches[0].alive == 0 and capture.snapshot(None, 0).lost["ring_full"]):
-                assert time.monotonic() < deadline, capture.snapshot(None, 0)
-                capture.drain()
-            assert capture.snapshot(None, 0).watches[0].roots == 1
+
+        try:
+            yield capture, go, root.pid
         finally:
             capture.close(keep=False)
             root.kill()
+
+
+@pytest.mark.skipif(not connector.answers(), reason="the process connector does not speak to this process")
+def test_what_a_full_socket_dropped_is_counted_and_mended() -> None:
+    program = (
+        "import os, subprocess, sys\nsys.stdin.readline()\nfor _ in range(3000):\n pid = os.fork()\n"
+        " if not pid: os._exit(0)\n os.waitpid(pid, 0)\n"
+        "child = subprocess.Popen(['/bin/sleep', '600'])\nprint(child.pid, flush=True)\nsys.stdin.readline()\n"
+        "child.kill(); child.wait()\nprint('ended', flush=True)\nsys.stdin.readline()\n"
+    )
+    with captured(program) as (capture, go, _):
+        capture._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+        capture.start()
+        go()  # nobody has read meanwhile
+        capture.drain()
+        snapshot = capture.snapshot(None, 0)
+        assert snapshot.lower_bounds == LOWER_BOUNDS
+        assert snapshot.watches[0].alive == 1, "the child that the socket had no room for"
+        go()
+        deadline = time.monotonic() + DEADLINE_S
+        while not (capture.snapshot(None, 0).watches[0].alive == 0 and capture.snapshot(None, 0).lost["ring_full"]):
+            assert time.monotonic() < deadline, capture.snapshot(None, 0)
+            capture.drain()
+        assert capture.snapshot(None, 0).watches[0].roots == 1
 
 
 @pytest.mark.skipif(not connector.answers(), reason="the process connector does not speak to this process")
@@ -212,26 +221,13 @@ def test_nothing_is_kept_of_children_that_have_ended() -> None:
         "import os, sys\nsys.stdin.readline()\nfor _ in range(50):\n pid = os.fork()\n"
         " if not pid: os._exit(0)\n os.waitpid(pid, 0)\nprint('ended', flush=True)\nsys.stdin.readline()\n"
     )
-    with (
-        subprocess.Popen(
-            [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
-        ) as root,
-        Engine(256) as engine,
-    ):
-        assert root.stdin is not None
-        assert root.stdout is not None
-        capture = NetlinkCapture(engine, [Watch(name="myapp", kind="pid", value=str(root.pid), expect=Expect())])
-        try:
-            capture.start()
-            root.stdin.write(b"\n")
-            root.stdout.readline()
-            capture.drain()
-            watch = capture.snapshot(None, 0).watches[0]
-            assert (watch.spawned, watch.exits, watch.alive) == (50, 50, 0)
-            kept = (capture._seen, capture._threads, capture._since_ns, capture._leader_codes, capture._lingering)
-            assert {pid for table in kept for pid in table} == {root.pid}
-            assert not capture._named
-            assert not capture._execs
-        finally:
-            capture.close(keep=False)
-            root.kill()
+    with captured(program) as (capture, go, pid):
+        capture.start()
+        go()
+        capture.drain()
+        watch = capture.snapshot(None, 0).watches[0]
+        assert (watch.spawned, watch.exits, watch.alive) == (50, 50, 0)
+        kept = (capture._seen, capture._threads, capture._since_ns, capture._leader_codes, capture._lingering)
+        assert {known for table in kept for known in table} == {pid}
+        assert not capture._named
+        assert not capture._execs

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from monitor import cli, config, sample
+from monitor import cli, config, sample, verbs
 from monitor.errors import ConfigInvalid
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def asked(*flags: str) -> tuple[Config, RunOptions, list[str]]:
-    return sample.requested(cli.parser().parse_args(["agent", *flags]))
+    return sample.requested(verbs.parser().parse_args(["agent", *flags]))
 
 
 def settings(*flags: str) -> Any:  # noqa: ANN401 - [defender], which is there
@@ -52,9 +52,9 @@ def settings(*flags: str) -> Any:  # noqa: ANN401 - [defender], which is there
 def test_every_flag_of_the_sample_agent_is_taken_as_it_takes_it() -> None:
     ran = subprocess.run([sys.executable, "-c", THEIR_FLAGS], capture_output=True, text=True, check=True)
     prefix, theirs = json.loads(ran.stdout)
-    (verbs,) = (action for action in cli.parser()._actions if action.dest == "verb")
-    assert isinstance(verbs.choices, dict)
-    ours = verbs.choices["agent"]
+    (told,) = (action for action in verbs.parser()._actions if action.dest == "verb")
+    assert isinstance(told.choices, dict)
+    ours = told.choices["agent"]
     assert ours.fromfile_prefix_chars == prefix
     assert ours.allow_abbrev
     mine = {flag: action for action in ours._actions for flag in action.option_strings}
