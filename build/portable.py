@@ -3,8 +3,8 @@
 Owns: the C library's version, the packages and where they are unpacked. Refuses to know: our sources, wheels.
 
 zig (PyPI's ziglang) is a C compiler for every machine and every version of glibc, so one tool makes the wheels of all
-machines on any of them. libbpf is compiled from the source package of this machine's Debian, which is what the tests
-ran with, and linked statically; libelf is the shared one of a Debian whose glibc is as old, and auditwheel bundles it.
+machines on any of them. libbpf is compiled from a Debian source package and linked statically; libelf is the shared one
+of a Debian whose glibc is as old, and auditwheel bundles it.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ from recipe import CACHE, RecipeFailed, run
 GLIBC: Final = "2.28"
 """Debian 10, Ubuntu 18.10, RHEL 8, and everything later."""
 OLD_SUITE: Final = "bullseye"
+LIBBPF_SUITE: Final = "trixie"
+"""1.5. Before it, a load asked for the types of modules where a kernel (before 6.13) lacks bpf_send_signal_task, and
+failed for want of CAP_SYS_ADMIN, which the unit does not give."""
 PYTHON_SUITE: Final = "bookworm"
 """The stable interface of Python 3.11 is declared by its headers."""
 ARCHITECTURES: Final = {"x86_64": "amd64", "aarch64": "arm64"}
@@ -55,7 +58,7 @@ def target(machine: str) -> Target:
     compiler = [sys.executable, "-m", "ziglang", "cc", "-target", f"{machine}-linux-gnu.{GLIBC}"]
     os.environ["ZIG_GLOBAL_CACHE_DIR"] = os.environ["ZIG_LOCAL_CACHE_DIR"] = str(CACHE / "zig")
     system, libbpf = PLACE / f"debian-{machine}", PLACE / f"libbpf-{machine}"
-    whole = PLACE / f"{machine}.whole"
+    whole = PLACE / f"{machine}-{LIBBPF_SUITE}.whole"
     try:
         if not whole.exists():
             for folder in (system, libbpf):
@@ -80,14 +83,14 @@ def target(machine: str) -> Target:
 
 def _unpack(machine: str, system: Path) -> Path:
     """Unpack Debian's packages for the machine into `system`, and libbpf's source, whose folder is returned."""
-    fetched, suite = PLACE / f"fetched-{machine}", mirror.codename()
+    fetched = PLACE / f"fetched-{machine}"
     shutil.rmtree(fetched, ignore_errors=True)
-    suites = {OLD_SUITE, PYTHON_SUITE, suite}
+    suites = {OLD_SUITE, PYTHON_SUITE, LIBBPF_SUITE}
     apt = mirror.Apt(PLACE / f"apt-{machine}", suites, ARCHITECTURES[machine], sources=True)
     apt.download(["libelf1", "libelf-dev", "zlib1g", "zlib1g-dev"], OLD_SUITE, fetched)
     for package in apt.download(["libpython3.11-dev"], PYTHON_SUITE, fetched):
         run(["dpkg", "-x", package, system])
-    apt.source("libbpf", suite, fetched / "source")
+    apt.source("libbpf", LIBBPF_SUITE, fetched / "source")
     (description,) = (fetched / "source").glob("*.dsc")
     source = fetched / "libbpf"
     run(["dpkg-source", "--no-check", "-x", description, source])  # apt has checked the signature

@@ -9,10 +9,13 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from monitor.defender.link import no_library
 from monitor.errors import ConfigInvalid
 from monitor.provisioning import look
 from monitor.provisioning.identity import Identities, claim_of, due_s
+from monitor.sinks.text import safe
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,6 +35,14 @@ def run(config: Config, say: Callable[[str], None]) -> None:
     for warning in look.check(config.defender, config.provisioning, config.daemon.state_dir, time.time()):
         say(warning)
     asyncio.run(_run(config.defender, config.provisioning, Identities(config.daemon.state_dir), say))
+
+
+def told(config: Config, *, as_json: bool) -> str:
+    """Where the device stands and what comes next, as lines or as a line of JSON."""
+    found = look.described(config, time.time())
+    if as_json:
+        return msgspec.json.encode(found).decode() + "\n"
+    return "".join(f"{safe(line.strip())}\n" for line in look.lines(found))
 
 
 async def _run(

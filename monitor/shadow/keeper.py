@@ -150,8 +150,9 @@ class Keeper:
             return
         why = why or "daemon.state_dir cannot be written"
         self._note(trial=None, outcome="rolled_back", error=why)
+        again = await self._changes.apply(None)
         self._say(f"{overlay.origin} is rolled back: {why}")
-        if again := await self._changes.apply(None):
+        if again:
             self._say(f"the configuration before it does not load either: {again}")
 
     async def _heard(self) -> str:

@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from monitor.defender.responder import FILTERS, Responder
 from tests.mqtt.broker import DEADLINE_S, THING, Broker
 from tests.mqtt.rig import Listener
 
@@ -28,9 +29,11 @@ class Shadow:
     reported: dict[str, Any] = field(default_factory=dict)
     told: list[dict[str, Any]] = field(default_factory=list)
     """Every update of the device, in order."""
+    defender: Responder = field(default_factory=lambda: Responder(None))
+    """Answers reports, so that a daemon that ends need not wait for somebody to do so."""
     changed: threading.Condition = field(default_factory=threading.Condition)
 
-    def answer(self, topic: str, payload: bytes, now_s: float) -> list[tuple[str, bytes]]:  # noqa: ARG002
+    def answer(self, topic: str, payload: bytes, now_s: float) -> list[tuple[str, bytes]]:
         """Answer a call."""
         with self.changed:
             self.changed.notify_all()
@@ -40,7 +43,7 @@ class Shadow:
                 state = {"desired": self.desired, "reported": self.reported}
                 return [(f"{BASE}/get/accepted", json.dumps({"state": state, "version": 1}).encode())]
             if topic != f"{BASE}/update":
-                return []
+                return self.defender.answer(topic, payload, now_s)
             told = json.loads(payload)["state"]["reported"]
             merged = {**self.reported, **told}
             self.reported = {key: value for key, value in merged.items() if value is not None}
@@ -63,7 +66,7 @@ class Shadow:
 
 def serving(broker: Broker, shadow: Shadow) -> Listener:
     """The service at a broker, which hears alarms as well. A context manager."""
-    filters = [f"{BASE}/get", f"{BASE}/update", f"kinwatch/{THING}/alarms"]
+    filters = [*FILTERS, f"{BASE}/get", f"{BASE}/update", f"kinwatch/{THING}/alarms"]
     return Listener(broker, filters, name="responder", responder=shadow)  # type: ignore[arg-type]
 
 

@@ -16,7 +16,6 @@ import pytest
 from monitor.shadow import signature
 from monitor.shadow.document import desired
 from tests.mqtt.broker import LEAST_PRIVILEGE, THING, Authority, Broker
-from tests.mqtt.dying import ENOUGH
 from tests.mqtt.rig import ALARMS, Kinwatch, shell
 from tests.mqtt.shadow import BASE, MAY, Shadow, serving, want
 
@@ -119,28 +118,24 @@ def test_a_configuration_from_the_shadow_is_applied_without_a_restart_and_holds_
 def test_a_daemon_that_dies_at_any_stage_has_taken_all_of_it_or_nothing(
     fleet: Fleet, moment: int, outcome: str
 ) -> None:
-    with fleet.device as device:
-        assert device.stop() == 0
+    device = fleet.device
+    with device.stderr.open("ab") as stderr:
         dying = [*DYING, f"{moment}:remote.json", "run", "-c", str(device.configuration)]
-        fleet.shadow.desired = {}
-        with device.stderr.open("ab") as stderr:
-            process = subprocess.Popen(dying, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr)
-        try:
-            device.process = process
-            device.wait_until(lambda: device.said().count("publishing as") == 1 or process.poll() is not None)
-            fleet.want(1, fleet.watch(0))
-            assert process.wait(60) in {-signal.SIGKILL, ENOUGH}
-            assert process.returncode == -signal.SIGKILL
-        finally:
-            process.kill()
-            process.wait()
-        device.start()
+        device.process = subprocess.Popen(dying, stdout=subprocess.DEVNULL, stderr=stderr)
+    try:
+        device.wait_until(lambda: "publishing as" in device.said())
+        fleet.want(1, fleet.watch(0))
+        assert device.process.wait(60) == -signal.SIGKILL, device.said()
+    finally:
+        device.process.kill()
+        device.process.wait()
+    with device:
         told = fleet.shadow.wait(outcome, 1)
         assert told.get("confirmed") == (1 if outcome == "applied" else None)
         if outcome == "rolled_back":
             assert told["error"] == "the daemon ended before it was confirmed"
-        fleet.child()
-        if outcome == "applied":
+        else:
+            fleet.child()
             fleet.cloud.wait(ALARMS, lambda found: any(one["event"] == "alarm" for one in found))
         fleet.want(2, fleet.watch(0))
         fleet.shadow.wait("applied", 2)

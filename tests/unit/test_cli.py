@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 import monitor
-from monitor import cli, config
+from monitor import cli, config, verbs
 from monitor.errors import AlreadyRunning, CaptureUnavailable
 from monitor.options import ReportOptions, RunOptions, settled
 
@@ -293,7 +293,7 @@ def test_an_answer_is_a_table_or_json(
 def test_help_lists_the_exit_codes(capsys: pytest.CaptureFixture[str], verb: str | None) -> None:
     assert cli.main([verb, "--help"] if verb else ["--help"]) == 0
     out = capsys.readouterr().out
-    assert cli.EXIT_CODES.strip() in out
+    assert verbs.EXIT_CODES.strip() in out
     if verb is None:
         assert all(f"    {name} " in out for name in VERBS)
 

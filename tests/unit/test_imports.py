@@ -23,6 +23,7 @@ NATIVE = PACKAGE / "engine" / "native"
 LAYERS = (
     {"__main__", "demo_defender"},
     {"cli", "demo"},
+    {"verbs"},
     {"agent", "oneshot", "learning", "doctor", "tree", "local", "cloud"},
     {"launch", "publication", "sample"},
     {"judging", "provisioning", "shadow"},
@@ -37,6 +38,7 @@ LAYERS = (
     {"watch", "remote", "durable"},
     {"expect"},
     {"errors"},
+    {"stdout"},
 )
 LAYER_OF = {room: depth for depth, rooms in enumerate(LAYERS) for room in rooms}
 
