@@ -148,7 +148,7 @@ class BccCapture(ListeningCapture[_Event]):
         process = ProcessId(record.process.pid, record.process.start_ns)
         maker = self._known(record.parent)
         if maker is None:
-            self._program.dismiss(process, 0)
+            self._dismiss(process, 0)
             return
         if self._known(record.process) is not None:
             return  # /proc showed it first
@@ -163,6 +163,11 @@ class BccCapture(ListeningCapture[_Event]):
         self._seen[process.pid] = child
         record.parent.start_ns = maker.stat.process.start_ns
         self._tell_record(copy, record, child, process.start_ns)
+
+    def _dismiss(self, process: ProcessId, images: int) -> None:
+        """It is nobody's kin; but after a loss that is not known before the kernel's table was looked at (_mend)."""
+        if not self._torn:
+            self._program.dismiss(process, images)
 
     def _bury(self, pid: int) -> None:
         """Whoever had that number before has ended, though no record told it."""
@@ -188,7 +193,7 @@ class BccCapture(ListeningCapture[_Event]):
         matched = self._rules.match(stat, _image(copy, record))
         if seen is None:
             if not matched:
-                self._program.dismiss(process, images)
+                self._dismiss(process, images)
                 return
             self._bury(process.pid)
             seen = self._seen[process.pid] = Seen(stat)
