@@ -142,7 +142,7 @@ int main(int argc, char **argv)
 {
 	struct tcp_info info = {0};
 	socklen_t length = sizeof(info);
-	int fd;
+	int fd, multipath = argc > 7 && !strcmp(argv[7], "mptcp");
 	long out = 0, in = 0, wanted = count_of(argc, argv, 4, 0);
 	ssize_t got;
 
@@ -150,7 +150,7 @@ int main(int argc, char **argv)
 		fail("stream ADDRESS PORT SEND OUT RECEIVE IN [tcp|mptcp]");
 	if (!strncmp(argv[3], "uring", 5) || !strncmp(argv[5], "uring", 5))
 		uring_open(&ring, strcmp(argv[3], "uring_sqpoll") ? 0 : IORING_SETUP_SQPOLL);
-	fd = connected(argv[1], argv[2], argc > 7 && !strcmp(argv[7], "mptcp") ? IPPROTO_MPTCP : 0);
+	fd = connected(argv[1], argv[2], multipath ? IPPROTO_MPTCP : 0);
 	tell_socket("opened", fd);
 	order(fd, count_of(argc, argv, 6, 0));
 	while (out < wanted) {
@@ -166,8 +166,11 @@ int main(int argc, char **argv)
 		in += got;
 	if (got < 0)
 		fail(argv[5]);
-	if (getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &length))
-		fail("TCP_INFO");
+	/* The peer may have ended while the last of ours is still on its way. */
+	do {
+		if (getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &length))
+			fail("TCP_INFO");
+	} while (!multipath && (info.tcpi_unacked || info.tcpi_notsent_bytes) && !usleep(1000));
 	/* The kernel's own count of segments, those that it bundled included. */
 	fact("done", "\"out\":%ld,\"in\":%ld,\"segments_out\":%u,\"segments_in\":%u", out + 8, in, info.tcpi_segs_out,
 	     info.tcpi_segs_in);
