@@ -291,11 +291,12 @@ def head(size: Size, others: int) -> str:
     """What was measured, where, when."""
     facts = [line.partition(":") for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()]
     model = next((value.strip() for key, _, value in facts if key.strip() == "model name"), os.uname().machine)
+    command = "make bench" if size is FULL else "python -m tests.bench.bench --quick"
     foreign = f" {others} programs like ours, of other runs on this machine, were loaded meanwhile." if others else ""
     return f"""\
 # What kinwatch costs
 
-Made by `make bench`; every figure is of one run on one machine.
+Made by `{command}`; every figure is of one run on one machine.
 
 {model}, {os.cpu_count()} cores, {os.uname().sysname} {os.uname().release}; commit {commit()};
 {datetime.now(UTC):%Y-%m-%d}; load {os.getloadavg()[2]:.1f} over 15 minutes.
