@@ -505,7 +505,7 @@ void kw_loader_read_state(struct kw_loader *loader, struct kw_loader_state *stat
 
 int64_t iterator_run(int link_fd, int (*each)(void *context, const uint8_t *bytes, uint64_t length), void *context)
 {
-	static const uint64_t capacity = 32768; /* one read of the kernel's own buffer: whole records only */
+	const uint64_t capacity = 8 * (uint64_t)sysconf(_SC_PAGESIZE); /* bpf_seq_read()'s own: whole records only */
 	uint8_t *buffer = malloc(capacity);
 	int64_t total = 0;
 	int fd = buffer ? bpf_iter_create(link_fd) : -ENOMEM;
