@@ -71,8 +71,8 @@ int net_walk(struct bpf_iter__task_file *context)
 	if (tag && tag_watches(tag) && tag->flags & TAG_OPEN && tag->record.protocol == IPPROTO_TCP)
 		tag_account(tag, sk);
 	if (tag && tag->flags & TAG_LISTENING && !tag->record.local_port) {
-		tag_local(tag,
-			  sk); /* its listen() may have been interrupted before the port: then it is looked for again */
+		/* Its listen() may have been interrupted before the port: then it is looked for again. */
+		tag_local(tag, sk);
 		tag_emit(tag, KW_SOCKET_LISTENING, 0);
 	}
 	if (net.retell && tag && tag->flags & TELLABLE && tag_watches(tag))

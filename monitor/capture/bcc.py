@@ -60,6 +60,8 @@ class BccCapture(ListeningCapture[_Event]):
         self._lost = (0, 0)
         self._incomplete = False
         """Something was lost at some time: counts are lower bounds."""
+        self._unmet: set[tuple[int, int]] = set()
+        """While it is mended: who is in the kernel's table, and is looked at next."""
         source = source or bccsource.source(settings.btf)
         try:
             self._program = self._begin(source, settings, ring=ring)
@@ -153,7 +155,7 @@ class BccCapture(ListeningCapture[_Event]):
         if self._known(record.process) is not None:
             return  # /proc showed it first
         self._bury(process.pid)
-        comm = _text(record.comm)
+        comm = ffi.string(record.comm)
         stat = Stat(
             process=process, comm=comm, ppid=record.parent.pid, session=maker.stat.session, gone=False, image=None
         )
@@ -166,7 +168,7 @@ class BccCapture(ListeningCapture[_Event]):
 
     def _dismiss(self, process: ProcessId, images: int) -> None:
         """It is nobody's kin; but after a loss that is not known before the kernel's table was looked at (_mend)."""
-        if not self._torn:
+        if not self._torn and _ticks_of(process) not in self._unmet:
             self._program.dismiss(process, images)
 
     def _bury(self, pid: int) -> None:
@@ -184,7 +186,7 @@ class BccCapture(ListeningCapture[_Event]):
         images, record.cause = record.cause, 0
         stat = Stat(
             process=process if seen is None else seen.stat.process,
-            comm=_text(record.comm),
+            comm=ffi.string(record.comm),
             ppid=record.ppid,
             session=0,
             gone=False,
@@ -238,15 +240,19 @@ class BccCapture(ListeningCapture[_Event]):
     def _mend(self) -> bool:
         """After a loss: the kernel's table says who is followed, by whom it was made, and who is there no more."""
         self._torn = False
+        before = list(self._seen.values())  # who is made from now on need not be in the table
         rows = self._program.followed()
+        self._unmet = {_ticks_of(process) for process in rows}
         self._receive()
         told = self._handle_all()
         self._now_ns = self._boot_ns()
         self._rules.resolve()
-        there = {_ticks_of(process) for process in rows}
-        for seen in [seen for seen in self._seen.values() if _ticks_of(seen.stat.process) not in there]:
-            self._forgotten(seen.stat.process.pid)
-            self._end(seen)
+        there, self._unmet = self._unmet, set()
+        for seen in before:
+            pid = seen.stat.process.pid
+            if self._seen.get(pid) is seen and _ticks_of(seen.stat.process) not in there:
+                self._forgotten(pid)
+                self._end(seen)
         for process, row in sorted(rows.items(), key=lambda pair: pair[0].start_ns):
             known = self._kin(process.pid)
             if known is None or _ticks_of(known.stat.process) != _ticks_of(process):
@@ -282,10 +288,6 @@ class BccCapture(ListeningCapture[_Event]):
 def _ticks_of(process: ProcessId) -> tuple[int, int]:
     """What a process is known by where one side has its start in ticks only."""
     return process.pid, process.start_ns // lib.KW_TICK_NS
-
-
-def _text(cells: CData) -> bytes:
-    return bytes(ffi.buffer(cells)).partition(b"\0")[0]
 
 
 def _image(copy: bytearray, record: CData) -> Image:

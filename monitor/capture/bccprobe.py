@@ -146,7 +146,7 @@ def _told(record: bytes, pid: int) -> dict[str, object]:
         end = ffi.cast("struct kw_exit *", header)
         if end.process.pid != pid:
             return {}
-        return {"exit status": end.status, "owner at the end": end.uid, "name at the end": _text(end.comm)}
+        return {"exit status": end.status, "owner at the end": end.uid, "name at the end": ffi.string(end.comm)}
     image = ffi.cast("struct kw_image *", header)
     if image.process.pid != pid:
         return {}
@@ -157,7 +157,7 @@ def _told(record: bytes, pid: int) -> dict[str, object]:
     return {
         "parent": image.ppid,
         "owner": (image.uid, image.gid),
-        "name": _text(image.comm),
+        "name": ffi.string(image.comm),
         "executable": piece(image.exe),
         "inode": image.inode,
         "device": image.device,
@@ -166,7 +166,3 @@ def _told(record: bytes, pid: int) -> dict[str, object]:
         "script": piece(image.script),
         "file has a name": not header.flags & lib.KW_DELETED,
     }
-
-
-def _text(cells: CData) -> bytes:
-    return bytes(ffi.buffer(cells)).partition(b"\0")[0]

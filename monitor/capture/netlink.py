@@ -94,8 +94,7 @@ class NetlinkCapture(ListeningCapture[_Event]):
 
     def _wait(self) -> bool:
         """Until something comes; True: interrupt() or stop() was called."""
-        aside = self._lingering or self._rules.by_cgroup
-        timeout_ms = round(self._interval_s * 1000) if aside else -1
+        timeout_ms = round(self._interval_s * 1000) if self._has_no_event() else -1
         self._take(
             lib.kw_proc_wait(
                 self._reader, self._socket.fileno(), self._wake, timeout_ms, self._cells, ROOM, self._missing

@@ -216,6 +216,22 @@ def test_what_a_sync_does_not_tell_of_is_closed(engine: Engine, tools: type[Tool
     assert engine.listening(0, engine.mark())[0] == ()
 
 
+def test_a_bound_datagram_socket_that_a_sync_does_not_tell_of_is_closed_with_its_peers(
+    engine: Engine, tools: type[Tools]
+) -> None:
+    bound = _record(lib.KW_SOCKET_LISTENING, 1, local=HTTP, **UDP)
+    _told(engine, tools, bound + _record(lib.KW_SOCKET_PEER, 1, local=HTTP, remote=REMOTE, **UDP))
+    begins, ends = (sync_record(phase=phase, time_ns=9 * 10**9) for phase in (3, 4))
+    _told(engine, tools, begins + _record(lib.KW_SOCKET_LIVE, 1, local=HTTP, **UDP) + ends)
+    mark = engine.mark()
+    assert engine.listening(0, mark)[0] == (("udp", 80),)
+    assert [remote.port for remote in engine.remotes(0, mark)[0]] == [REMOTE.port], "its peer is not forgotten"
+    assert _told(engine, tools, begins + ends) == []
+    mark = engine.mark()
+    assert engine.listening(0, mark)[0] == ()
+    assert engine.remotes(0, mark)[0] == ()
+
+
 @pytest.mark.parametrize(
     ("family", "type_", "words"),
     [

@@ -60,7 +60,7 @@ ls /sys/fs/bpf/kinwatch >pins_up
 systemctl stop kinwatch; ls /sys/fs/bpf >pins_down
 cp /var/log/kinwatch/events.jsonl .
 dpkg --purge kinwatch && echo purged >purged
-systemctl list-unit-files kinwatch.service >units; ls -d /opt/kinwatch /var/lib/kinwatch /etc/kinwatch >left
+systemctl list-unit-files kinwatch.service >units; ls -d /opt/kinwatch /etc/kinwatch /var/{cache,lib,log}/kinwatch >left
 journalctl --no-pager -o cat -u kinwatch >journal
 echo 0 >status
 tar -C /run/result -cf /dev/vdb . && echo "@@DONE" >/dev/ttyS0

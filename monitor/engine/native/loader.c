@@ -92,6 +92,12 @@ static int libbpf_print(enum libbpf_print_level level, const char *format, va_li
 	return 0;
 }
 
+void loader_libbpf_hear(void)
+{
+	libbpf_said[0] = 0;
+	libbpf_set_print(libbpf_print);
+}
+
 const char *loader_libbpf_said(void)
 {
 	return libbpf_said;
@@ -333,8 +339,7 @@ static int set_load(struct kw_loader *loader, const struct kw_loader_config *con
 	struct bpf_map *map;
 	int error;
 
-	libbpf_said[0] = 0;
-	libbpf_set_print(libbpf_print);
+	loader_libbpf_hear();
 	loader->object = bpf_object__open_file(config->object, &options);
 	if (!loader->object)
 		return loader_fail(loader, -errno, "cannot open %s: %s (%s)", config->object, strerror(errno),
@@ -505,7 +510,7 @@ void kw_loader_read_state(struct kw_loader *loader, struct kw_loader_state *stat
 
 int64_t iterator_run(int link_fd, int (*each)(void *context, const uint8_t *bytes, uint64_t length), void *context)
 {
-	static const uint64_t capacity = 32768; /* one read of the kernel's own buffer: whole records only */
+	const uint64_t capacity = 8 * (uint64_t)sysconf(_SC_PAGESIZE); /* bpf_seq_read()'s own: whole records only */
 	uint8_t *buffer = malloc(capacity);
 	int64_t total = 0;
 	int fd = buffer ? bpf_iter_create(link_fd) : -ENOMEM;

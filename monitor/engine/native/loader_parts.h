@@ -120,7 +120,8 @@ struct kw_loader {
 /* The map's name in its object. */
 const char *map_name(enum map_index map);
 int loader_fail(struct kw_loader *loader, int error, const char *format, ...) __attribute__((format(printf, 3, 4)));
-/* What libbpf warned of last. */
+/* From here on keep what libbpf warns of in this thread, and what it warned of. */
+void loader_libbpf_hear(void);
 const char *loader_libbpf_said(void);
 uint64_t file_hash(const char *path);
 int remove_directory(const char *path);

@@ -231,8 +231,10 @@ static struct bpf_object *net_open(struct kw_loader *loader, const char *path, u
 {
 	LIBBPF_OPTS(bpf_object_open_opts, options, .object_name = "kinwatch_net",
 		    .btf_custom_path = loader->btf[0] ? loader->btf : NULL);
-	struct bpf_object *object = bpf_object__open_file(path, &options);
+	struct bpf_object *object;
 
+	loader_libbpf_hear();
+	object = bpf_object__open_file(path, &options);
 	if (!object) {
 		*error = -errno;
 		return NULL;

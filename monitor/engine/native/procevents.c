@@ -21,7 +21,8 @@
 
 enum {
 	BATCH = 256,
-	MESSAGE_BYTES = 256, /* a message has 76 */
+	MESSAGE_BYTES = 252, /* a message has 76 */
+	LEAD = 4,	     /* before a message: then its event, 36 bytes on, is aligned as it says it is */
 	PIDS = 1 << 22,	     /* PID_MAX_LIMIT of a 64-bit kernel */
 	CPUS = 8192,	     /* the most that a kernel can be built for (NR_CPUS) */
 };
@@ -35,7 +36,7 @@ struct kw_proc_reader {
 	struct mmsghdr headers[BATCH];
 	struct iovec pieces[BATCH];
 	struct sockaddr_nl senders[BATCH];
-	_Alignas(8) uint8_t messages[BATCH][MESSAGE_BYTES];
+	_Alignas(8) uint8_t messages[BATCH][LEAD + MESSAGE_BYTES];
 };
 
 struct kw_proc_reader *kw_proc_new(void)
@@ -163,7 +164,7 @@ static const struct proc_event *event_in(const uint8_t *message, uint32_t length
 static void prepare(struct kw_proc_reader *reader)
 {
 	for (uint32_t i = 0; i < BATCH; i++) {
-		reader->pieces[i] = (struct iovec){reader->messages[i], MESSAGE_BYTES};
+		reader->pieces[i] = (struct iovec){reader->messages[i] + LEAD, MESSAGE_BYTES};
 		reader->headers[i].msg_hdr = (struct msghdr){
 		    .msg_name = &reader->senders[i],
 		    .msg_namelen = sizeof(reader->senders[i]),
@@ -197,8 +198,8 @@ int kw_proc_read(struct kw_proc_reader *reader, int netlink, struct kw_proc_even
 			uint32_t number, length = reader->headers[i].msg_len;
 
 			/* A shorter kernel's event leaves the rest of the union as it is here: zero. */
-			memset(reader->messages[i] + length, 0, MESSAGE_BYTES - length);
-			told = event_in(reader->messages[i], length, &number);
+			memset(reader->messages[i] + LEAD + length, 0, MESSAGE_BYTES - length);
+			told = event_in(reader->messages[i] + LEAD, length, &number);
 			if (!told || reader->senders[i].nl_pid || (uint32_t)told->what == PROC_EVENT_NONE)
 				continue; /* not from the kernel, or its answer to our listening */
 			*lost += missing(reader, told->cpu, number);

@@ -254,16 +254,19 @@ void kw_socket_happens(struct kw_engine *engine, const struct kw_socket *record)
 
 /*
  * Records may have been lost: what is not told of until the end of the sync has been closed. What no process has open,
- * because it was not accepted yet or is on its way to another process, is forgotten with it. A datagram socket's peers
- * are not told again; it stays until its end or its owner's.
+ * because it was not accepted yet or is on its way to another process, is forgotten with it. A datagram socket that was
+ * never bound is not told again, for all it has is peers; it stays until its end or its owner's.
  */
 void kw_sockets_doubt(struct kw_engine *engine)
 {
 	struct kw_sockets *sockets = &engine->sockets;
 
-	for (uint32_t index = sockets->oldest; index != NONE; index = kw_socket_at(sockets, index)->newer)
-		if (!(kw_socket_at(sockets, index)->flags & SOCKET_PEER))
-			kw_socket_at(sockets, index)->flags |= SOCKET_DOUBTED;
+	for (uint32_t index = sockets->oldest; index != NONE; index = kw_socket_at(sockets, index)->newer) {
+		struct kw_open_socket *socket = kw_socket_at(sockets, index);
+
+		if (!(socket->flags & SOCKET_PEER) || socket->flags & SOCKET_LISTENS)
+			socket->flags |= SOCKET_DOUBTED;
+	}
 }
 
 void kw_sockets_settle(struct kw_engine *engine)
