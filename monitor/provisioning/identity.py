@@ -210,16 +210,16 @@ def claim_of(defender: Defender, provisioning: Provisioning) -> Defender:
     )
 
 
-def due_s(validity: Validity, provisioning: Provisioning) -> float | None:
-    """When a certificate is to be replaced, seconds since the epoch; None: never."""
-    moments = []
+def due_s(validity: Validity, provisioning: Provisioning) -> float:
+    """When a certificate is to be replaced, seconds since the epoch: when it ended at the latest."""
+    moments: list[float] = [validity.not_after_s]
     if provisioning.rotate_days:
         # Not before half of its life is over, or a short-lived one would be replaced as soon as it is there.
         half_s = (validity.not_before_s + validity.not_after_s) / 2
         moments.append(max(half_s, validity.not_after_s - provisioning.rotate_days * DAY_S))
     if provisioning.max_age_days:
         moments.append(validity.not_before_s + provisioning.max_age_days * DAY_S)
-    return min(moments, default=None)
+    return min(moments)
 
 
 def _lost(path: Path, error: Exception) -> ConfigInvalid:
