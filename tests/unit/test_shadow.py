@@ -9,6 +9,7 @@ import asyncio
 import base64
 import contextlib
 import json
+import os
 import subprocess
 from typing import TYPE_CHECKING, Any
 
@@ -88,6 +89,18 @@ def test_a_key_that_others_may_replace_is_refused(keys: Path) -> None:
         signature.check(str(keys / "key"))
     with pytest.raises(ConfigInvalid, match="No such file"):
         signature.check(str(keys / "none"))
+
+
+def test_a_key_of_another_user_is_refused(keys: Path, tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a file away")
+    path = tmp_path / "key.pub"
+    path.write_bytes((keys / "key.pub").read_bytes())
+    path.chmod(0o644)
+    signature.check(str(path))
+    os.chown(path, 12_345, -1)
+    with pytest.raises(ConfigInvalid, match=r"remote.public_key: .* belongs to user 12345, who .*; chown 0 "):
+        signature.check(str(path))
 
 
 def test_the_command_signs_what_a_device_takes(keys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
