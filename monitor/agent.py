@@ -200,17 +200,23 @@ class Agent:
 
     def _change_watches(self, config: Config) -> None:
         """A reload. A watch that the kernel refuses is said, and ends nothing."""
-        self._refused = ""
+        refused = ""
         try:
             if isinstance(self._capture, CoreCapture):
                 self._capture.enforce(config.enforcement)
             self._capture.apply(config.watches)
         except KinwatchError as error:
-            self._refused = str(error)
+            refused = str(error)
             say(f"reload: {error}")
         self._pump()
         self._capture.commit()
-        self._loop.call_soon_threadsafe(self._taken.set)
+        self._loop.call_soon_threadsafe(self._took, config, refused)
+
+    def _took(self, config: Config, refused: str) -> None:
+        """The capture has what a reload asked for; whoever waits, waits for the last one."""
+        if config is self._config:
+            self._refused = refused
+            self._taken.set()
 
     async def _main(self) -> None:
         self._loop = asyncio.get_running_loop()
