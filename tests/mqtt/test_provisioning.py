@@ -25,28 +25,12 @@ from monitor.provisioning.identity import Identities
 from tests.mqtt.broker import Authority, Broker
 from tests.mqtt.dying import ENOUGH, Mortal
 from tests.mqtt.fleet import ACL, CALLS, CREATE, REGISTER, Device, Fleet
-from tests.mqtt.fleet import service as serving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 RENAMES = 8
 """begun, key, request, requested, issued, certificate, registered, confirmed."""
-
-
-@pytest.fixture
-def fleet(tmp_path: Path) -> Iterator[Fleet]:
-    """A broker where a claim may do nothing but be provisioned, and the service behind it."""
-    with Broker(tmp_path, Authority(tmp_path), ACL) as broker:
-        made = Fleet(broker)
-        with serving(made):
-            yield made
-
-
-@pytest.fixture
-def device(tmp_path: Path, fleet: Fleet) -> Device:
-    """A device that has a claim and nothing else."""
-    return Device(tmp_path / "device", fleet.broker)
 
 
 @pytest.fixture(scope="module")
