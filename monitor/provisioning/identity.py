@@ -46,7 +46,6 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     """The journal of one generation. Times are seconds since the epoch."""
 
     step: Step = "begun"
-    template: str = ""
     key_label: str = ""
     """Of the key in the token; "": it is in key.pem."""
     certificate_id: str = ""
@@ -171,14 +170,14 @@ class Identities:
         """The one that is being made."""
         return next((one for one in reversed(self.all()) if not one.usable), None)
 
-    def begin(self, template: str, label: str) -> Generation:
+    def begin(self, label: str) -> Generation:
         """Begin another one. `label`: of its key in the token; "" makes a file."""
         numbers = [int(path.name) for path in self.folder.iterdir() if path.name.isdigit()]
         number = max(numbers, default=0) + 1
         folder = self.folder / str(number)
         folder.mkdir(mode=0o700)
         sync_directory(self.folder)
-        made = Generation(folder, State(template=template, key_label=f"{label}-{number}" if label else ""))
+        made = Generation(folder, State(key_label=f"{label}-{number}" if label else ""))
         made.note()
         return made
 

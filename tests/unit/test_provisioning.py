@@ -220,7 +220,7 @@ def test_a_certificate_for_another_key_is_not_taken(tmp_path: Path) -> None:
 def test_a_name_that_no_thing_can_have_is_not_taken(tmp_path: Path, thing: str) -> None:
     identities = Identities(str(tmp_path))
     with identities.held():
-        generation = identities.begin("cameras", "")
+        generation = identities.begin("")
         FileKeys(generation.folder / "key.pem").make()
         generation.request.write_text(FileKeys(generation.folder / "key.pem").request())
         generation.note(step="requested")
@@ -242,7 +242,7 @@ def test_a_program_that_is_missing_is_said_with_its_package(tmp_path: Path, monk
 
 def generation(folder: Path, identities: Identities, step: str, *, ended: bool = False) -> Generation:
     """One that came as far as that."""
-    made = identities.begin("cameras", "")
+    made = identities.begin("")
     made.certificate.write_text(issued_for(request(folder), ended=ended))
     made.note(step=step, thing="camera-1", certificate_id=f"id{made.number}")
     return made
