@@ -13,22 +13,19 @@ import os
 import signal
 import threading
 import time
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from monitor import __version__
+from monitor import account
 from monitor.capture import device
 from monitor.capture.core import CoreCapture
 from monitor.capture.recordfile import recorder
 from monitor.config import expectation_notes, require_watches
 from monitor.control import ControlServer
 from monitor.defender.link import Unreachable
-from monitor.detect.metrics import lower_bound_metrics
-from monitor.detect.snapshot import NETWORK, destinations
 from monitor.engine import records
 from monitor.errors import ConfigInvalid, KinwatchError
 from monitor.judging.actions import Actions
@@ -203,17 +200,23 @@ class Agent:
 
     def _change_watches(self, config: Config) -> None:
         """A reload. A watch that the kernel refuses is said, and ends nothing."""
-        self._refused = ""
+        refused = ""
         try:
             if isinstance(self._capture, CoreCapture):
                 self._capture.enforce(config.enforcement)
             self._capture.apply(config.watches)
         except KinwatchError as error:
-            self._refused = str(error)
+            refused = str(error)
             say(f"reload: {error}")
         self._pump()
         self._capture.commit()
-        self._loop.call_soon_threadsafe(self._taken.set)
+        self._loop.call_soon_threadsafe(self._took, config, refused)
+
+    def _took(self, config: Config, refused: str) -> None:
+        """The capture has what a reload asked for; whoever waits, waits for the last one."""
+        if config is self._config:
+            self._refused = refused
+            self._taken.set()
 
     async def _main(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -522,66 +525,16 @@ class Agent:
             self._engine.record(on=False)
 
     def _say_ready(self) -> None:
-        snapshot = self._capture.snapshot(None, 0)
-        roots = sum(watch.roots for watch in snapshot.watches)
-        took_ms = (time.clock_gettime(time.CLOCK_BOOTTIME) - _started_boot_s()) * 1000
-        origin = self._capture.origin if isinstance(self._capture, CoreCapture) else "new"
-        extra = "" if origin == "new" else f", {origin}"
-        say(f"watching (capture={self._capture.kind}, roots={roots}{extra}, ready in {took_ms:.0f} ms)")
-        if self._choice.kind != "core":
-            say(f"{self._choice.reason}")
-        judged = any(
-            watch.expect.somewhere or watch.expect.listening_ports is not None for watch in self._config.watches
-        )
-        if judged and not {"remotes", "listening_ports"}.isdisjoint(snapshot.unknown):
-            extent = "are not judged" if snapshot.unknown >= NETWORK else "are judged in part"
-            say(f"expected destinations and ports {extent}: 'kinwatch doctor' says why")
-        elif "wire_bytes_in" in snapshot.unknown and any(
-            watch.expect.destination_names for watch in self._config.watches
-        ):
-            say("expected destination names are not known, so what only they allow alarms: 'kinwatch doctor' says why")
-        for note in (
-            *expectation_notes(self._config),
-            *self._plan.notes(),
-            *self._plan.unreported(snapshot.unknown),
-        ):
-            say(note)
-        for watch in snapshot.watches:
-            if not watch.roots and self._command is None:
-                say(f"watch {watch.name} matches nothing yet")
+        waits = self._command is None
+        for line in account.ready(self._capture, self._choice, self._config, self._plan, waits=waits):
+            say(line)
         self._notifier.ready(f"watching, capture {self._capture.kind}")
 
     # -------- answers --------
 
     def _status(self) -> dict[str, object]:
         snapshot = self._capture.snapshot(None, 0)
-        hidden = {"name", "window_peak", "exes", "exes_missed", "remotes", "remotes_missed", "listening_missed"}
-        counters = [
-            {"name": watch.name}
-            | {
-                field: getattr(watch, field)
-                for field in watch.__struct_fields__
-                if field not in hidden | snapshot.unknown and getattr(watch, field) is not None
-            }
-            | ({} if "remotes" in snapshot.unknown else destinations(watch))
-            for watch in snapshot.watches
-        ]
-        status: dict[str, object] = {
-            "capture": self._capture.kind,
-            "reason": self._choice.reason,
-            "since": datetime.fromtimestamp(self._since_ns / 1e9, UTC).isoformat().replace("+00:00", "Z"),
-            "pid": os.getpid(),
-            "version": __version__,
-            "watches": counters,
-            "lost": snapshot.lost,
-            "lower_bounds": sorted(snapshot.lower_bounds - hidden),
-            "lower_bound_metrics": lower_bound_metrics(snapshot),
-            "unknown": sorted(snapshot.unknown - hidden),
-        }
-        if isinstance(self._capture, CoreCapture):
-            status |= {"origin": self._capture.origin, "kernel": self._capture.facts()}
-            status["enforcement"] = self._capture.enforcement_state()
-            status["network"] = {name: reason or "live" for name, reason in self._capture.net_hooks().items()}
+        status = account.status(self._capture, snapshot, self._choice, self._since_ns)
         if self._plan.judged:
             status["detect"] = self._detection.status(snapshot.unknown)
         if self._config.detect.action != Action():
@@ -592,9 +545,3 @@ class Agent:
 
     def _tree(self) -> dict[str, object]:
         return {"tree": [msgspec.json.decode(line) for line in self._engine.tree().splitlines()]}
-
-
-def _started_boot_s() -> float:
-    """When this process started, seconds since boot (proc(5): starttime in clock ticks)."""
-    text = Path("/proc/self/stat").read_text(encoding="utf-8", errors="replace")
-    return int(text.rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")

@@ -115,8 +115,9 @@ def _import(meanwhile: str, config: Config, options: RunOptions) -> None:
     if config.defender is not None:
         importlib.import_module("monitor.publication")
         if not options.dry:
+            link = "monitor.provisioning.link" if config.provisioning is not None else "monitor.defender.publish"
             with contextlib.suppress(ImportError):  # who needs it says so
-                importlib.import_module("monitor.defender.publish")
+                importlib.import_module(link)
 
 
 def _with_pid(config: Config, pid: int) -> Config:

@@ -156,7 +156,7 @@ class Provisioning(Table, frozen=True, kw_only=True):
         Meta(description="for the template: texts; {hostname}, {machine_id} and {file:/path} are filled in"),
     ] = {}
     rotate_days: Annotated[
-        int, Meta(ge=0, le=3650, description="days before its end when a certificate is replaced; 0: never")
+        int, Meta(ge=0, le=3650, description="days before its end when a certificate is replaced; 0: when it ended")
     ] = 30
     max_age_days: Annotated[
         int, Meta(ge=0, le=36_500, description="days after its beginning when a certificate is replaced; 0: never")

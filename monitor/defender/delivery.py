@@ -209,6 +209,7 @@ class Delivery:
 
     def identify(self, settings: Defender) -> None:
         """Learn who the device is, before the first connection as that. In the loop's thread."""
+        self._subscribed = self._subscribed and settings.thing == self._settings.thing
         self._settings = settings
         self._alarms.identify(settings.thing)
         self._alarm_channel.topic = topic(settings, "alarm_topic")
@@ -289,20 +290,19 @@ class Delivery:
             self._group.create_task(late)
 
     async def _subscribe(self, connection: int) -> None:
-        try:
-            await self._link.subscribe(self.reporter.answers)
-            self._subscribed = True
-        except Refused as error:
-            self._say(f"{error}; reports are sent, but no answer will come")
-        except Unreachable:
-            return  # the link says so itself, and connects again
+        wanted = [(self.reporter.answers, "reports are sent, but no answer will come")]
         if self._companion is not None:
+            wanted.append((self._companion.filters(self._settings.thing), "nothing can be set from afar"))
+        granted = True
+        for filters, lacking in wanted:
             try:
-                await self._link.subscribe(self._companion.filters(self._settings.thing))
+                await self._link.subscribe(filters)
             except Refused as error:
-                self._say(f"{error}; nothing can be set from afar")
+                granted = False
+                self._say(f"{error}; {lacking}")
             except Unreachable:
-                return
+                return  # the link says so itself, and connects again
+        self._subscribed = granted
         if connection != self._connections or self._trouble:
             return  # it broke behind the acknowledgement
         if not self._told_where:

@@ -83,10 +83,10 @@ class Reporter:
         """Seconds: of a period, least between two reports, longest wait for an answer."""
         self._window, self._spool, self._link, self._say = window, spool, link, say
         self._names, self._form = names, form
-        self.identify(thing)
         self._answer_s = answer_s
         self._schedule = Schedule(thing, interval_s, spacing_s, _last_sent(spool), moment())
         self._changed = asyncio.Event()
+        self.identify(thing)
         self._sending = asyncio.Lock()
         self._windowing = asyncio.Lock()  # one thread at a time in the window
         self._flight: int | None = None
@@ -99,6 +99,8 @@ class Reporter:
         """Report as this thing from now on."""
         self._thing = thing
         self._topic = TOPIC.format(thing=thing, format=self._form)
+        self._schedule.identify(thing)
+        self._changed.set()
 
     @property
     def answers(self) -> list[str]:

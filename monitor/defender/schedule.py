@@ -52,9 +52,12 @@ class Schedule:
         self._failures = 0
         self._alarmed = self._retrying = False
         self._left_s = now.boot_s
+        self._phase: float | None = None
+        """Of the first report; None: it has left."""
         if sent is None:
             self._earliest_s = now.boot_s
-            self._periodic_s = now.boot_s + interval_s * (0.5 + phase(thing))
+            self._phase = phase(thing)
+            self._periodic_s = now.boot_s + interval_s * (0.5 + self._phase)
         else:
             self._leave(now.boot_s - since(sent, now))
 
@@ -100,7 +103,14 @@ class Schedule:
         self._periodic_s += moved
         self._interval_s, self._spacing_s = interval_s, spacing_s
 
+    def identify(self, thing: str) -> None:
+        """Learn the thing's name; before the first report its phase is that name's from now on."""
+        if self._phase is not None:
+            before, self._phase = self._phase, phase(thing)
+            self._periodic_s += self._interval_s * (self._phase - before)
+
     def _leave(self, at_s: float) -> None:
+        self._phase = None
         self._left_s = at_s
         self._earliest_s = at_s + self._spacing_s
         self._periodic_s = at_s + self._interval_s

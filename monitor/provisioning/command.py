@@ -79,5 +79,4 @@ async def _made(
 
 
 def _is_due(generation: Generation, provisioning: Provisioning) -> bool:
-    due = due_s(generation.validity(), provisioning)
-    return due is not None and due <= time.time()
+    return due_s(generation.validity(), provisioning) <= time.time()

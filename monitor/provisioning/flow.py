@@ -61,7 +61,7 @@ async def provision(
     generation = identities.unfinished()
     if generation is None:
         label = f"kinwatch-{secrets.token_hex(4)}" if auth.method == "pkcs11" else ""
-        generation = identities.begin(provisioning.template, label)
+        generation = identities.begin(label)
     keys = generation.keys(auth)
     if generation.state.step == "begun":
         await asyncio.to_thread(keys.make)

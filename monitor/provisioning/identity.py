@@ -46,7 +46,6 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     """The journal of one generation. Times are seconds since the epoch."""
 
     step: Step = "begun"
-    template: str = ""
     key_label: str = ""
     """Of the key in the token; "": it is in key.pem."""
     certificate_id: str = ""
@@ -171,14 +170,14 @@ class Identities:
         """The one that is being made."""
         return next((one for one in reversed(self.all()) if not one.usable), None)
 
-    def begin(self, template: str, label: str) -> Generation:
+    def begin(self, label: str) -> Generation:
         """Begin another one. `label`: of its key in the token; "" makes a file."""
         numbers = [int(path.name) for path in self.folder.iterdir() if path.name.isdigit()]
         number = max(numbers, default=0) + 1
         folder = self.folder / str(number)
         folder.mkdir(mode=0o700)
         sync_directory(self.folder)
-        made = Generation(folder, State(template=template, key_label=f"{label}-{number}" if label else ""))
+        made = Generation(folder, State(key_label=f"{label}-{number}" if label else ""))
         made.note()
         return made
 
@@ -210,16 +209,16 @@ def claim_of(defender: Defender, provisioning: Provisioning) -> Defender:
     )
 
 
-def due_s(validity: Validity, provisioning: Provisioning) -> float | None:
-    """When a certificate is to be replaced, seconds since the epoch; None: never."""
-    moments = []
+def due_s(validity: Validity, provisioning: Provisioning) -> float:
+    """When a certificate is to be replaced, seconds since the epoch: when it ended at the latest."""
+    moments: list[float] = [validity.not_after_s]
     if provisioning.rotate_days:
         # Not before half of its life is over, or a short-lived one would be replaced as soon as it is there.
         half_s = (validity.not_before_s + validity.not_after_s) / 2
         moments.append(max(half_s, validity.not_after_s - provisioning.rotate_days * DAY_S))
     if provisioning.max_age_days:
         moments.append(validity.not_before_s + provisioning.max_age_days * DAY_S)
-    return min(moments, default=None)
+    return min(moments)
 
 
 def _lost(path: Path, error: Exception) -> ConfigInvalid:

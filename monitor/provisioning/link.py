@@ -35,7 +35,8 @@ MOST_REFUSALS: Final = 3
 BACK_OFF_S: Final = (2.0, 3600.0)
 """First and longest wait after an attempt at provisioning that failed; random within, doubled each time."""
 LOOK_S: Final = 3600.0
-"""From one look at the certificate's dates to the next: the clock may be set meanwhile."""
+"""From one look at the certificate's dates to the next: the clock may be set meanwhile. As long as that the only
+certificate there is has to be taken by the broker before they are looked at again."""
 
 
 class ProvisionedLink:
@@ -134,8 +135,12 @@ class ProvisionedLink:
         before = self._identities.before(generation)
         try:
             async with self._linked(generation) as link:
-                if generation.state.step == "confirmed" or await self._taken(TRY_S if before is not None else None):
+                ended = generation.validity().not_after_s <= time.time()  # nobody would take it
+                taken = generation.state.step == "confirmed"
+                taken = taken or (not ended and await self._taken(LOOK_S if before is None else TRY_S))
+                if taken:
                     await self._confirm(generation)
+                if taken or ended:
                     await self._replaced(generation, link)
                     return
         except ConfigInvalid:
@@ -146,7 +151,10 @@ class ProvisionedLink:
 
     async def _confirm(self, generation: Generation) -> None:
         new = generation.state.step == "registered"
-        await asyncio.to_thread(self._identities.confirm, generation, self._defender.auth)
+        try:
+            await asyncio.to_thread(self._identities.confirm, generation, self._defender.auth)
+        except (KinwatchError, OSError) as error:  # the connection stands: it is tried again with the next start
+            self._say(f"the certificate before this one cannot be removed: {error}")
         if new:
             self._say(f"connected with its own certificate, {generation.state.certificate_id[:16]}")
 
@@ -158,13 +166,18 @@ class ProvisionedLink:
             refusals = generation.state.refusals + 1
             generation.note(refusals=refusals)
             if refusals >= MOST_REFUSALS:
-                await asyncio.to_thread(self._identities.remove, generation, self._defender.auth)
-                self._say("the broker did not take the new certificate; it is given up, and another one is asked for")
+                try:
+                    await asyncio.to_thread(self._identities.remove, generation, self._defender.auth)
+                    self._say(
+                        "the broker did not take the new certificate; it is given up, and another one is asked for"
+                    )
+                except (KinwatchError, OSError) as error:  # the old one serves on
+                    self._say(f"the new certificate, which the broker did not take, cannot be removed: {error}")
             else:
                 self._say(f"the broker does not take the new certificate; the old one serves for {AGAIN_S:.0f} s more")
             await asyncio.sleep(AGAIN_S)
 
-    async def _taken(self, within_s: float | None) -> bool:
+    async def _taken(self, within_s: float) -> bool:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(within_s):
                 await self._up.wait()
@@ -198,8 +211,7 @@ class ProvisionedLink:
         back_off_s = BACK_OFF_S[0]
         while True:
             validity = generation.validity()
-            due = due_s(validity, self._provisioning)
-            left_s = LOOK_S if due is None else min(LOOK_S, due - time.time())
+            left_s = min(LOOK_S, due_s(validity, self._provisioning) - time.time())
             if left_s > 0:
                 await asyncio.sleep(left_s)
                 continue

@@ -14,6 +14,7 @@ from monitor.provisioning.identity import Identities, claim_of, due_s
 
 if TYPE_CHECKING:
     from monitor.config import Config
+    from monitor.defender.x509 import Validity
     from monitor.provisioning.identity import Generation
     from monitor.schema import Defender, Provisioning
 
@@ -26,8 +27,9 @@ def check(defender: Defender, provisioning: Provisioning, state_dir: str, now_s:
     newest = Identities(state_dir).newest()
     if newest is None:
         return _claim(defender, provisioning, now_s)
-    if _ended(newest, now_s):
-        ended = f"the device's own certificate expired on {_day(newest.validity().not_after_s)}"
+    not_after_s = _validity(newest).not_after_s
+    if not_after_s < now_s:
+        ended = f"the device's own certificate expired on {_day(not_after_s)}"
         return [f"{ended}: a new one is asked for with the claim", *_claim(defender, provisioning, now_s)]
     return credentials.check(newest.applied(defender), now_s)
 
@@ -50,9 +52,9 @@ def described(config: Config, now_s: float) -> dict[str, Any]:
         found["state"] = f"unfinished ({step})" if step else "not provisioned"
         found["next"] = "'kinwatch provision' or 'kinwatch run' " + ("goes on there" if step else "asks with the claim")
         return found
-    validity = newest.validity()
+    validity = _validity(newest)
     found |= {
-        "state": "expired" if _ended(newest, now_s) else "provisioned",
+        "state": "expired" if validity.not_after_s < now_s else "provisioned",
         "thing": newest.state.thing,
         "certificate_id": newest.state.certificate_id,
         "certificate": str(newest.certificate),
@@ -65,8 +67,6 @@ def described(config: Config, now_s: float) -> dict[str, Any]:
         found["next"] = "the first connection with this certificate"
     elif unfinished is not None:
         found["next"] = f"its replacement, which is begun ({unfinished.state.step})"
-    elif due is None:
-        found["next"] = "nothing: rotate_days and max_age_days are 0"
     else:
         found["next"] = f"replaced {'on ' + _day(due) if due > now_s else 'as soon as there is a connection'}"
     return found
@@ -92,9 +92,9 @@ def _of_claim(text: str) -> str:
     return text.replace("defender.private_key:", "provisioning.claim_private_key:")
 
 
-def _ended(generation: Generation, now_s: float) -> bool:
+def _validity(generation: Generation) -> Validity:
     try:
-        return generation.validity().not_after_s < now_s
+        return generation.validity()
     except (OSError, ValueError) as error:
         raise ConfigInvalid(f"daemon.state_dir: {generation.certificate}: {error}; remove its directory") from error
 

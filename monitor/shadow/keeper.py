@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 LOOK_S: Final = 0.2
 """From one attempt to tell the broker to the next, while a configuration is on trial."""
+_BUG: Final = "it finds a bug in kinwatch"
 
 
 class Changes(NamedTuple):
@@ -49,7 +50,8 @@ class Keeper:
         self._settings, self._journal, self._changes = settings, journal, changes
         self._publish, self._say = publish, say
         self._thing = ""
-        self._wanted: Wanted | None = None
+        self._document = b""
+        """What the shadow said last."""
         self._changed = asyncio.Event()
         self._last = b""
         """What was told last over this connection. The service answers each telling with a delta, as what is wanted is
@@ -75,13 +77,8 @@ class Keeper:
         if name == topic(self._thing, "update/delta"):
             self._send("get", b"{}")  # a delta has what differs, and a signature is over the whole
         elif name == topic(self._thing, "get/accepted"):
-            try:
-                self._wanted = wanted(payload)
-                self._changed.set()
-            except DocumentInvalid as error:
-                self._say_once(f"the shadow is not understood: {error}")
-                self._note(outcome="rejected", version=0, error=str(error))
-                self._tell()
+            self._document = payload
+            self._changed.set()
         elif why := refusal(payload):
             self._say_once(f"the shadow's service refuses {name.split('/')[-2]}: {why}")
         return True
@@ -103,9 +100,16 @@ class Keeper:
     # -------- the stages --------
 
     async def _turn(self) -> None:
-        if self._wanted is not None:
-            await self._consider(self._wanted)
-            self._tell()
+        try:
+            wants = wanted(self._document)
+        except DocumentInvalid as error:
+            self._say_once(f"the shadow is not understood: {error}")
+            self._note(outcome="rejected", version=0, error=str(error))
+        else:
+            if wants is None:
+                return
+            await self._consider(wants)
+        self._tell()
 
     async def _consider(self, wants: Wanted) -> None:
         """One version, to its end."""
@@ -128,6 +132,9 @@ class Keeper:
         except ConfigInvalid as error:
             self._refuse(overlay, str(error), seen=overlay.version)
             return
+        except Exception as error:  # noqa: BLE001 - as in _try
+            self._refuse(overlay, f"{_BUG}: {error!r}", seen=overlay.version)
+            return
         on_trial = {"trial": overlay, "seen": overlay.version, "version": overlay.version}
         if self._note(**on_trial, outcome="on_trial", error=""):
             await self._try(overlay)
@@ -144,7 +151,7 @@ class Keeper:
         try:
             why = await self._changes.apply(overlay) or await self._heard()
         except Exception as error:  # noqa: BLE001 - a configuration that finds a bug is no good one
-            why = f"it finds a bug in kinwatch: {error!r}"
+            why = f"{_BUG}: {error!r}"
         if not why and self._note(confirmed=overlay, trial=None, outcome="applied"):
             self._say(f"{overlay.origin} is applied")
             return

@@ -53,13 +53,16 @@ def check(public_key: str) -> None:
     """Refuse a key that is none, or that others than its owner may replace. Raises ConfigInvalid."""
     key = "remote.public_key"
     try:
-        mode = Path(public_key).stat().st_mode
+        found = Path(public_key).stat()
         text = Path(public_key).read_text(encoding="ascii")
     except (OSError, UnicodeDecodeError) as error:
         what = getattr(error, "strerror", "") or "is no PEM"
         raise ConfigInvalid(f"{key}: {public_key} cannot be read: {what}; name a readable file") from error
-    if mode & 0o022:
-        what = f"{public_key} has mode {mode & 0o7777:04o}, others than its owner may change it"
+    if found.st_uid not in {0, os.geteuid()}:
+        what = f"{public_key} belongs to user {found.st_uid}, who may change it"
+        raise ConfigInvalid(f"{key}: {what}; chown {os.geteuid()} {public_key}")
+    if found.st_mode & 0o022:
+        what = f"{public_key} has mode {found.st_mode & 0o7777:04o}, others than its owner may change it"
         raise ConfigInvalid(f"{key}: {what}; chmod go-w {public_key}")
     if "-----BEGIN PUBLIC KEY-----" not in text:
         raise ConfigInvalid(f"{key}: {public_key} is no public key in PEM; write it with 'openssl pkey -pubout'")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.mqtt.broker import EVERYTHING, LEAST_PRIVILEGE, THING, Authority, Broker
+from tests.mqtt.fleet import ACL, Device, Fleet, service
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,3 +30,18 @@ def broker(tmp_path: Path, authority: Authority) -> Iterator[Broker]:
     acl += "".join(EVERYTHING.format(client=client) for client in ("responder", "reader"))
     with Broker(tmp_path, authority, acl) as running:
         yield running
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> Iterator[Fleet]:
+    """A broker where a claim may do nothing but be provisioned, and the service behind it."""
+    with Broker(tmp_path, Authority(tmp_path), ACL) as broker:
+        made = Fleet(broker)
+        with service(made):
+            yield made
+
+
+@pytest.fixture
+def device(tmp_path: Path, fleet: Fleet) -> Device:
+    """A device that has a claim and nothing else."""
+    return Device(tmp_path / "device", fleet.broker)

@@ -20,34 +20,19 @@ from monitor.provisioning import command, link
 from monitor.provisioning.identity import Identities
 from monitor.provisioning.link import ProvisionedLink
 from tests.kernel.conftest import LOCK_S, lock_is_held
-from tests.mqtt.broker import Authority, Broker
-from tests.mqtt.fleet import ACL, REGISTER, Device, Fleet, service
+from tests.mqtt.broker import Authority
+from tests.mqtt.fleet import REGISTER, Device, Fleet
 from tests.mqtt.hsm import HSM, LIBRARY, Token, secret
 from tests.mqtt.rig import KINWATCH, Listener, shell
 from tests.mqtt.wires import Ear, run
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
     from monitor.schema import Defender
 
 TOPIC = "kinwatch/camera-4711/alarms"
-
-
-@pytest.fixture
-def fleet(tmp_path: Path) -> Iterator[Fleet]:
-    """A broker and the service behind it."""
-    with Broker(tmp_path, Authority(tmp_path), ACL) as broker:
-        made = Fleet(broker)
-        with service(made):
-            yield made
-
-
-@pytest.fixture
-def device(tmp_path: Path, fleet: Fleet) -> Device:
-    """A device that has a claim and nothing else."""
-    return Device(tmp_path / "device", fleet.broker)
 
 
 def provision(device: Device) -> None:

@@ -5,7 +5,9 @@ Owns the way there and the journal. Refuses to know what is published afterwards
 
 from __future__ import annotations
 
+import fnmatch
 import os
+import re
 import signal
 import stat
 import time
@@ -21,32 +23,16 @@ from monitor.defender.link import Unreachable
 from monitor.errors import AlreadyRunning, ConfigInvalid
 from monitor.provisioning import command, look, service
 from monitor.provisioning.answers import Rejected
-from monitor.provisioning.identity import Identities
+from monitor.provisioning.identity import CLAIM_ID, Identities
 from tests.mqtt.broker import Authority, Broker
 from tests.mqtt.dying import ENOUGH, Mortal
-from tests.mqtt.fleet import ACL, CALLS, CREATE, REGISTER, Device, Fleet
-from tests.mqtt.fleet import service as serving
+from tests.mqtt.fleet import ACL, CREATE, REGISTER, Device, Fleet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 RENAMES = 8
 """begun, key, request, requested, issued, certificate, registered, confirmed."""
-
-
-@pytest.fixture
-def fleet(tmp_path: Path) -> Iterator[Fleet]:
-    """A broker where a claim may do nothing but be provisioned, and the service behind it."""
-    with Broker(tmp_path, Authority(tmp_path), ACL) as broker:
-        made = Fleet(broker)
-        with serving(made):
-            yield made
-
-
-@pytest.fixture
-def device(tmp_path: Path, fleet: Fleet) -> Device:
-    """A device that has a claim and nothing else."""
-    return Device(tmp_path / "device", fleet.broker)
 
 
 @pytest.fixture(scope="module")
@@ -239,10 +225,25 @@ def test_no_answer_is_said_with_what_the_policy_must_allow(
     assert len(fleet.issued) == 1
 
 
-def test_a_claim_may_do_nothing_else(fleet: Fleet) -> None:
-    """The access list that the flow works with, as the page about provisioning has it."""
-    assert CALLS in (fleet.broker.folder / "acl").read_text()
-    assert "defender" not in ACL.split("user fleet")[0]
+def test_the_claim_s_policy_of_the_page_permits_what_the_flow_here_works_with_and_nothing_else() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "provisioning.md").read_text()
+    (policy,) = (msgspec.json.decode(text) for text in re.findall(r"```json\n(.*?)```", page, re.DOTALL))
+    permitted = {
+        (action, resource.removeprefix("arn:aws:iot:REGION:ACCOUNT:"))
+        for one in policy["Statement"]
+        for action in ([one["Action"]] if isinstance(one["Action"], str) else one["Action"])
+        for resource in ([one["Resource"]] if isinstance(one["Resource"], str) else one["Resource"])
+    }
+    calls = [topic.removesuffix("json") + "*" for topic in (CREATE, REGISTER)]
+    assert permitted == {
+        ("iot:Connect", f"client/{CLAIM_ID}*"),
+        *((action, f"topic/{call}") for action in ("iot:Publish", "iot:Receive") for call in calls),
+        *(("iot:Subscribe", f"topicfilter/{call}") for call in calls),
+    }
+    (mine,) = (part for part in ACL.split("user ") if part.startswith("claim\n"))
+    topics = [line.split()[2] for line in mine.splitlines() if line.startswith("topic ")]
+    assert topics
+    assert all(any(fnmatch.fnmatch(topic, call) for call in calls) for topic in topics)
 
 
 def test_a_certificate_of_an_unknown_authority_is_refused_by_the_broker_and_that_is_said(

@@ -9,12 +9,14 @@ import asyncio
 import gzip
 import itertools
 import json
+from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 
 from monitor.defender.alarms import BURST
 from monitor.defender.delivery import HOPELESS, PIPELINE
-from monitor.defender.link import Refused
+from monitor.defender.link import Refused, Unreachable
 from tests.unit.service import (
     ALARM,
     ALARMS,
@@ -23,6 +25,7 @@ from tests.unit.service import (
     EVENTS_S,
     INTERVAL_S,
     SPACING_S,
+    THING,
     Clock,
     Device,
     Service,
@@ -31,6 +34,9 @@ from tests.unit.service import (
     spawned,
     values,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 # -------- alarms --------
 
@@ -363,6 +369,73 @@ def test_a_session_that_was_forgotten_is_subscribed_again_and_one_that_was_kept_
             assert len(service.subscribed) == count
             assert device.delivery.status()["connected"] is True
         assert device.delivery.status()["connections"] == 4
+        await device.finish(report=False)
+
+    clock.run(story())
+
+
+class Companion:
+    """Somebody else on the connection, who wants one topic."""
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+    def filters(self, thing: str) -> list[str]:
+        """Its topic."""
+        return [f"shadow/{thing}"]
+
+    def connected(self, thing: str) -> None:
+        """Note it."""
+        self.heard.append(thing)
+
+    def received(self, name: str, payload: bytes) -> bool:
+        """Nothing is for it."""
+        del name, payload
+        return False
+
+    async def run(self) -> None:
+        """Do nothing."""
+
+    def status(self) -> dict[str, Any]:
+        """Say nothing."""
+        return {}
+
+
+def test_a_connection_that_breaks_between_two_subscriptions_leaves_nobody_without_his(
+    clock: Clock, service: Service, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    companion, subscribe = Companion(), service.subscribe
+
+    async def breaks(filters: Sequence[str]) -> None:
+        if filters == companion.filters(THING):
+            service.disconnect()
+            raise Unreachable("it broke")
+        await subscribe(filters)
+
+    async def story() -> None:
+        monkeypatch.setattr(service, "subscribe", breaks)
+        device.open().accompany(companion)
+        await device.go()
+        assert companion.heard == []
+        monkeypatch.setattr(service, "subscribe", subscribe)
+        service.connect(resumed=True)
+        await asyncio.sleep(1.0)
+        assert service.subscribed[-1] == companion.filters(THING)
+        assert companion.heard == [THING]
+        await device.finish(report=False)
+
+    clock.run(story())
+
+
+def test_a_session_of_another_thing_is_subscribed_again(clock: Clock, service: Service, device: Device) -> None:
+    async def story() -> None:
+        await device.begin()
+        service.disconnect()
+        settings = device.delivery._settings
+        device.delivery.identify(msgspec.structs.replace(settings, thing="another"))
+        service.connect(resumed=True)
+        await asyncio.sleep(1.0)
+        assert all("/another/" in name for name in service.subscribed[-1])
         await device.finish(report=False)
 
     clock.run(story())

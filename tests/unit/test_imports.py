@@ -25,7 +25,7 @@ LAYERS = (
     {"cli", "demo"},
     {"verbs"},
     {"agent", "oneshot", "learning", "doctor", "tree", "local", "cloud"},
-    {"launch", "publication", "sample"},
+    {"launch", "account", "publication", "sample"},
     {"judging", "provisioning", "shadow"},
     {"window", "command"},
     {"capture", "defender", "sinks", "control", "notify", "options"},

@@ -6,6 +6,8 @@ Owns everything that needs no broker. Refuses to know the way (tests/mqtt/test_p
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import datetime as dt
 import socket
 import subprocess
 from typing import TYPE_CHECKING
@@ -21,6 +23,7 @@ from monitor import config
 from monitor.defender.link import Unreachable
 from monitor.defender.x509 import Validity, der, public_key
 from monitor.errors import ConfigInvalid
+from monitor.provisioning import link, look
 from monitor.provisioning.answers import Issued, Registered
 from monitor.provisioning.flow import parameters, provision
 from monitor.provisioning.identity import DAY_S, Identities, claim_of, due_s
@@ -29,7 +32,11 @@ from monitor.publishing import client_id_of
 from monitor.schema import Auth, Defender, Provisioning
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
+
+    from monitor.defender.link import Listener
+    from monitor.provisioning.identity import Generation
 
 DEFENDER = '[defender]\nendpoint = "e"\n'
 CLAIM = '[provisioning]\ntemplate = "cameras"\nclaim_certificate = "/c.pem"\n'
@@ -125,7 +132,7 @@ def test_a_certificate_is_replaced_before_it_ends_or_when_it_is_old() -> None:
     assert due_s(YEAR, settings()) == 335 * DAY_S
     assert due_s(YEAR, settings(max_age_days=90)) == 90 * DAY_S
     assert due_s(YEAR, settings(rotate_days=0, max_age_days=90)) == 90 * DAY_S
-    assert due_s(YEAR, settings(rotate_days=0)) is None
+    assert due_s(YEAR, settings(rotate_days=0)) == 365 * DAY_S, "with one that ended nobody can connect"
 
 
 def test_a_certificate_that_lives_shorter_than_the_notice_is_replaced_after_half_of_its_life() -> None:
@@ -142,14 +149,16 @@ def request(folder: Path) -> str:
     return keys.request()
 
 
-def issued_for(pem: str) -> str:
+def issued_for(pem: str, *, ended: bool = False) -> str:
     """A certificate for a request's key."""
     ca = trustme.CA()
     key = serialization.load_pem_private_key(ca.private_key_pem.bytes(), password=None)
     wanted = x509.load_pem_x509_csr(pem.encode())
     authority = x509.load_pem_x509_certificate(ca.cert_pem.bytes())
     builder = x509.CertificateBuilder(wanted.subject, authority.subject, wanted.public_key(), 1)
-    builder = builder.not_valid_before(authority.not_valid_before_utc).not_valid_after(authority.not_valid_after_utc)
+    begin, end = authority.not_valid_before_utc, authority.not_valid_after_utc
+    end = begin + dt.timedelta(days=1) if ended else end
+    builder = builder.not_valid_before(begin).not_valid_after(end)
     return builder.sign(key, wanted.signature_hash_algorithm).public_bytes(serialization.Encoding.PEM).decode()  # type: ignore[arg-type]
 
 
@@ -211,7 +220,7 @@ def test_a_certificate_for_another_key_is_not_taken(tmp_path: Path) -> None:
 def test_a_name_that_no_thing_can_have_is_not_taken(tmp_path: Path, thing: str) -> None:
     identities = Identities(str(tmp_path))
     with identities.held():
-        generation = identities.begin("cameras", "")
+        generation = identities.begin("")
         FileKeys(generation.folder / "key.pem").make()
         generation.request.write_text(FileKeys(generation.folder / "key.pem").request())
         generation.note(step="requested")
@@ -226,3 +235,128 @@ def test_a_program_that_is_missing_is_said_with_its_package(tmp_path: Path, monk
     with pytest.raises(KeyUnavailable, match="openssl is not installed; install Debian's openssl"):
         FileKeys(tmp_path / "key.pem").make()
     assert list(tmp_path.iterdir()) == []
+
+
+# -------- which certificate is used --------
+
+
+def generation(folder: Path, identities: Identities, step: str, *, ended: bool = False) -> Generation:
+    """One that came as far as that."""
+    made = identities.begin("")
+    made.certificate.write_text(issued_for(request(folder), ended=ended))
+    made.note(step=step, thing="camera-1", certificate_id=f"id{made.number}")
+    return made
+
+
+class Wire:
+    """A link whose broker takes every certificate."""
+
+    started: list[str]
+
+    def __init__(self, settings: Defender) -> None:
+        self.certificate = settings.certificate
+
+    def start(self, listener: Listener) -> None:
+        """Connected at once."""
+        self.started.append(self.certificate)
+        asyncio.get_running_loop().call_soon(lambda: listener.connected(resumed=False))
+
+    async def stop(self, timeout_s: float) -> None:
+        """Nothing stays."""
+
+
+@contextlib.asynccontextmanager
+async def linked(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, **more: object
+) -> AsyncIterator[tuple[list[str], Callable[[str], asyncio.Future[None]]]]:
+    """A link of a provisioned device over wires; what it started, and how to wait until it says something."""
+    said: list[str] = []
+    waits: dict[str, asyncio.Future[None]] = {}
+
+    def say(text: str) -> None:
+        said.append(text)
+        for part, wait in waits.items():
+            if part in text and not wait.done():
+                wait.set_result(None)
+
+    def until(part: str) -> asyncio.Future[None]:
+        return waits.setdefault(part, asyncio.get_running_loop().create_future())
+
+    @contextlib.asynccontextmanager
+    async def claim(wanted: Defender) -> AsyncIterator[None]:
+        say(f"claim {wanted.certificate}")
+        raise Unreachable("nobody is there")
+        yield
+
+    monkeypatch.setattr(link, "MqttLink", Wire)
+    monkeypatch.setattr(link, "connection_of", lambda wanted: wanted)
+    monkeypatch.setattr(link, "connected", claim)
+    monkeypatch.setattr(Wire, "started", [], raising=False)
+    made = link.ProvisionedLink(Defender(endpoint="e"), settings(**more), str(folder), lambda _: None, say)
+    made.start(Ears())
+    try:
+        async with asyncio.timeout(30):
+            yield Wire.started, until
+    finally:
+        await made.stop(1)
+
+
+class Ears:
+    """Hears a link and does nothing."""
+
+    def connected(self, *, resumed: bool) -> None:
+        """There is one."""
+
+    def disconnected(self, why: str) -> None:
+        """There is none."""
+
+    def received(self, topic: str, payload: bytes) -> None:
+        """Nothing is sent."""
+
+
+def test_a_token_that_keeps_the_old_key_does_not_cost_the_connection_with_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    identities = Identities(str(tmp_path))
+    with identities.held():
+        generation(tmp_path, identities, "confirmed")
+        new = generation(tmp_path, identities, "registered")
+
+    def kept(_: FileKeys) -> None:
+        raise KeyUnavailable("the token keeps it")
+
+    monkeypatch.setattr(FileKeys, "remove", kept)
+
+    async def scenario() -> None:
+        async with linked(monkeypatch, tmp_path) as (started, until):
+            await asyncio.gather(until("cannot be removed: the token keeps it"), until("connected with its own"))
+            await asyncio.sleep(0)
+            assert started == [str(new.certificate)]
+
+    asyncio.run(scenario())
+    assert [one.state.step for one in identities.all()] == ["confirmed", "confirmed"]
+
+
+@pytest.mark.parametrize("step", ["registered", "confirmed"])
+def test_a_certificate_that_ended_before_the_broker_saw_it_is_replaced_with_the_claim(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    identities = Identities(str(tmp_path))
+    with identities.held():
+        generation(tmp_path, identities, step, ended=True)
+
+    async def scenario() -> None:
+        async with linked(monkeypatch, tmp_path, rotate_days=0) as (_, until):
+            await until("claim /c.pem")
+
+    asyncio.run(scenario())
+
+
+def test_a_certificate_that_is_damaged_is_said_with_its_file(tmp_path: Path) -> None:
+    identities = Identities(str(tmp_path))
+    with identities.held():
+        made = generation(tmp_path, identities, "confirmed")
+    made.certificate.write_text("nothing")
+    text = f'{GOOD}[daemon]\nstate_dir = "{tmp_path}"\n'
+    with pytest.raises(ConfigInvalid, match=r"daemon.state_dir: .*certificate.pem: .*; remove its directory"):
+        look.described(config.parse(text, "f"), 0.0)

@@ -220,6 +220,15 @@ def test_the_first_reports_of_ten_thousand_things_spread_evenly_over_an_interval
     assert max(dues) < 1.5 * INTERVAL_S
 
 
+def test_a_thing_that_learns_its_name_late_reports_first_when_it_would_have_with_it() -> None:
+    made = Schedule("", INTERVAL_S, SPACING_S, None, at(0.0))
+    made.identify("mything1")
+    assert made.due_s == pytest.approx(schedule(None).due_s)
+    made.sent(100.0)
+    made.identify("mything2")
+    assert made.due_s == 100.0 + INTERVAL_S, "after a report the period counts from there"
+
+
 def test_a_thing_has_the_same_phase_for_ever() -> None:
     assert phase("mything1") == phase("mything1") != phase("mything2")
 

@@ -9,6 +9,7 @@ import asyncio
 import base64
 import contextlib
 import json
+import os
 import subprocess
 from typing import TYPE_CHECKING, Any
 
@@ -88,6 +89,18 @@ def test_a_key_that_others_may_replace_is_refused(keys: Path) -> None:
         signature.check(str(keys / "key"))
     with pytest.raises(ConfigInvalid, match="No such file"):
         signature.check(str(keys / "none"))
+
+
+def test_a_key_of_another_user_is_refused(keys: Path, tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a file away")
+    path = tmp_path / "key.pub"
+    path.write_bytes((keys / "key.pub").read_bytes())
+    path.chmod(0o644)
+    signature.check(str(path))
+    os.chown(path, 12_345, -1)
+    with pytest.raises(ConfigInvalid, match=r"remote.public_key: .* belongs to user 12345, who .*; chown 0 "):
+        signature.check(str(path))
 
 
 def test_the_command_signs_what_a_device_takes(keys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -264,7 +277,9 @@ class Bench:
         self.fails = ""
         """Why what is tried cannot be applied."""
         self.invalid = ""
-        self.bug = False
+        self.bug = self.bug_in_validate = False
+        self.meanwhile = b""
+        """What the shadow says while something is applied."""
         settings = Remote(public_key=str(keys / "key.pub"), confirm_s=1)
         self.keeper = Keeper(settings, self.journal, Changes(self._validate, self._apply), self._publish, self._say)
 
@@ -272,6 +287,8 @@ class Bench:
         self.said.append(text)
 
     def _validate(self, overlay: Overlay) -> None:
+        if self.bug_in_validate:
+            raise RuntimeError("nobody expected this")
         if self.invalid:
             raise ConfigInvalid(f"{overlay.origin}: {self.invalid}; do")
 
@@ -279,6 +296,8 @@ class Bench:
         if trial is not None and self.bug:
             raise RuntimeError("nobody expected this")
         self.applied.append(trial.version if trial else None)
+        if self.meanwhile:
+            self.keeper.received(f"{GET}/accepted", self.meanwhile)
         return self.fails if trial else ""
 
     def _publish(self, name: str, payload: bytes) -> asyncio.Future[None]:
@@ -301,9 +320,7 @@ class Bench:
     async def decided(self, document: bytes) -> dict[str, Any]:
         """Have it considered to its end; returns what was reported then."""
         assert self.keeper.received(f"{GET}/accepted", document)
-        wants = self.keeper._wanted
-        assert wants is not None
-        await self.keeper._consider(wants)
+        await self.keeper._turn()
         told: dict[str, Any] = json.loads(self.keeper._report())["state"]["reported"]
         return told
 
@@ -396,13 +413,36 @@ def test_a_text_that_finds_a_bug_is_rolled_back(bench: Bench) -> None:
     bench.run(scenario)
 
 
+def test_a_text_that_finds_a_bug_before_anything_is_applied_is_rejected_for_ever(bench: Bench) -> None:
+    bench.bug_in_validate = True
+
+    async def scenario() -> None:
+        told = await bench.decided(bench.document(7))
+        assert (told["state"], bench.applied, bench.journal.standing.seen) == ("rejected", [], 7)
+        assert "nobody expected this" in told["error"]
+
+    bench.run(scenario)
+
+
+def test_what_is_not_understood_while_something_is_tried_is_told_after_it(bench: Bench) -> None:
+    bench.meanwhile = b"{"
+
+    async def scenario() -> None:
+        told = await bench.decided(bench.document(7))
+        assert (told["state"], told["version"], told["error"]) == ("applied", 7, None)
+        await bench.keeper._turn()
+        assert (bench.journal.standing.outcome, bench.journal.standing.version) == ("rejected", 0)
+        assert bench.journal.standing.confirmed == Overlay(7, TEXT)
+
+    bench.run(scenario)
+
+
 @pytest.mark.parametrize("trouble", [Unreachable("no network"), Refused("publish was refused", 135)])
 def test_what_the_broker_does_not_hear_of_is_rolled_back(bench: Bench, trouble: Exception) -> None:
     async def scenario() -> None:
         assert bench.keeper.received(f"{GET}/accepted", bench.document(7))
         bench.refuses = trouble
-        assert bench.keeper._wanted is not None
-        await bench.keeper._consider(bench.keeper._wanted)
+        await bench.keeper._turn()
         assert bench.journal.standing.outcome == "rolled_back"
         assert bench.journal.standing.error == f"the broker did not hear of it within 1 s: {trouble}"
         assert bench.applied == [7, None]
@@ -424,6 +464,7 @@ def test_a_journal_that_cannot_be_written_means_that_nothing_is_tried(bench: Ben
 def test_what_the_shadow_says_that_nobody_understands_is_said_and_changes_nothing(bench: Bench) -> None:
     async def scenario() -> None:
         assert bench.keeper.received(f"{GET}/accepted", b"{")
+        await bench.keeper._turn()
         assert bench.keeper.received(f"{UPDATE}/rejected", b'{"code": 413, "message": "too large"}')
         assert bench.keeper.received(f"{GET}/rejected", b'{"code": 404}')
         assert not bench.keeper.received("$aws/things/mything1/defender/metrics/json/accepted", b"{}")
