@@ -18,7 +18,7 @@ from monitor.errors import CloudRefused
 from monitor.sinks.text import pad, safe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
 
     from monitor.cloud.aws import Aws
     from monitor.cloud.parts import Json
@@ -84,8 +84,15 @@ class Account:
 
 def before(account: Account) -> Iterator[Finding]:
     """Yield what has to be right before a template is applied; where there is no Detect, that is the last."""
-    for question in (_detect, _behaviors, _metrics, _names, _targets):
-        for one in answered(question, account):
+    questions = {
+        "detect": _detect,
+        "behaviors": _behaviors,
+        "metrics": _metrics,
+        "names": _names,
+        "targets": _targets,
+    }
+    for name, question in questions.items():
+        for one in answered(name, question(account)):
             yield one
             if one.no_detect:
                 return
@@ -93,23 +100,22 @@ def before(account: Account) -> Iterator[Finding]:
 
 def everything(account: Account, defender: Defender | None, *, bucket: str = "") -> Iterator[Finding]:
     """Yield every finding, the first wrong one about credentials being the last. `defender`: of the devices."""
-    first = list(answered(_credentials, account))
+    first = list(answered("credentials", _credentials(account)))
     yield from first
     if not all(one.ok for one in first):
         return
-    yield from answered(lambda of: _endpoint(of, defender), account)
-    yield from answered(_stack, account)
-    yield from answered(lambda of: _template(of, bucket), account)
+    yield from answered("endpoint", _endpoint(account, defender))
+    yield from answered("stack", _stack(account))
+    yield from answered("template", _template(account, bucket))
     yield from before(account)
 
 
-def answered(question: Callable[[Account], Iterable[Finding]], account: Account) -> Iterator[Finding]:
-    """Yield what a question finds; what AWS refuses is a finding as well."""
+def answered(name: str, found: Iterable[Finding]) -> Iterator[Finding]:
+    """Yield what the question of that name finds while it is asked; what AWS refuses is a finding as well."""
     try:
-        yield from question(account)
+        yield from found
     except CloudRefused as error:
         what, _, remedy = str(error).rpartition("; ")
-        name = getattr(question, "__name__", "").removeprefix("_").removeprefix("<lambda>") or "endpoint"
         yield Finding(
             name=name, ok=None if error.denied else False, detail=what, remedy=remedy, no_detect=error.no_detect
         )

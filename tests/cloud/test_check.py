@@ -189,6 +189,20 @@ def test_what_may_not_be_asked_is_not_called_wrong(talk: Conversation, capsys: p
     assert "allow your user or role iot:ListCustomMetrics" in out
 
 
+def test_a_template_that_cloudformation_does_not_take_is_called_by_its_name(
+    talk: Conversation, capsys: pytest.CaptureFixture[str]
+) -> None:
+    talk.me()
+    talk.answer("iot", "describe_endpoint", {"endpointAddress": ENDPOINT})
+    talk.stack(None)
+    talk.refuse("cloudformation", "validate_template", "ValidationError", "Template format error")
+    talk.account()
+    talk.free()
+    assert cli.main(CHECK) == 4
+    failed = [(name, rest) for word, name, rest in found(capsys) if word == "FAIL"]
+    assert failed == [("template", "cloudformation:ValidateTemplate: ValidationError: Template format error")]
+
+
 def test_an_account_without_detect_is_told_what_to_do(talk: Conversation, capsys: pytest.CaptureFixture[str]) -> None:
     begun(talk)
     gone = "The IoT Device Defender detect feature is not available to new customers"
