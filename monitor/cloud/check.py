@@ -292,7 +292,7 @@ def _targets(account: Account) -> Iterator[Finding]:
         one["SecurityProfileName"] for one in filled.of_type(account.document, filled.PROFILE_TYPE).values()
     ] or [""]
     for target in wanted:
-        what = target.rpartition(":")[2]
+        what = target.split(":", 5)[5]  # a group's name may have colons
         if f":{account.aws.region}:{account.identity['Account']}:" not in target:
             yield Finding(
                 name="targets",
