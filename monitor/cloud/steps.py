@@ -94,7 +94,9 @@ def diff(desk: Desk, order: Order, made: Made) -> int:
         differing += _settings(found, order, made)
     by_hand: list[Change] = []
     unseen = "" if order.drift else "nobody looked for changes by hand"
-    if found is not None and order.drift and not found.busy:
+    if found is not None and order.drift and found.busy:
+        unseen = f"nobody looked for changes by hand: the stack is {found.status}"
+    elif found is not None and order.drift:
         by_hand, why = drift(desk.aws, found, present["Resources"])
         unseen = f"CloudFormation could not look for every change by hand: {safe(why)}" if why else ""
     if order.json:
