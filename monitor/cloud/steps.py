@@ -92,13 +92,7 @@ def diff(desk: Desk, order: Order, made: Made) -> int:
     differing = changes(present, made.document)
     if found is not None:
         differing += _settings(found, order, made)
-    by_hand: list[Change] = []
-    unseen = "" if order.drift else "nobody looked for changes by hand"
-    if found is not None and order.drift and found.busy:
-        unseen = f"nobody looked for changes by hand: the stack is {found.status}"
-    elif found is not None and order.drift:
-        by_hand, why = drift(desk.aws, found, present["Resources"])
-        unseen = f"CloudFormation could not look for every change by hand: {safe(why)}" if why else ""
+    by_hand, unseen = _by_hand(desk, order, found, present)
     if order.json:
         desk.tell(msgspec.json.encode({"changes": differing, "drift": by_hand, "unseen": unseen}).decode())
         return DIFFERS if differing or by_hand else 0
@@ -116,6 +110,18 @@ def diff(desk: Desk, order: Order, made: Made) -> int:
             desk.tell(line)
     desk.tell(f"{where}: {_summary(differing, by_hand)}{f'; {unseen}' if unseen and found is not None else ''}")
     return DIFFERS
+
+
+def _by_hand(desk: Desk, order: Order, found: Stack | None, present: Json) -> tuple[list[Change], str]:
+    """What somebody changed by hand, and why that may not be all."""
+    if not order.drift:
+        return [], "nobody looked for changes by hand"
+    if found is None:
+        return [], ""
+    if found.busy:
+        return [], f"nobody looked for changes by hand: the stack is {found.status}"
+    by_hand, why = drift(desk.aws, found, present["Resources"])
+    return by_hand, f"CloudFormation could not look for every change by hand: {safe(why)}" if why else ""
 
 
 def apply(desk: Desk, order: Order, made: Made, without_detect: Callable[[], Made]) -> int:
