@@ -12,7 +12,8 @@ import msgspec
 
 from monitor.cloud import filled, stack
 from monitor.cloud.behaviors import METRIC_TYPE
-from monitor.cloud.changeset import MAX_INLINE_BYTES, text_of
+from monitor.cloud.changeset import text_of
+from monitor.cloud.parts import MAX_INLINE_BYTES
 from monitor.cloud.template import QUOTA_METRICS
 from monitor.errors import CloudRefused
 from monitor.sinks.text import pad, safe

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 Json = dict[str, Any]
 
+MAX_INLINE_BYTES: Final = 51_200
+"""Of a template that is not in a bucket (CloudFormation, TemplateBody)."""
+
 THING: Final = "${iot:Connection.Thing.ThingName}"
 """A thing policy variable: whoever connects, for each thing its own name."""
 DOCTOR: Final = "-doctor"

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from monitor.cloud import changeset, check, stack
-from monitor.cloud.changeset import MAX_INLINE_BYTES, text_of
 from monitor.cloud.compare import STACK, changes
 from monitor.cloud.drift import drift
 from monitor.cloud.reasons import NO_DETECT, no_detect
@@ -64,7 +63,6 @@ class Made(msgspec.Struct, frozen=True, kw_only=True):
     """Name of the security profile, which the stack is marked by."""
     stack: str
     """Name of the stack."""
-    notes: tuple[str, ...] = ()
 
 
 def check_account(desk: Desk, order: Order, made: Made, defender: Defender | None) -> int:
@@ -131,16 +129,11 @@ def apply(desk: Desk, order: Order, made: Made, without_detect: Callable[[], Mad
     """
     found = _settled(desk, made)
     made = _accepted(desk, order, made, without_detect)
+    changeset.sendable(made.document, order.bucket)
     if found is not None and found.husk:
         if not _removed_first(desk, order, found):
             return UNCONFIRMED
         found = None
-    size = len(text_of(made.document).encode())
-    if size > MAX_INLINE_BYTES and not order.bucket:
-        raise ConfigInvalid(
-            f"command line: the template has {size} bytes, and CloudFormation takes {MAX_INLINE_BYTES} in a call; "
-            "give --bucket with one of yours in the same region"
-        )
     plan = changeset.plan(
         desk.aws,
         made.stack,
