@@ -8,6 +8,7 @@ The help of the verbs with many flags lies beside what they do, and is imported 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import sys
 from pathlib import Path
@@ -54,7 +55,8 @@ class _Parser(argparse.ArgumentParser):
         if file is sys.stdout:
             put(message)
         else:
-            super()._print_message(message, file)
+            with contextlib.suppress(OSError):  # nobody can be told; the exit code still says it
+                super()._print_message(message, file)
 
 
 def parser() -> argparse.ArgumentParser:
