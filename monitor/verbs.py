@@ -32,7 +32,7 @@ exit codes:
   3  cannot capture, or no daemon answers
   4  cannot publish or write the report (report, run --once, agent), no broker is there (defender),
      no certificate came (provision), or a step to the broker failed (doctor); AWS refused, or was not reached
-     (cloud)
+     (cloud); stdout could not be written
   70 a bug in kinwatch; the traceback is on stderr
 """
 
