@@ -30,7 +30,6 @@ MAX_PROFILES: Final = 5
 """Security profiles of one target."""
 _IOT: Final = "iot"
 _GONE: Final = "ResourceNotFoundException"
-_SHOWN: Final = 3
 _NAMED: Final = {
     filled.PROFILE_TYPE: ("SecurityProfileName", "DescribeSecurityProfile", "security profile"),
     "AWS::IoT::ThingGroup": ("ThingGroupName", "DescribeThingGroup", "thing group"),
@@ -99,7 +98,7 @@ def before(account: Account) -> Iterator[Finding]:
                 return
 
 
-def everything(account: Account, defender: Defender | None, *, bucket: str = "") -> Iterator[Finding]:
+def everything(account: Account, defender: Defender | None) -> Iterator[Finding]:
     """Yield every finding, the first wrong one about credentials being the last. `defender`: of the devices."""
     first = list(answered("credentials", _credentials(account)))
     yield from first
@@ -107,7 +106,7 @@ def everything(account: Account, defender: Defender | None, *, bucket: str = "")
         return
     yield from answered("endpoint", _endpoint(account, defender))
     yield from answered("stack", _stack(account))
-    yield from answered("template", _template(account, bucket))
+    yield from answered("template", _template(account))
     yield from before(account)
 
 
@@ -173,15 +172,15 @@ def _stack(account: Account) -> Iterator[Finding]:
         )
 
 
-def _template(account: Account, bucket: str) -> Iterator[Finding]:
+def _template(account: Account) -> Iterator[Finding]:
     text = text_of(account.document)
     size = len(text.encode())
     if size > MAX_INLINE_BYTES:
         yield Finding(
             name="template",
-            ok=bool(bucket) or None,
+            ok=None,
             detail=f"{len(account.document['Resources'])} resources, {size} bytes",
-            remedy="" if bucket else f"apply needs --bucket: CloudFormation takes {MAX_INLINE_BYTES} bytes in a call",
+            remedy=f"apply needs --bucket: CloudFormation takes {MAX_INLINE_BYTES} bytes in a call",
         )
         return
     account.aws.call("cloudformation", "ValidateTemplate", TemplateBody=text)

@@ -10,6 +10,7 @@ import hashlib
 from typing import TYPE_CHECKING, Any, Final
 
 from monitor.cloud.reasons import NO_DETECT
+from monitor.cloud.steps import UNCONFIRMED
 from monitor.cloud.words import value
 from monitor.errors import CloudRefused
 from monitor.sinks.text import pad, safe
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 MAX_VIOLATIONS: Final = 25
 """Of one task."""
-UNCONFIRMED: Final = 1
 _IOT: Final = "iot"
 _POLL_S: Final = 3.0
 _POLLS: Final = 200

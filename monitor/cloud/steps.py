@@ -71,7 +71,7 @@ def check_account(desk: Desk, order: Order, made: Made, defender: Defender | Non
     found: list[check.Finding] = []
     if not order.json:
         desk.tell(f"account, for the security profile {made.profile}")
-    for one in check.everything(account, defender, bucket=order.bucket):
+    for one in check.everything(account, defender):
         found.append(one)
         if not order.json:
             for line in check.lines([one]):
