@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from monitor.cloud.parts import Json
     from monitor.cloud.stack import Event
 
+_PREFIX: Final = "kinwatch-"
 _NO_CHANGES: Final = ("didn't contain changes", "no updates are to be performed")
 _SHOWN: Final = 6
 
@@ -60,7 +61,7 @@ def plan(  # noqa: PLR0913 - what a change set consists of
     kept: Mapping[str, str] = {} if present is None or creating else present.parameters
     asked: Json = {
         "StackName": name,
-        "ChangeSetName": f"kinwatch-{hashlib.sha256(text.encode()).hexdigest()[:16]}",
+        "ChangeSetName": f"{_PREFIX}{hashlib.sha256(text.encode()).hexdigest()[:16]}",
         "ChangeSetType": "CREATE" if creating else "UPDATE",
         "Capabilities": ["CAPABILITY_IAM"],
         "Tags": [{"Key": TAG, "Value": profile}],
@@ -192,6 +193,12 @@ def _change(one: Json, known: Mapping[str, Json]) -> Change:
             shown.append("somebody changed it by hand to what is wanted now")
     name = name_of(known, one["LogicalResourceId"], one.get("PhysicalResourceId", ""))
     return Change(sign=sign, type=one["ResourceType"], name=name, details=tuple(shown))
+
+
+def only_ours(aws: Aws, stack: Stack) -> bool:
+    """Whether a stack that was never made has plans of kinwatch and no other. Raises CloudRefused."""
+    names = [one["ChangeSetName"] for one in aws.pages(SERVICE, "ListChangeSets", "Summaries", StackName=stack.id)]
+    return bool(names) and all(name.startswith(_PREFIX) for name in names)
 
 
 def discard(aws: Aws, made: Plan) -> None:

@@ -191,15 +191,18 @@ def destroy(desk: Desk, order: Order, made: Made) -> int:
 
 
 def _own(desk: Desk, made: Made, *, strict: bool = False) -> Stack | None:
-    """The stack, which is ours; None: there is none. `strict`: only if it bears our mark. Raises CloudRefused."""
+    """The stack, which is ours; None: there is none. `strict`: only if it bears our mark, or has our plans alone.
+
+    Raises CloudRefused: it is not.
+    """
     found = stack.find(desk.aws, made.stack)
     if found is None:
         return None
     owner = found.tags.get(stack.TAG)
     if owner == made.profile or (owner is None and not strict and found.description.startswith(_OURS)):
         return found
-    if owner is None and found.empty:
-        return found
+    if owner is None and found.empty and (not strict or changeset.only_ours(desk.aws, found)):
+        return found  # it bears no mark before it is made
     whose = f"belongs to the security profile {owner}" if owner else "was not made by 'kinwatch cloud apply'"
     remedy = "give another --stack"
     if owner is None and strict:
