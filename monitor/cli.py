@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -71,6 +70,8 @@ def _explain(error: BaseException) -> int:
         return PIPE_CLOSED
     if isinstance(error, ModuleNotFoundError) and error.name == "monitor.engine._native":
         return _fail("its native part is not built; run 'make build' in the checkout, or install a wheel", NO_CAPTURE)
+    import traceback
+
     with contextlib.suppress(OSError):
         traceback.print_exception(error)
     return _fail(f"this is a bug in kinwatch {__version__}; please report the lines above", BUG)
