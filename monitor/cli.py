@@ -3,13 +3,13 @@
 Everything that costs time to import is imported by the verb that needs it, so that help is instant.
 """
 
-# ruff: noqa: PLC0415, T201 - a verb imports what it needs, after its flags are found right; a command line prints
+# ruff: noqa: PLC0415 - a verb imports what it needs, after its flags are found right
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -70,7 +70,10 @@ def _explain(error: BaseException) -> int:
         return PIPE_CLOSED
     if isinstance(error, ModuleNotFoundError) and error.name == "monitor.engine._native":
         return _fail("its native part is not built; run 'make build' in the checkout, or install a wheel", NO_CAPTURE)
-    traceback.print_exception(error)
+    import traceback
+
+    with contextlib.suppress(OSError):
+        traceback.print_exception(error)
     return _fail(f"this is a bug in kinwatch {__version__}; please report the lines above", BUG)
 
 
@@ -316,6 +319,7 @@ def _split(argv: list[str]) -> tuple[list[str], list[str] | None]:
 
 
 def _fail(text: str, code: int) -> int:
-    if sys.stderr is not None:  # print would take stdout instead
-        print(f"kinwatch: {text}", file=sys.stderr)
+    from monitor.sinks.text import say
+
+    say(text)
     return code

@@ -18,7 +18,11 @@ def put(text: str) -> None:
     if sys.stdout is None:  # it was closed before we began
         return
     try:
-        sys.stdout.write(text)
+        try:
+            sys.stdout.write(text)
+        except UnicodeEncodeError:  # a locale of before UTF-8; stderr does the same by itself
+            encoding = sys.stdout.encoding
+            sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
         sys.stdout.flush()
     except BrokenPipeError:
         raise

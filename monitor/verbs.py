@@ -8,6 +8,7 @@ The help of the verbs with many flags lies beside what they do, and is imported 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import sys
 from pathlib import Path
@@ -31,7 +32,7 @@ exit codes:
   3  cannot capture, or no daemon answers
   4  cannot publish or write the report (report, run --once, agent), no broker is there (defender),
      no certificate came (provision), or a step to the broker failed (doctor); AWS refused, or was not reached
-     (cloud)
+     (cloud); stdout could not be written
   70 a bug in kinwatch; the traceback is on stderr
 """
 
@@ -54,7 +55,8 @@ class _Parser(argparse.ArgumentParser):
         if file is sys.stdout:
             put(message)
         else:
-            super()._print_message(message, file)
+            with contextlib.suppress(OSError):  # nobody can be told; the exit code still says it
+                super()._print_message(message, file)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from monitor.cloud.parts import MAX_INLINE_BYTES
 from monitor.cloud.stack import POLL_S, POLLS, SERVICE, TAG, Stack, follow, seen
 from monitor.cloud.words import Change, Sign, moved, name_of
 from monitor.errors import CloudRefused, ConfigInvalid
@@ -23,8 +24,7 @@ if TYPE_CHECKING:
     from monitor.cloud.parts import Json
     from monitor.cloud.stack import Event
 
-MAX_INLINE_BYTES: Final = 51_200
-"""Of a template that is not in a bucket (CloudFormation, TemplateBody)."""
+_PREFIX: Final = "kinwatch-"
 _NO_CHANGES: Final = ("didn't contain changes", "no updates are to be performed")
 _SHOWN: Final = 6
 
@@ -56,12 +56,12 @@ def plan(  # noqa: PLR0913 - what a change set consists of
     `parameters` are those to set; the others stay as they are, or as the template has them. `bucket` gets a template
     that is too long to be sent, for that long. Raises CloudRefused: there is no plan; ConfigInvalid: it is too long.
     """
-    text = text_of(document)
+    text = sendable(document, bucket)
     creating = present is None or present.empty
     kept: Mapping[str, str] = {} if present is None or creating else present.parameters
     asked: Json = {
         "StackName": name,
-        "ChangeSetName": f"kinwatch-{hashlib.sha256(text.encode()).hexdigest()[:16]}",
+        "ChangeSetName": f"{_PREFIX}{hashlib.sha256(text.encode()).hexdigest()[:16]}",
         "ChangeSetType": "CREATE" if creating else "UPDATE",
         "Capabilities": ["CAPABILITY_IAM"],
         "Tags": [{"Key": TAG, "Value": profile}],
@@ -102,6 +102,16 @@ def text_of(document: Json) -> str:
     return json.dumps(document, separators=(",", ":"))
 
 
+def sendable(document: Json, bucket: str) -> str:
+    """Write a template so that it can be sent, in a call or by the bucket. Raises ConfigInvalid: it is too long."""
+    text = text_of(document)
+    size = len(text.encode())
+    if size > MAX_INLINE_BYTES and not bucket:
+        what = f"the template has {size} bytes, and CloudFormation takes {MAX_INLINE_BYTES} in a call"
+        raise ConfigInvalid(f"command line: {what}; give --bucket with one of yours in the same region")
+    return text
+
+
 class _Delivered:
     """A template where CloudFormation can read it, as arguments of a call."""
 
@@ -112,9 +122,6 @@ class _Delivered:
     def __enter__(self) -> Json:
         if len(self._body) <= MAX_INLINE_BYTES:
             return {"TemplateBody": self._body.decode()}
-        if not self._bucket:
-            what = f"the template has {len(self._body)} bytes, and CloudFormation takes {MAX_INLINE_BYTES} in a call"
-            raise ConfigInvalid(f"command line: {what}; give --bucket with one of yours in the same region")
         self._key = f"kinwatch/{hashlib.sha256(self._body).hexdigest()}.json"
         self._aws.call("s3", "PutObject", Bucket=self._bucket, Key=self._key, Body=self._body)
         return {"TemplateURL": f"{self._aws.client('s3').meta.endpoint_url}/{self._bucket}/{self._key}"}
@@ -126,15 +133,10 @@ class _Delivered:
 
 def _planned(aws: Aws, name: str, made: Json) -> Json:
     """Wait for a change set: its description, with the changes of all pages."""
+    asked: Json = {"ChangeSetName": made["Id"], "StackName": made["StackId"], "IncludePropertyValues": True}
     found: Json = {}
     for _ in range(POLLS):
-        found = aws.call(
-            SERVICE,
-            "DescribeChangeSet",
-            ChangeSetName=made["Id"],
-            StackName=made["StackId"],
-            IncludePropertyValues=True,
-        )
+        found = aws.call(SERVICE, "DescribeChangeSet", **asked)
         if found["Status"] in {"CREATE_COMPLETE", "FAILED"}:
             break
         aws.sleep(POLL_S)
@@ -143,14 +145,7 @@ def _planned(aws: Aws, name: str, made: Json) -> Json:
     changes = list(found.get("Changes", ()))
     page = found
     while "NextToken" in page:
-        page = aws.call(
-            SERVICE,
-            "DescribeChangeSet",
-            ChangeSetName=made["Id"],
-            StackName=made["StackId"],
-            IncludePropertyValues=True,
-            NextToken=page["NextToken"],
-        )
+        page = aws.call(SERVICE, "DescribeChangeSet", **asked, NextToken=page["NextToken"])
         changes += page.get("Changes", ())
     return {"ChangeSetId": made["Id"], "StackId": made["StackId"]} | found | {"Changes": changes}
 
@@ -198,6 +193,12 @@ def _change(one: Json, known: Mapping[str, Json]) -> Change:
             shown.append("somebody changed it by hand to what is wanted now")
     name = name_of(known, one["LogicalResourceId"], one.get("PhysicalResourceId", ""))
     return Change(sign=sign, type=one["ResourceType"], name=name, details=tuple(shown))
+
+
+def only_ours(aws: Aws, stack: Stack) -> bool:
+    """Whether a stack that was never made has plans of kinwatch and no other. Raises CloudRefused."""
+    names = [one["ChangeSetName"] for one in aws.pages(SERVICE, "ListChangeSets", "Summaries", StackName=stack.id)]
+    return bool(names) and all(name.startswith(_PREFIX) for name in names)
 
 
 def discard(aws: Aws, made: Plan) -> None:

@@ -12,13 +12,14 @@ import msgspec
 
 from monitor.cloud import filled, stack
 from monitor.cloud.behaviors import METRIC_TYPE
-from monitor.cloud.changeset import MAX_INLINE_BYTES, text_of
+from monitor.cloud.changeset import text_of
+from monitor.cloud.parts import MAX_INLINE_BYTES
 from monitor.cloud.template import QUOTA_METRICS
 from monitor.errors import CloudRefused
 from monitor.sinks.text import pad, safe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
 
     from monitor.cloud.aws import Aws
     from monitor.cloud.parts import Json
@@ -29,7 +30,6 @@ MAX_PROFILES: Final = 5
 """Security profiles of one target."""
 _IOT: Final = "iot"
 _GONE: Final = "ResourceNotFoundException"
-_SHOWN: Final = 3
 _NAMED: Final = {
     filled.PROFILE_TYPE: ("SecurityProfileName", "DescribeSecurityProfile", "security profile"),
     "AWS::IoT::ThingGroup": ("ThingGroupName", "DescribeThingGroup", "thing group"),
@@ -84,32 +84,38 @@ class Account:
 
 def before(account: Account) -> Iterator[Finding]:
     """Yield what has to be right before a template is applied; where there is no Detect, that is the last."""
-    for question in (_detect, _behaviors, _metrics, _names, _targets):
-        for one in answered(question, account):
+    questions = {
+        "detect": _detect,
+        "behaviors": _behaviors,
+        "metrics": _metrics,
+        "names": _names,
+        "targets": _targets,
+    }
+    for name, question in questions.items():
+        for one in answered(name, question(account)):
             yield one
             if one.no_detect:
                 return
 
 
-def everything(account: Account, defender: Defender | None, *, bucket: str = "") -> Iterator[Finding]:
+def everything(account: Account, defender: Defender | None) -> Iterator[Finding]:
     """Yield every finding, the first wrong one about credentials being the last. `defender`: of the devices."""
-    first = list(answered(_credentials, account))
+    first = list(answered("credentials", _credentials(account)))
     yield from first
     if not all(one.ok for one in first):
         return
-    yield from answered(lambda of: _endpoint(of, defender), account)
-    yield from answered(_stack, account)
-    yield from answered(lambda of: _template(of, bucket), account)
+    yield from answered("endpoint", _endpoint(account, defender))
+    yield from answered("stack", _stack(account))
+    yield from answered("template", _template(account))
     yield from before(account)
 
 
-def answered(question: Callable[[Account], Iterable[Finding]], account: Account) -> Iterator[Finding]:
-    """Yield what a question finds; what AWS refuses is a finding as well."""
+def answered(name: str, found: Iterable[Finding]) -> Iterator[Finding]:
+    """Yield what the question of that name finds while it is asked; what AWS refuses is a finding as well."""
     try:
-        yield from question(account)
+        yield from found
     except CloudRefused as error:
         what, _, remedy = str(error).rpartition("; ")
-        name = getattr(question, "__name__", "").removeprefix("_").removeprefix("<lambda>") or "endpoint"
         yield Finding(
             name=name, ok=None if error.denied else False, detail=what, remedy=remedy, no_detect=error.no_detect
         )
@@ -166,15 +172,15 @@ def _stack(account: Account) -> Iterator[Finding]:
         )
 
 
-def _template(account: Account, bucket: str) -> Iterator[Finding]:
+def _template(account: Account) -> Iterator[Finding]:
     text = text_of(account.document)
     size = len(text.encode())
     if size > MAX_INLINE_BYTES:
         yield Finding(
             name="template",
-            ok=bool(bucket) or None,
+            ok=None,
             detail=f"{len(account.document['Resources'])} resources, {size} bytes",
-            remedy="" if bucket else f"apply needs --bucket: CloudFormation takes {MAX_INLINE_BYTES} bytes in a call",
+            remedy=f"apply needs --bucket: CloudFormation takes {MAX_INLINE_BYTES} bytes in a call",
         )
         return
     account.aws.call("cloudformation", "ValidateTemplate", TemplateBody=text)
@@ -286,7 +292,7 @@ def _targets(account: Account) -> Iterator[Finding]:
         one["SecurityProfileName"] for one in filled.of_type(account.document, filled.PROFILE_TYPE).values()
     ] or [""]
     for target in wanted:
-        what = target.rpartition(":")[2]
+        what = target.split(":", 5)[5]  # a group's name may have colons
         if f":{account.aws.region}:{account.identity['Account']}:" not in target:
             yield Finding(
                 name="targets",

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from monitor.cloud.parts import base_of
+from monitor.cloud.parts import MAX_INLINE_BYTES, base_of
 from monitor.cloud.template import NAME, make
 from monitor.detect.profile import load
 from monitor.errors import ConfigInvalid
@@ -30,9 +30,6 @@ if TYPE_CHECKING:
     from monitor.cloud.template import Template, Wanted
     from monitor.config import Config
     from monitor.detect.profile import Profile
-
-MAX_INLINE_BYTES: Final = 51_200
-"""Of a template that is not in a bucket (CloudFormation, TemplateBody)."""
 
 
 def template(config: Config, wanted: Wanted, output: Path | None) -> str:
@@ -64,15 +61,14 @@ def run(config: Config, wanted: Wanted, order: Order, tell: Callable[[str], None
     from monitor.cloud.aws import connect
 
     def made(wanted: Wanted) -> Made:
-        found = make(config, wanted, written_as, profile)
-        _note(found)
-        return steps.Made(document=found.document, profile=name, stack=order.stack or stack_name(name))
-
-    if order.step in {"destroy", "mitigate"}:  # they need no more than the name
         document: Json = {}
-        target = steps.Made(document=document, profile=name, stack=order.stack or stack_name(name))
-    else:
-        target = made(wanted)
+        if order.step not in {"destroy", "mitigate"}:  # they need no more than the name
+            found = make(config, wanted, written_as, profile)
+            _note(found)
+            document = found.document
+        return steps.Made(document=document, profile=name, stack=order.stack or stack_name(name))
+
+    target = made(wanted)
     desk = steps.Desk(
         aws=connect(order.step, order.region, order.aws_profile),
         tell=lambda line: tell(f"{line}\n"),

@@ -65,6 +65,7 @@ by policies that you attach to it. With --no-detect there are no violations to s
 }
 """Each step: its summary, and more."""
 _STACK: Final = re.compile(r"[a-zA-Z][-a-zA-Z0-9]{0,127}\Z")
+_BUCKET: Final = re.compile(r"[a-zA-Z0-9._-]{3,255}\Z")  # old ones have more than new ones may
 _ADDRESS: Final = re.compile(r"[^@\s]+@[^@\s]+\Z")
 _THING: Final = re.compile(r"[a-zA-Z0-9:_-]{1,128}\Z")
 
@@ -200,12 +201,14 @@ def wanted(options: argparse.Namespace) -> Wanted:
 
 def order(options: argparse.Namespace) -> Order:
     """Return what the flags say of the account. Raises ConfigInvalid."""
-    stack, thing = getattr(options, "stack", ""), getattr(options, "thing", "")
+    stack, thing, bucket = (getattr(options, name, "") for name in ("stack", "thing", "bucket"))
     if stack and not _STACK.match(stack):
         what = "letters, digits and -, a letter first, 128 at most"
         raise ConfigInvalid(f"command line: --stack: expected {what}, found {stack!r}")
     if thing and not _THING.match(thing):
         raise ConfigInvalid(f"command line: --thing: expected a name of [a-zA-Z0-9:_-], 1 to 128, found {thing!r}")
+    if bucket and not _BUCKET.match(bucket):
+        raise ConfigInvalid(f"command line: --bucket: expected a name of [a-zA-Z0-9._-], 3 to 255, found {bucket!r}")
     parameters = {}
     if getattr(options, "email", None) is not None:
         if options.email and not _ADDRESS.match(options.email):
@@ -223,7 +226,7 @@ def order(options: argparse.Namespace) -> Order:
         region=options.region,
         aws_profile=options.aws_profile,
         stack=stack,
-        bucket=getattr(options, "bucket", ""),
+        bucket=bucket,
         parameters=parameters,
         yes=getattr(options, "yes", False),
         json=getattr(options, "json", False),

@@ -9,6 +9,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from monitor.cloud.parts import (
+    MARK,
     Json,
     alert_topic,
     allow,
@@ -34,7 +35,6 @@ _SQL: Final = "2016-03-23"
 _PERIOD_S: Final = 300
 _INGEST: Final = re.compile(r"\$aws/rules/([a-zA-Z0-9_]+)/?(.*)\Z")
 _LEVEL: Final = re.compile(r"[a-zA-Z0-9_.:@=-]*\Z")
-_THING: Final = "\0"  # stands in no topic
 
 
 def parts(config: Config, behaviors: Sequence[str], *, base: str) -> tuple[Json, list[str]]:
@@ -87,7 +87,7 @@ def parts(config: Config, behaviors: Sequence[str], *, base: str) -> tuple[Json,
 
 def source(settings: Defender, key: str) -> tuple[str, str]:
     """The name of the rule of Basic Ingest that a topic goes to ("": none), and the filter to select from."""
-    found = topic_of(settings, key, _THING)
+    found = topic_of(settings, key, MARK)
     ingest = _INGEST.match(found)
     rule, name = (ingest[1], ingest[2] or "kinwatch") if ingest else ("", found)
     # A placeholder, and whatever SQL may read as something else, is any level.

@@ -9,7 +9,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from monitor.cloud.parts import Json, allow, arn_of, iot_arn, quarantine_group, ref, role, topic_of
+from monitor.cloud.ingest import source
+from monitor.cloud.parts import MARK, Json, allow, arn_of, iot_arn, quarantine_group, ref, role, topic_of
 from monitor.errors import ConfigInvalid
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ MAX_CODE_BYTES: Final = 4096
 """Of a function whose code is inside a template (CloudFormation, ZipFile)."""
 CODE: Final = Path(__file__).with_name("quarantine.py")
 _RUNTIME: Final = "python3.13"
-_THING: Final = "\0"  # stands in no topic
 _PLAIN: Final = re.compile(r"[a-zA-Z0-9:_-]+\Z")
 _LOG_DAYS: Final = 90
 _MAX_BASE: Final = 64 - len("-quarantine")  # of a function's name
@@ -100,15 +100,16 @@ def parts(settings: Defender, alarming: Sequence[str], chosen: Sequence[str], *,
 
 def _statement(settings: Defender, chosen: Sequence[str]) -> str:
     """Select alarms; the thing is the one that the topic names, for a device may write any name into a message."""
-    levels = topic_of(settings, "alarm_topic", _THING).split("/")
-    if _THING not in levels or levels[0].startswith("$"):
+    levels = topic_of(settings, "alarm_topic", MARK).split("/")
+    if MARK not in levels or levels[0].startswith("$"):
         what = f"defender.alarm_topic {settings.alarm_topic!r} does not say by itself whose an alarm is"
         raise ConfigInvalid(
             f"command line: --quarantine: {what}; give the thing a level of its own, as kinwatch/{{thing}}/alarms, "
             "which is no topic of Basic Ingest"
         )
-    place = levels.index(_THING) + 1
-    listening = "/".join(level if _PLAIN.match(level) else "+" for level in levels)
+    place = levels.index(MARK) + 1
+    _, listening = source(settings, "alarm_topic")
     wanted = "" if ALL in chosen else " AND (" + " OR ".join(f"behavior = '{one}'" for one in chosen) + ")"
     fields = f"topic({place}) AS thing, behavior"
-    return f"SELECT {fields} FROM '{listening}' WHERE event = 'alarm'{wanted}"  # noqa: S608 - _PLAIN lets no quote pass
+    # Neither source() nor _PLAIN lets a quote pass.
+    return f"SELECT {fields} FROM '{listening}' WHERE event = 'alarm'{wanted}"  # noqa: S608

@@ -10,6 +10,7 @@ import hashlib
 from typing import TYPE_CHECKING, Any, Final
 
 from monitor.cloud.reasons import NO_DETECT
+from monitor.cloud.steps import UNCONFIRMED
 from monitor.cloud.words import value
 from monitor.errors import CloudRefused
 from monitor.sinks.text import pad, safe
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 MAX_VIOLATIONS: Final = 25
 """Of one task."""
-UNCONFIRMED: Final = 1
 _IOT: Final = "iot"
 _POLL_S: Final = 3.0
 _POLLS: Final = 200
@@ -59,7 +59,7 @@ def run(desk: Desk, order: Order, *, profile: str, base: str, thing: str) -> int
     if order.no_detect:
         desk.aws.call(_IOT, "AddThingToThingGroup", thingGroupName=group, thingName=thing, overrideDynamicGroups=True)
     else:
-        _by_task(desk, [one["violationId"] for one in violations], group)
+        _by_task(desk, [one["violationId"] for one in violations], group, thing)
     if group not in set(_groups(desk.aws, thing)):
         raise CloudRefused(f"{thing}: AWS says that it is done, and the thing is not in {group}; look at the group")
     desk.tell(f"done: {thing} is in {group}")
@@ -128,30 +128,34 @@ def _say_what_it_means(desk: Desk, group: str) -> None:
         desk.tell("no policy is attached to that group, so being in it forbids nothing yet")
 
 
-def _by_task(desk: Desk, violations: Sequence[str], action: str) -> None:
-    """Start a task and wait for its end. The same violations have the same task, so that a second start is none."""
+def _by_task(desk: Desk, violations: Sequence[str], group: str, thing: str) -> None:
+    """Start a task and wait for its end. The same violations have the same task, so that a second start is none.
+
+    The action is called as the group is.
+    """
     chosen = sorted(violations[:MAX_VIOLATIONS])
     if len(violations) > MAX_VIOLATIONS:
         desk.tell(f"a task takes {MAX_VIOLATIONS} violations: the first ones; one is enough for the thing to join")
-    stem = hashlib.sha256("\n".join((action, *chosen)).encode()).hexdigest()[:24]
+    stem = hashlib.sha256("\n".join((group, *chosen)).encode()).hexdigest()[:24]
     for attempt in range(1, _ATTEMPTS + 1):
         task = f"kinwatch-{stem}-{attempt}"
-        begun = _start(desk.aws, task, chosen, action)
+        begun = _start(desk.aws, task, chosen, group)
         desk.tell(f"task {task}: {'started' if begun else 'was started before'}")
         found = _ended(desk.aws, task)
         counts = found.get("taskStatistics", {})
         done, skipped, failed = (counts.get(f"actions{what}", 0) for what in ("Executed", "Skipped", "Failed"))
         desk.tell(f"task {task}: {found['taskStatus']}, {done} executed, {skipped} skipped, {failed} failed")
-        if found["taskStatus"] == "SUCCESSFUL" and not failed:
+        well = found["taskStatus"] == "SUCCESSFUL" and not failed
+        if well and (begun or group in _groups(desk.aws, thing)):
             return
         if begun:
             why = _failures(desk.aws, task)
             raise CloudRefused(
-                f"task {task}: {found['taskStatus']}: {why}; see the role of the mitigation action {action}, "
+                f"task {task}: {found['taskStatus']}: {why}; see the role of the mitigation action {group}, "
                 "then run the command again"
             )
-        # An earlier attempt failed: this is the next one.
-    raise CloudRefused(f"{_ATTEMPTS} tasks for these violations failed; see the mitigation action {action}")
+        # An earlier attempt failed, or somebody has let the thing out since: this is the next one.
+    raise CloudRefused(f"{_ATTEMPTS} tasks for these violations had no effect; see the mitigation action {group}")
 
 
 def _start(aws: Aws, task: str, violations: Sequence[str], action: str) -> bool:

@@ -24,12 +24,16 @@ if TYPE_CHECKING:
 
 Json = dict[str, Any]
 
+MAX_INLINE_BYTES: Final = 51_200
+"""Of a template that is not in a bucket (CloudFormation, TemplateBody)."""
+
 THING: Final = "${iot:Connection.Thing.ThingName}"
 """A thing policy variable: whoever connects, for each thing its own name."""
 DOCTOR: Final = "-doctor"
 """What `kinwatch doctor` puts behind the client id."""
+MARK: Final = "\0"
+"""In place of a thing's name in a topic, where nothing else has it."""
 
-_MARK: Final = "\0"  # stands in no topic
 _MAX_BASE: Final = 64
 EMAIL: Final = "AlarmEmail"
 _HAS_EMAIL: Final = "HasAlarmEmail"
@@ -144,7 +148,7 @@ def device_policy(defender: Defender, base: str, config: Config) -> Json:
     report = TOPIC.format(thing=THING, format=defender.format)
     # What looks like a variable in a topic is none; in a policy it would be. ? is any character.
     told = [
-        topic_of(defender, key, _MARK).replace("${", "?{").replace(_MARK, THING)
+        topic_of(defender, key, MARK).replace("${", "?{").replace(MARK, THING)
         for key in ("alarm_topic", "events_topic")
     ]
     calls = []

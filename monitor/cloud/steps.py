@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from monitor.cloud import changeset, check, stack
-from monitor.cloud.changeset import MAX_INLINE_BYTES, text_of
 from monitor.cloud.compare import STACK, changes
 from monitor.cloud.drift import drift
 from monitor.cloud.reasons import NO_DETECT, no_detect
@@ -64,7 +63,6 @@ class Made(msgspec.Struct, frozen=True, kw_only=True):
     """Name of the security profile, which the stack is marked by."""
     stack: str
     """Name of the stack."""
-    notes: tuple[str, ...] = ()
 
 
 def check_account(desk: Desk, order: Order, made: Made, defender: Defender | None) -> int:
@@ -73,7 +71,7 @@ def check_account(desk: Desk, order: Order, made: Made, defender: Defender | Non
     found: list[check.Finding] = []
     if not order.json:
         desk.tell(f"account, for the security profile {made.profile}")
-    for one in check.everything(account, defender, bucket=order.bucket):
+    for one in check.everything(account, defender):
         found.append(one)
         if not order.json:
             for line in check.lines([one]):
@@ -92,11 +90,7 @@ def diff(desk: Desk, order: Order, made: Made) -> int:
     differing = changes(present, made.document)
     if found is not None:
         differing += _settings(found, order, made)
-    by_hand: list[Change] = []
-    unseen = "" if order.drift else "nobody looked for changes by hand"
-    if found is not None and order.drift and not found.busy:
-        by_hand, why = drift(desk.aws, found, present["Resources"])
-        unseen = f"CloudFormation could not look for every change by hand: {safe(why)}" if why else ""
+    by_hand, unseen = _by_hand(desk, order, found, present)
     if order.json:
         desk.tell(msgspec.json.encode({"changes": differing, "drift": by_hand, "unseen": unseen}).decode())
         return DIFFERS if differing or by_hand else 0
@@ -116,6 +110,18 @@ def diff(desk: Desk, order: Order, made: Made) -> int:
     return DIFFERS
 
 
+def _by_hand(desk: Desk, order: Order, found: Stack | None, present: Json) -> tuple[list[Change], str]:
+    """What somebody changed by hand, and why that may not be all."""
+    if not order.drift:
+        return [], "nobody looked for changes by hand"
+    if found is None:
+        return [], ""
+    if found.busy:
+        return [], f"nobody looked for changes by hand: the stack is {found.status}"
+    by_hand, why = drift(desk.aws, found, present["Resources"])
+    return by_hand, f"CloudFormation could not look for every change by hand: {safe(why)}" if why else ""
+
+
 def apply(desk: Desk, order: Order, made: Made, without_detect: Callable[[], Made]) -> int:
     """Show the plan, ask, do it, and wait for its end. Returns 0 when everything is as wanted, 1 when it was not asked.
 
@@ -123,16 +129,11 @@ def apply(desk: Desk, order: Order, made: Made, without_detect: Callable[[], Mad
     """
     found = _settled(desk, made)
     made = _accepted(desk, order, made, without_detect)
+    changeset.sendable(made.document, order.bucket)
     if found is not None and found.husk:
         if not _removed_first(desk, order, found):
             return UNCONFIRMED
         found = None
-    size = len(text_of(made.document).encode())
-    if size > MAX_INLINE_BYTES and not order.bucket:
-        raise ConfigInvalid(
-            f"command line: the template has {size} bytes, and CloudFormation takes {MAX_INLINE_BYTES} in a call; "
-            "give --bucket with one of yours in the same region"
-        )
     plan = changeset.plan(
         desk.aws,
         made.stack,
@@ -190,15 +191,18 @@ def destroy(desk: Desk, order: Order, made: Made) -> int:
 
 
 def _own(desk: Desk, made: Made, *, strict: bool = False) -> Stack | None:
-    """The stack, which is ours; None: there is none. `strict`: only if it bears our mark. Raises CloudRefused."""
+    """The stack, which is ours; None: there is none. `strict`: only if it bears our mark, or has our plans alone.
+
+    Raises CloudRefused: it is not.
+    """
     found = stack.find(desk.aws, made.stack)
     if found is None:
         return None
     owner = found.tags.get(stack.TAG)
     if owner == made.profile or (owner is None and not strict and found.description.startswith(_OURS)):
         return found
-    if owner is None and found.empty:
-        return found
+    if owner is None and found.empty and (not strict or changeset.only_ours(desk.aws, found)):
+        return found  # it bears no mark before it is made
     whose = f"belongs to the security profile {owner}" if owner else "was not made by 'kinwatch cloud apply'"
     remedy = "give another --stack"
     if owner is None and strict:

@@ -263,6 +263,20 @@ def test_a_long_template_without_a_bucket_is_refused_before_anything_is_made(
     assert "CreateChangeSet" not in talk.operations()
 
 
+def test_what_is_left_of_a_failed_attempt_stays_where_the_next_one_cannot_be_made(
+    talk: Conversation, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    talk.stack("ROLLBACK_COMPLETE")
+    talk.account()
+    talk.free()
+    talk.stack("ROLLBACK_COMPLETE")
+    talk.resources()
+    talk.me()
+    assert cli.main(many(tmp_path / "k.toml")) == verbs.USAGE
+    assert "--bucket" in capsys.readouterr().err
+    assert "DeleteStack" not in talk.operations()
+
+
 def test_the_judge_of_these_conversations_sees_what_the_stubber_does_not() -> None:
     talk = Conversation()
     talk.answer("iot", "describe_custom_metric", {})

@@ -155,13 +155,14 @@ def test_without_detect_the_names_of_rules_are_looked_at(
 
 
 def test_targets_have_to_be_there_and_have_room(talk: Conversation, capsys: pytest.CaptureFixture[str]) -> None:
-    groups = [f"arn:aws:iot:{REGION}:{ACCOUNT}:thinggroup/{name}" for name in ("gone", "full")]
+    groups = [f"arn:aws:iot:{REGION}:{ACCOUNT}:thinggroup/{name}" for name in ("gone", "of:colons", "full")]
     elsewhere = f"arn:aws:iot:us-east-1:{ACCOUNT}:all/things"
     begun(talk)
     talk.account()
     for operation in ("describe_security_profile", "describe_thing_group", "describe_mitigation_action", "get_policy"):
         talk.refuse("iot", operation, "ResourceNotFoundException")
-    talk.refuse("iot", "describe_thing_group", "ResourceNotFoundException")
+    for _ in ("gone", "of:colons"):
+        talk.refuse("iot", "describe_thing_group", "ResourceNotFoundException")
     talk.answer("iot", "describe_thing_group", {}, {"thingGroupName": "full"})
     others = [{"securityProfileIdentifier": {"name": f"p{n}", "arn": "a"}, "target": {"arn": "a"}} for n in range(5)]
     talk.answer("iot", "list_security_profiles_for_target", {"securityProfileTargetMappings": others})
@@ -170,6 +171,7 @@ def test_targets_have_to_be_there_and_have_room(talk: Conversation, capsys: pyte
     failed = [rest for word, name, rest in found(capsys) if (word, name) == ("FAIL", "targets")]
     assert failed == [
         "there is no thing group gone",
+        "there is no thing group of:colons",
         "thinggroup/full, which has 5 other security profiles",
         f"{elsewhere} is not of region {REGION}, account {ACCOUNT}",
     ]
@@ -187,6 +189,20 @@ def test_what_may_not_be_asked_is_not_called_wrong(talk: Conversation, capsys: p
     out = capsys.readouterr().out
     assert "  -     metrics     iot:ListCustomMetrics: AccessDeniedException" in out
     assert "allow your user or role iot:ListCustomMetrics" in out
+
+
+def test_a_template_that_cloudformation_does_not_take_is_called_by_its_name(
+    talk: Conversation, capsys: pytest.CaptureFixture[str]
+) -> None:
+    talk.me()
+    talk.answer("iot", "describe_endpoint", {"endpointAddress": ENDPOINT})
+    talk.stack(None)
+    talk.refuse("cloudformation", "validate_template", "ValidationError", "Template format error")
+    talk.account()
+    talk.free()
+    assert cli.main(CHECK) == 4
+    failed = [(name, rest) for word, name, rest in found(capsys) if word == "FAIL"]
+    assert failed == [("template", "cloudformation:ValidateTemplate: ValidationError: Template format error")]
 
 
 def test_an_account_without_detect_is_told_what_to_do(talk: Conversation, capsys: pytest.CaptureFixture[str]) -> None:

@@ -68,6 +68,7 @@ def test_the_profile_of_the_configuration_is_in_the_template(
         ("apply --watch a --retention-days 9", "--retention-days: belongs to --no-detect"),
         ("apply --watch a --no-detect --retention-days 0", "expected a whole number of days"),
         ("apply --watch a --email me", "--email: expected an address"),
+        ("apply --watch a --bucket a/b", "--bucket: expected a name"),
         ("mitigate --thing /", "--thing: expected a name"),
         ("destroy --watch a", "unrecognized arguments"),
         ("diff --watch a --yes", "unrecognized arguments"),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+import pytest
+
 from monitor import cli
 from monitor.cloud import command
 from tests.cloud.account import REGION
@@ -13,8 +15,6 @@ from tests.cloud.conversation import STACK
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import pytest
 
     from tests.cloud.conversation import Conversation
 
@@ -69,6 +69,21 @@ def test_nothing_without_the_mark_is_removed(talk: Conversation, capsys: pytest.
         assert cli.main([*DESTROY, "--yes"]) == 4
         assert said in capsys.readouterr().err
     assert set(talk.operations()) == {"DescribeStacks"}
+
+
+@pytest.mark.parametrize(("names", "gone"), [(("kinwatch-0a",), True), (("kinwatch-0a", "shop"), False), ((), False)])
+def test_a_stack_that_was_never_made_goes_if_all_its_plans_are_ours(
+    talk: Conversation, capsys: pytest.CaptureFixture[str], names: tuple[str, ...], *, gone: bool
+) -> None:
+    talk.stack("REVIEW_IN_PROGRESS", tags={}, description="Plans")
+    plans = {"Summaries": [{"ChangeSetName": name} for name in names]}
+    talk.answer("cloudformation", "list_change_sets", plans, {"StackName": STACK})
+    if gone:
+        talk.resources()
+        talk.asked_of_stack("delete_stack", {"StackName": STACK})
+        talk.happens("DELETE_COMPLETE")
+    assert cli.main([*DESTROY, "--yes"]) == (0 if gone else 4)
+    assert gone or "was not made by 'kinwatch cloud apply'; it stays" in capsys.readouterr().err
 
 
 def test_a_second_destroy_finds_nothing(talk: Conversation, capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,9 +29,14 @@ READING = {
 }
 
 
-def deployed(talk: Conversation, document: Any, **more: Any) -> None:  # noqa: ANN401 - what JSON has; as of stack
+def deployed(
+    talk: Conversation,
+    document: Any,  # noqa: ANN401 - what JSON has
+    status: str = "CREATE_COMPLETE",
+    **more: Any,  # noqa: ANN401 - as of stack
+) -> None:
     """The stack has this template."""
-    talk.stack("CREATE_COMPLETE", name="kinwatch", **more)
+    talk.stack(status, name="kinwatch", **more)
     body = {"TemplateBody": json.dumps(document)}
     talk.answer("cloudformation", "get_template", body, {"StackName": STACK, "TemplateStage": "Original"})
 
@@ -126,6 +131,16 @@ def test_drift_that_could_not_be_looked_for_everywhere_is_told(
     assert cli.main(DIFF) == 0
     out = capsys.readouterr().out
     assert "nothing differs; CloudFormation could not look for every change by hand: role not readable" in out
+
+
+def test_a_stack_that_is_being_changed_is_not_looked_through_and_that_is_told(
+    talk: Conversation, capsys: pytest.CaptureFixture[str]
+) -> None:
+    deployed(talk, WANTED, "UPDATE_IN_PROGRESS")
+    assert cli.main(DIFF) == 0
+    out = capsys.readouterr().out
+    assert "nothing differs; nobody looked for changes by hand: the stack is UPDATE_IN_PROGRESS" in out
+    assert talk.operations() == ["DescribeStacks", "GetTemplate"]
 
 
 def test_another_address_and_a_missing_mark_are_differences(

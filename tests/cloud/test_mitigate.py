@@ -127,6 +127,8 @@ def test_the_same_violations_have_the_same_task(talk: Conversation, capsys: pyte
         else:
             talk.refuse("iot", "start_detect_mitigation_actions_task", "TaskAlreadyExistsException")
         ended(talk)
+        if start == "there":
+            groups(talk, GROUP)
         groups(talk, GROUP)
         assert cli.main([*MITIGATE, "--yes"]) == 0
         tasks.append(talk.arguments("StartDetectMitigationActionsTask")["taskId"])
@@ -151,6 +153,21 @@ def test_after_a_task_that_failed_the_next_command_starts_another(
     policies(talk)
     talk.refuse("iot", "start_detect_mitigation_actions_task", "TaskAlreadyExistsException")
     ended(talk, "FAILED", failed=1)
+    talk.answer("iot", "start_detect_mitigation_actions_task", {"taskId": "x"})
+    ended(talk)
+    groups(talk, GROUP)
+    assert cli.main([*MITIGATE, "--yes"]) == 0
+    assert talk.arguments("StartDetectMitigationActionsTask")["taskId"].endswith("-2")
+
+
+def test_a_thing_that_was_let_out_and_still_violates_is_put_in_again(talk: Conversation) -> None:
+    """Its violation is the same one, and so is the task that was done with it."""
+    groups(talk)
+    violations(talk, violation())
+    policies(talk)
+    talk.refuse("iot", "start_detect_mitigation_actions_task", "TaskAlreadyExistsException")
+    ended(talk)
+    groups(talk)
     talk.answer("iot", "start_detect_mitigation_actions_task", {"taskId": "x"})
     ended(talk)
     groups(talk, GROUP)

@@ -140,6 +140,12 @@ def test_the_thing_is_the_one_that_the_topic_names(text: str) -> None:
     assert [one in {"+", level} for one, level in zip(heard, levels, strict=True)] == [True] * len(levels)
 
 
+def test_the_rule_hears_no_topic_but_that_of_alarms() -> None:
+    """Whoever may publish to another topic of that depth puts nobody into quarantine."""
+    sql = rule(account(MYAPP + DEFENDER + 'alarm_topic = "my.fleet/{thing}/alarms=1"\n'))["TopicRulePayload"]["Sql"]
+    assert " FROM 'my.fleet/+/alarms=1' " in sql
+
+
 def test_chosen_behaviors_alone_lead_to_quarantine() -> None:
     sql = rule(account(EXPECTING, "child_processes", "memfd"))["TopicRulePayload"]["Sql"]
     assert sql.endswith(" WHERE event = 'alarm' AND (behavior = 'child_processes' OR behavior = 'memfd')")

@@ -57,6 +57,14 @@ def test_the_calls_of_the_program_are_known() -> None:
     assert [one for one in found if one[1] not in service(one[0]).operation_names] == []
 
 
+def test_the_page_names_each_permission_that_a_call_needs() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "cloud.md").read_text()
+    asked = {(name, operation) for name, operation in calls() if name not in {"cloudformation", "sts"}}
+    others = {f"`{name}:{operation}`" for name, operation in asked if not operation.startswith(("List", "Describe"))}
+    assert len(others) > 5
+    assert {one for one in others if one not in page} == set()
+
+
 @pytest.mark.parametrize(("name", "operation"), sorted(calls()))
 def test_every_error_that_a_call_has_is_explained(name: str, operation: str) -> None:
     model = service(name).operation_model(operation)

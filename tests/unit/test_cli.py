@@ -306,7 +306,8 @@ def test_the_version_is_the_package_s(capsys: pytest.CaptureFixture[str]) -> Non
 def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys\nfrom monitor import cli\ncli.main(['--help'])\n"
-        "print(sorted({'msgspec', 'asyncio', 'psutil', 'cffi', 'cbor2', 'monitor.engine'} & set(sys.modules)))"
+        "print(sorted({'traceback', 'msgspec', 'asyncio', 'psutil', 'cffi', 'cbor2', 'monitor.engine'} "
+        "& set(sys.modules)))"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.splitlines()[-1] == "[]"
@@ -328,6 +329,29 @@ def test_a_full_disk_on_stdout_is_told_in_one_line() -> None:
         ran = kinwatch(["--version"], full.fileno())
     assert ran.returncode == 4
     assert ran.stderr == "kinwatch: stdout: No space left on device; what was asked for is not complete\n"
+
+
+@pytest.mark.parametrize("arguments", [["replay", "/nowhere"], ["--nothing"], ["cloud", "check", "--watch", "a"]])
+def test_a_full_disk_on_stderr_changes_no_exit_code(arguments: list[str]) -> None:
+    command = [sys.executable, "-m", "monitor", *arguments]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    environment |= {"AWS_CONFIG_FILE": "/nowhere", "AWS_EC2_METADATA_DISABLED": "true"}
+    told = subprocess.run(command, capture_output=True, check=False, cwd=CHECKOUT, env=environment)
+    with Path("/dev/full").open("wb") as full:
+        ran = subprocess.run(command, stderr=full, check=False, cwd=CHECKOUT, env=environment)
+    assert told.stderr.startswith(b"kinwatch: ")
+    assert ran.returncode == told.returncode > 1
+
+
+@pytest.mark.parametrize(
+    ("encoding", "written"),
+    [("ascii", b"\\u251c \\xa4\n"), ("latin-1", b"\\u251c \xa4\n"), ("iso8859-15", b"\\u251c \\xa4\n")],
+)
+def test_what_the_locale_cannot_write_is_escaped(encoding: str, written: bytes) -> None:
+    code = "from monitor.stdout import put\nput('\\u251c \\xa4\\n')"
+    environment = os.environ | {"PYTHONIOENCODING": encoding}
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, cwd=CHECKOUT, env=environment)
+    assert ran.stdout == written
 
 
 def test_a_closed_stdout_is_no_traceback() -> None:
