@@ -47,8 +47,8 @@ ip link set lo up; hostname vm
 export HOME=/root PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin TERM=dumb LANG=C.UTF-8
 @BEFORE@
 mkdir /run/result; cd /kinwatch
-( @COMMAND@ ) </dev/null >/run/result/output 2>&1
-echo $? >/run/result/status
+( @COMMAND@ ) </dev/null 2>&1 | tee /run/result/output >/dev/ttyS1
+echo ${PIPESTATUS[0]} >/run/result/status
 dmesg >/run/result/dmesg
 tar -C /run/result -cf /dev/vdb . && echo "@@DONE" >/dev/ttyS0
 sync; echo o >/proc/sysrq-trigger; sleep 60
@@ -71,7 +71,7 @@ class Result(NamedTuple):
 
     status: int
     files: Path
-    """output, dmesg, and what it wrote into /run/result."""
+    """output, dmesg, and what it wrote into /run/result; heard: the output, there while the machine still runs."""
     took_s: float
 
 
@@ -127,7 +127,7 @@ def _once(  # noqa: PLR0913 - as run
     first: str,
 ) -> Result:
     stage2 = first or _STAGE2.replace("@CGROUP@", _CGROUP[cgroup]).replace("@BEFORE@", _HIDE_BTF if hide_btf else "")
-    initrd, disk, console = files / "initrd", files / "result.img", files / "console"
+    initrd, disk, console, heard = (files / name for name in ("initrd", "result.img", "console", "heard"))
     initrd.write_bytes(_initrd(kernel, stage2.replace("@COMMAND@", command)))
     with disk.open("wb") as made:
         made.truncate(RESULT_MB << 20)
@@ -136,7 +136,7 @@ def _once(  # noqa: PLR0913 - as run
         *shlex.split("-accel tcg,thread=single -cpu max -M q35 -smp 2 -display none -nodefaults"),
         *("-no-reboot", "-m", str(memory_mb), "-kernel", str(kernel.image), "-initrd", str(initrd)),
         *("-append", f"console=ttyS0 panic=-1 loglevel=4 {append}".strip()),
-        *("-monitor", "none", "-serial", f"file:{console}"),
+        *("-monitor", "none", "-serial", f"file:{console}", "-serial", f"file:{heard}"),
     ]
     for number, (image, mode) in enumerate(((root, "on"), (disk, "off"))):
         words += ["-drive", f"file={image},format=raw,if=none,id=d{number},readonly={mode}"]
@@ -151,7 +151,8 @@ def _once(  # noqa: PLR0913 - as run
         said = f"it did not end within {timeout_s:.0f} s"
     text = console.read_text(errors="replace") if console.exists() else ""
     if "@@DONE" not in text:
-        raise Broken(f"{kernel.version}: {said.strip()}\n{text[-4000:]}")
+        last = heard.read_text(errors="replace")[-500:] if heard.exists() else ""
+        raise Broken(f"{kernel.version}: {said.strip()}\n{text[-4000:]}\nThe command said last:\n{last}")
     subprocess.run(["tar", "--no-same-owner", "-C", files, "-xf", disk], check=True)
     disk.unlink()
     initrd.unlink()
