@@ -1,6 +1,6 @@
 """Run the suite on the kernels of kernels.toml, in virtual machines, two at a time, and write docs/kernels.md.
 
-    PYTHONPATH=build python -m tests.vm.run [--quick] [--only NAME]... [--select PYTEST-WORDS] [--page]
+    PYTHONPATH=build python -m tests.vm.run [--quick] [--only NAME]... [--whole] [--select WORDS] [--page]
 
 Owns which tests run where. Refuses to know how a machine is made and how the page looks. Exit code 1: something failed.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -33,6 +34,8 @@ PATIENCE: Final = 30
 END_S: Final = 60
 """What a machine gets beyond its tests' time: to boot, to let an interrupted test clean up, to write its results."""
 QUICK: Final = "quick"
+WHOLE: Final = "whole"
+"""Suites that a flag puts in place of the runs' own."""
 SELECTED: Final = {"core": "not bcc", "bcc": "bcc", "": "netlink or poll"}
 """What pytest runs, by the best capture that is possible there."""
 
@@ -62,7 +65,7 @@ class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     kernel: str
     core: bool
-    suite: str = "whole"
+    suite: str = "heart"
     bcc: bool = False
     """BCC and the kernel's headers are installed there, and it is what is asked for."""
     append: str = ""
@@ -95,6 +98,7 @@ def main(words: list[str]) -> int:
     flags = argparse.ArgumentParser(prog="tests.vm.run", description=__doc__.partition("\n")[0])
     flags.add_argument("--quick", action="store_true", help="the quick kernels and tests only; no page")
     flags.add_argument("--only", action="append", default=[], metavar="NAME", help="runs of that name only")
+    flags.add_argument("--whole", action="store_true", help="every test: hours on each kernel")
     flags.add_argument("--select", default="", metavar="WORDS", help="for pytest, in place of the suite; no page")
     flags.add_argument("--page", action="store_true", help="run nothing: make the page of what ran last")
     asked = flags.parse_args(words)
@@ -102,7 +106,8 @@ def main(words: list[str]) -> int:
     runs = [run for run in table.run if (not asked.quick or run.quick) and (not asked.only or run.name in asked.only)]
     if not runs:
         flags.error(f"no run of that name; there are: {', '.join(run.name for run in table.run)}")
-    outcomes = [] if asked.page else _run_all(runs, table, QUICK if asked.quick else "", asked.select)
+    suite = QUICK if asked.quick else WHOLE if asked.whole else ""
+    outcomes = [] if asked.page else _run_all(runs, table, suite, asked.select)
     if asked.quick or asked.select:
         print(results.page(outcomes, []))
     else:
@@ -137,7 +142,7 @@ def _run_all(runs: list[Run], table: Table, suite: str, select: str) -> list[res
             f"{datetime.now(UTC):%Y-%m-%d}",
         )
         outcome = _run(run, expected, got[run.kernel], images.get(run.name, plain), suite=tests, select=select)
-        if not suite and not select:
+        if suite != QUICK and not select:
             results.keep(outcome, run.files)
         return outcome
 
@@ -184,7 +189,7 @@ def _run(  # noqa: PLR0913 - what a run is made of
         ".venv/bin/kinwatch doctor --json >/run/result/doctor.json; "
         f"KINWATCH_PATIENCE={PATIENCE} CI=1 timeout -s INT -k {END_S} {suite.limit_min}m "
         ".venv/bin/python -m pytest -v -o cache_dir=/tmp/pytest --durations=20 "
-        f"--junitxml=/run/result/tests.xml {select or ' '.join(suite.tests)} -k '{SELECTED[run.best]}'"
+        f"--junitxml=/run/result/tests.xml {select or shlex.join(suite.tests)} -k '{SELECTED[run.best]}'"
     )
     print(f"{run.name}: {kernel.version}", file=sys.stderr, flush=True)
     try:
