@@ -130,6 +130,25 @@ def test_a_command_runs_as_nobody_with_the_alarm_and_nothing_of_ours(acts: Calla
     assert made.actions.status()["commands"] == 1
 
 
+def test_a_daemon_that_may_not_become_the_user_says_so_at_once(tmp_path: Path) -> None:
+    program = (
+        "import os\n"
+        "from monitor.judging.actions import Actions\n"
+        "from monitor.schema import Action\n"
+        "settings = Action(command=('/bin/true',))\n"
+        "made = Actions(settings, (), bytes, lambda line: os.write(1, line), lambda text: os.write(2, text.encode()))\n"
+        f"made.alarm({alarm()!r})\n"
+        "made.finish(20)\n"
+    )
+    bare = ("setpriv", "--bounding-set=-setuid,-setgid", sys.executable, "-c", program)
+    done = subprocess.run(bare, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.stderr == (
+        "detect.action.command: to run it as nobody takes CAP_SETGID and CAP_SETUID;"
+        " under systemd add them to the unit's CapabilityBoundingSet"
+    )
+    assert "takes CAP_SETGID and CAP_SETUID" in json.loads(done.stdout)["error"]
+
+
 def test_words_of_a_command_are_no_shells(acts: Callable[..., Acts], place: Path) -> None:
     odd = "$(touch x); `id` * ' \" \\"
     made = acts(Action(command=python("import sys; open(sys.argv[1], 'w').write(sys.argv[2])", place / "out", odd)))
