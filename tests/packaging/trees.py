@@ -61,6 +61,7 @@ def tree(suite: str, machine: str, *more: str, installed: bool = False) -> Tree:
     path = TREES / "-".join((suite, machine, *(["installed"] if installed else []), *more))
     found = mirrors()
     words = [
+        *("unshare", "--mount"),  # its mounts end with it, also where it is killed
         *("mmdebstrap", "--quiet", "--mode=root", f"--variant={'minbase' if installed else 'extract'}"),
         *(f"--architectures={ARCHITECTURES[machine]}", f"--include={','.join((*PACKAGES, *more))}"),
         *(suite, str(path)),
