@@ -63,7 +63,7 @@ def target(machine: str) -> Target:
     system, libbpf, whole = parts / "debian", parts / "libbpf", parts / "whole"
     try:
         if not whole.exists():
-            for old in PLACE.glob(f"{machine}-*"):
+            for old in PLACE.glob(f"{machine}-*/"):
                 shutil.rmtree(old)
             source = _unpack(machine, system, parts)
             _make_libbpf(source, libbpf, compiler, system)
