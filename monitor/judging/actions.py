@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from monitor.capture.rules import cgroup2_mount
 from monitor.defender.alarms import ALARM, alarm_lines
 from monitor.judging.command import Cannot, Running, hindrance
 from monitor.judging.freeze import NoCgroup, descendants, freeze, stop
+from monitor.judging.freeze import hindrance as freezer_hindrance
 from monitor.judging.said import enforced_line
 
 if TYPE_CHECKING:
@@ -143,9 +143,8 @@ class Actions:
         """Say now what the first alarm would be too late for."""
         if self._settings.command and (why := hindrance(self._settings.user)):
             self._once("command", f"detect.action.command: {why}")
-        if self._settings.freeze == "cgroup" and (mount := cgroup2_mount()) and not os.access(mount, os.W_OK):
-            what = f"nothing can be written below {mount}; under systemd let the unit have ProtectControlGroups=no"
-            self._say(f"detect.action.freeze: {what} and ReadWritePaths={mount}")
+        if self._settings.freeze == "cgroup" and (why := freezer_hindrance()):
+            self._say(f"detect.action.freeze: {why}")
 
     def _run(self) -> None:
         while True:

@@ -133,7 +133,7 @@ def shipped(facts: Facts, broker: Broker) -> None:
         version, wanted = 1, '[[watch]]\nname = "remote"\nprocess = "kwapp"\n'
         made = desired(wanted, version, signature.sign(str(key), version, wanted))
         want(cloud, shadow, json.loads(made)["state"]["desired"])
-        wait(lambda: shadow.reported.get("state") not in {None, "on_trial"})
+        wait(lambda: shadow.reported.get("state") in {"applied", "rejected", "rolled_back"})
         facts.note("remote", shadow.reported)
         facts.note("watches", [watch["name"] for watch in status()["watches"]])
 
@@ -176,6 +176,7 @@ def extended(facts: Facts) -> None:
     subprocess.run(["systemctl", "start", UNIT], check=True)
     freezer = Path("/sys/fs/cgroup/system.slice", UNIT, "cgroup.freeze")
     wait(lambda: any(line["action"] == "freeze" for line in lines("enforced", "unit")))
+    facts.note("freezing", lines("enforced", "unit"))
     facts.note("frozen", freezer.read_text().strip())
     freezer.write_text("0")
     subprocess.run(["systemctl", "kill", "--signal=KILL", UNIT], check=True)

@@ -95,8 +95,8 @@ def test_with_the_added_capabilities_a_command_runs_as_its_user(facts: dict[str,
 
 
 def test_with_writable_control_groups_a_unit_is_frozen(facts: dict[str, Any]) -> None:
-    assert "nothing can be written below" not in _fact(facts, "said with all of it")
-    assert _fact(facts, "frozen") == "1"
+    assert "is read-only here" not in _fact(facts, "said with all of it")
+    assert _fact(facts, "frozen") == "1", _fact(facts, "freezing")
 
 
 def test_with_network_namespaces_allowed_another_one_is_reported(facts: dict[str, Any]) -> None:
