@@ -25,7 +25,7 @@ MACHINE = os.uname().machine
 SIZE_MB = 1500
 ADMINISTRATOR = """
 up() {
-	for _ in $(seq 100); do
+	for _ in $(seq 900); do
 		case $(systemctl is-active kinwatch) in active) return ;; failed) break ;; esac
 		sleep 1
 	done
@@ -76,7 +76,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def left(image: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the administrator wrote down."""
-    return booted.boot(image, tmp_path_factory.mktemp("left"), timeout_s=900)
+    return booted.boot(image, tmp_path_factory.mktemp("left"), timeout_s=1800)
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:
