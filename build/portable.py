@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import shlex
 import shutil
 import sys
 from functools import cache
@@ -112,12 +113,17 @@ def _unpack(machine: str, system: Path, parts: Path) -> Path:
 
 
 def _make_libbpf(source: Path, target_folder: Path, compiler: list[str], system: Path) -> None:
-    objects = target_folder / "objects"
-    objects.mkdir(parents=True)
-    flags = f"-O2 -g0 -fPIC -fvisibility=hidden -ffile-prefix-map={source}=libbpf -I{system / 'usr' / 'include'}"
+    (target_folder / "objects").mkdir(parents=True)
+
+    def seen(path: Path) -> str:
+        # From where make runs: it cannot do with spaces in a path, and no byte of the result tells where it was made.
+        return os.path.relpath(path, source / "src")
+
+    flags = f"-O2 -g0 -fPIC -fvisibility=hidden -I{seen(system / 'usr' / 'include')}"
     words: list[str | Path] = [
         *("make", "-s", f"-j{os.cpu_count()}", "-C", source / "src", "BUILD_STATIC_ONLY=1", "NO_PKG_CONFIG=1"),
-        *(f"CC={' '.join(compiler)}", f"AR={sys.executable} -m ziglang ar", f"CFLAGS={flags}", f"OBJDIR={objects}"),
-        *(f"DESTDIR={target_folder}", "PREFIX=", "INCLUDEDIR=/include", "LIBDIR=/lib", "install"),
+        *(f"CC={shlex.join(compiler)}", f"AR={shlex.join([sys.executable, '-m', 'ziglang', 'ar'])}", f"CFLAGS={flags}"),
+        *(f"OBJDIR={seen(target_folder / 'objects')}", f"DESTDIR={seen(target_folder)}"),
+        *("PREFIX=", "INCLUDEDIR=/include", "LIBDIR=/lib", "install"),
     ]
     run(words, quiet=True)
