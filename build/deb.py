@@ -157,7 +157,7 @@ def _control(tree: Path, version: str, machine: str) -> None:
         "Depends": (
             f"python3 (>= {PYTHON}~), python3 (<< {major}.{minor + 1}~), libc6 (>= {portable.GLIBC}), zlib1g, adduser"
         ),
-        "Recommends": "logrotate",
+        "Recommends": "logrotate, openssl",  # openssl: keys of provisioning, signatures of [remote]
         "Suggests": "python3-bpfcc",  # on kernels without BTF
         "Section": "admin",
         "Priority": "optional",

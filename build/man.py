@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 FILES = (
     ("/etc/kinwatch/config.toml", "The configuration. Every key stands in it with its default and its meaning."),
     ("/var/lib/kinwatch/", "What waits for the broker, report ids and windows."),
+    ("/var/cache/kinwatch/", "What capture bcc learned from the kernel's headers."),
     ("/run/kinwatch/control.sock", "Where status and tree ask the daemon."),
     ("/sys/fs/bpf/kinwatch/", "Programs and maps that outlive the daemon, until a clean stop or kinwatch unload."),
 )

@@ -9,7 +9,9 @@ of a Debian whose glibc is as old, and auditwheel bundles it.
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
+import shlex
 import shutil
 import sys
 from functools import cache
@@ -19,7 +21,7 @@ from typing import Final, NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import mirror
-from recipe import CACHE, RecipeFailed, run
+from recipe import CACHE, RecipeFailed, key_of, run
 
 GLIBC: Final = "2.28"
 """Debian 10, Ubuntu 18.10, RHEL 8, and everything later."""
@@ -31,6 +33,7 @@ PYTHON_SUITE: Final = "bookworm"
 """The stable interface of Python 3.11 is declared by its headers."""
 ARCHITECTURES: Final = {"x86_64": "amd64", "aarch64": "arm64"}
 PLACE: Final = CACHE / "portable"
+_RECIPES: Final = (Path(__file__).resolve(), Path(mirror.__file__).resolve())
 
 
 class Target(NamedTuple):
@@ -57,14 +60,15 @@ def target(machine: str) -> Target:
         raise RecipeFailed(text)
     compiler = [sys.executable, "-m", "ziglang", "cc", "-target", f"{machine}-linux-gnu.{GLIBC}"]
     os.environ["ZIG_GLOBAL_CACHE_DIR"] = os.environ["ZIG_LOCAL_CACHE_DIR"] = str(CACHE / "zig")
-    system, libbpf = PLACE / f"debian-{machine}", PLACE / f"libbpf-{machine}"
-    whole = PLACE / f"{machine}-{LIBBPF_SUITE}.whole"
+    parts = _parts(machine, compiler)
+    system, libbpf, whole = parts / "debian", parts / "libbpf", parts / "whole"
     try:
         if not whole.exists():
-            for folder in (system, libbpf):
-                shutil.rmtree(folder, ignore_errors=True)
-            source = _unpack(machine, system)
+            for old in PLACE.glob(f"{machine}-*/"):
+                shutil.rmtree(old)
+            source = _unpack(machine, system, parts)
             _make_libbpf(source, libbpf, compiler, system)
+            shutil.rmtree(source.parent)
             whole.touch()
     except mirror.Unobtainable as error:
         text = f"a package that the portable wheel is made from: {error}"
@@ -81,10 +85,21 @@ def target(machine: str) -> Target:
     )
 
 
-def _unpack(machine: str, system: Path) -> Path:
+def _parts(machine: str, compiler: list[str]) -> Path:
+    """The folder of what is unpacked and compiled for a machine. A recipe that differs has another one."""
+    try:
+        zig = importlib.metadata.version("ziglang")
+    except importlib.metadata.PackageNotFoundError:
+        text = f"{sys.executable} has no ziglang, the compiler of portable parts: make package-tools"
+        raise RecipeFailed(text) from None
+    # The folder stands in the commands that the engine is made with, so that one is made again as well.
+    key = key_of(_RECIPES, [[machine, zig, *compiler[1:]]])
+    return PLACE / f"{machine}-{key[:12]}"
+
+
+def _unpack(machine: str, system: Path, parts: Path) -> Path:
     """Unpack Debian's packages for the machine into `system`, and libbpf's source, whose folder is returned."""
-    fetched = PLACE / f"fetched-{machine}"
-    shutil.rmtree(fetched, ignore_errors=True)
+    fetched = parts / "fetched"
     suites = {OLD_SUITE, PYTHON_SUITE, LIBBPF_SUITE}
     apt = mirror.Apt(PLACE / f"apt-{machine}", suites, ARCHITECTURES[machine], sources=True)
     apt.download(["libelf1", "libelf-dev", "zlib1g", "zlib1g-dev"], OLD_SUITE, fetched)
@@ -98,12 +113,17 @@ def _unpack(machine: str, system: Path) -> Path:
 
 
 def _make_libbpf(source: Path, target_folder: Path, compiler: list[str], system: Path) -> None:
-    objects = target_folder / "objects"
-    objects.mkdir(parents=True)
-    flags = f"-O2 -g0 -fPIC -fvisibility=hidden -ffile-prefix-map={source}=libbpf -I{system / 'usr' / 'include'}"
+    (target_folder / "objects").mkdir(parents=True)
+
+    def seen(path: Path) -> str:
+        # From where make runs: it cannot do with spaces in a path, and no byte of the result tells where it was made.
+        return os.path.relpath(path, source / "src")
+
+    flags = f"-O2 -g0 -fPIC -fvisibility=hidden -I{seen(system / 'usr' / 'include')}"
     words: list[str | Path] = [
         *("make", "-s", f"-j{os.cpu_count()}", "-C", source / "src", "BUILD_STATIC_ONLY=1", "NO_PKG_CONFIG=1"),
-        *(f"CC={' '.join(compiler)}", f"AR={sys.executable} -m ziglang ar", f"CFLAGS={flags}", f"OBJDIR={objects}"),
-        *(f"DESTDIR={target_folder}", "PREFIX=", "INCLUDEDIR=/include", "LIBDIR=/lib", "install"),
+        *(f"CC={shlex.join(compiler)}", f"AR={shlex.join([sys.executable, '-m', 'ziglang', 'ar'])}", f"CFLAGS={flags}"),
+        *(f"OBJDIR={seen(target_folder / 'objects')}", f"DESTDIR={seen(target_folder)}"),
+        *("PREFIX=", "INCLUDEDIR=/include", "LIBDIR=/lib", "install"),
     ]
     run(words, quiet=True)

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from monitor.defender.alarms import ALARM, alarm_lines
-from monitor.judging.command import Cannot, Running
+from monitor.judging.command import Cannot, Running, hindrance
 from monitor.judging.freeze import NoCgroup, descendants, freeze, stop
+from monitor.judging.freeze import hindrance as freezer_hindrance
 from monitor.judging.said import enforced_line
 
 if TYPE_CHECKING:
@@ -72,12 +73,14 @@ class Actions:
         self._hurry, self._hurried = os.pipe()
         self._said: set[str] = set()
         self._counts = {"commands": 0, "failed": 0, "skipped": 0, "stopped": 0, "frozen": 0}
+        self._foresee()
 
     def change(self, settings: Action, watches: Sequence[Watch]) -> None:
         """Act by other settings from the next alarm on; what was wrong before may be said again."""
         with self._change:
             self._said.clear()
             self._settings, self._watches = settings, {watch.name: watch for watch in watches}
+        self._foresee()
 
     def alarm(self, lines: bytes) -> None:
         """Take the alarms among event lines. Waits for nobody."""
@@ -135,6 +138,13 @@ class Actions:
         if what not in self._said:
             self._said.add(what)
             self._say(text)
+
+    def _foresee(self) -> None:
+        """Say now what the first alarm would be too late for."""
+        if self._settings.command and (why := hindrance(self._settings.user)):
+            self._once("command", f"detect.action.command: {why}")
+        if self._settings.freeze == "cgroup" and (why := freezer_hindrance()):
+            self._say(f"detect.action.freeze: {why}")
 
     def _run(self) -> None:
         while True:

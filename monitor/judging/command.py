@@ -10,12 +10,32 @@ import pwd
 import select
 import signal
 import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+_CAPABILITIES: Final = {"CAP_SETGID": 6, "CAP_SETUID": 7}
+"""What it takes to become another user (linux/capability.h)."""
+
+
+def hindrance(user: str) -> str:
+    """Why this process cannot run a command as a user, and what to do; "" when it can, or there is no such user."""
+    try:
+        if pwd.getpwnam(user).pw_uid == os.geteuid():
+            return ""
+    except (KeyError, ValueError):
+        return ""
+    status = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace")
+    effective = int(status.partition("CapEff:")[2].split()[0], 16)
+    lacking = " and ".join(name for name, bit in _CAPABILITIES.items() if not effective >> bit & 1)
+    if not lacking:
+        return ""
+    return f"to run it as {user} takes {lacking}; under systemd add them to the unit's CapabilityBoundingSet"
 
 
 class Cannot(Exception):
@@ -56,7 +76,8 @@ class Running:
                 extra_groups=os.getgrouplist(user, who.pw_gid) if other else None,
             )
         except (OSError, ValueError, subprocess.SubprocessError) as error:
-            raise Cannot(f"it cannot be run as {user}: {getattr(error, 'strerror', None) or error}") from error
+            why = getattr(error, "strerror", None) or error
+            raise Cannot(hindrance(user) or f"it cannot be run as {user}: {why}") from error
         finally:
             os.close(fd)
 

@@ -63,6 +63,19 @@ class NoCgroup(Exception):
     """A watch cannot be frozen; the message says why."""
 
 
+def hindrance() -> str:
+    """Why no cgroup can be frozen by this process, and what to do; "" when nothing stands against it."""
+    mount = cgroup2_mount()
+    try:
+        if mount is None or not os.statvfs(mount).f_flag & os.ST_RDONLY:
+            return ""
+    except OSError:
+        return ""
+    return (
+        f"{mount} is read-only here; under systemd let the unit have ProtectControlGroups=no and ReadWritePaths={mount}"
+    )
+
+
 def freeze(watch: Watch) -> bool:
     """Freeze the cgroup of a watch. False: it is frozen. Raises NoCgroup, OSError."""
     if watch.kind not in {"unit", "cgroup"}:

@@ -13,12 +13,12 @@ import re
 import shlex
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.packaging.debs import package
 from tests.packaging.trees import Tree, tree
 from tests.packaging.watching import ONCE, Daemon, run_application, told
 
@@ -45,8 +45,6 @@ def _documented() -> list[str]:
 def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str, Any], Tree]]:
     """The image's configuration, and its root: made by buildah, from a Debian tree in place of the registry's."""
     folder = tmp_path_factory.mktemp("image")
-    dist = folder / "dist"
-    subprocess.run([sys.executable, ROOT / "build" / "deb.py", "--dist", dist], check=True, capture_output=True)
     store = ["--root", str(folder / "store"), "--runroot", str(folder / "run"), "--storage-driver", "vfs"]
 
     def buildah(*words: str | Path) -> str:
@@ -60,7 +58,9 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str, 
     build = ("build", "--isolation", "chroot", "--quiet")
     buildah(*build, "--file", folder / "Base", "--tag", "localhost/base", folder)
     base_is = ("--build-arg", "BASE=localhost/base", "--pull-never")
-    buildah(*build, *base_is, "--file", ROOT / "build" / "Containerfile", "--tag", "localhost/kinwatch", dist)
+    buildah(
+        *build, *base_is, "--file", ROOT / "build" / "Containerfile", "--tag", "localhost/kinwatch", package().parent
+    )
     container = buildah("from", "--pull-never", "localhost/kinwatch")
     try:
         configuration = json.loads(buildah("inspect", "--type", "image", "localhost/kinwatch"))["OCIv1"]["config"]

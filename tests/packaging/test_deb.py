@@ -5,16 +5,15 @@ Owns a root that lives for this file. Refuses to know how the package is made: i
 
 from __future__ import annotations
 
-import hashlib
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.packaging.debs import package
 from tests.packaging.trees import Tree, copy_of, tree
 from tests.packaging.watching import ONCE, Daemon, run_application, told
 
@@ -23,24 +22,16 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.packages
 
-ROOT = Path(__file__).resolve().parents[2]
 MACHINE = os.uname().machine
 NAME = f"kwdeb{os.getpid() % 1_000_000}"
 CONFIG = "/etc/kinwatch/config.toml"
 LOG = "/var/log/kinwatch/events.jsonl"
 
 
-def _built(folder: Path, revision: int) -> Path:
-    command = [sys.executable, str(ROOT / "build" / "deb.py"), "--revision", str(revision), "--dist", str(folder)]
-    made = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert made.returncode == 0, made.stderr
-    return Path(made.stdout.splitlines()[-1])
-
-
 @pytest.fixture(scope="module")
-def packages(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def packages() -> list[Path]:
     """The package, and the same as its next revision."""
-    return [_built(tmp_path_factory.mktemp(f"revision{number}"), number) for number in (1, 2)]
+    return [package(revision=number) for number in (1, 2)]
 
 
 @pytest.fixture(scope="module")
@@ -69,13 +60,6 @@ def _dpkg(root: Tree, *words: str | Path, shares: tuple[Path, ...] = ()) -> None
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_two_builds_of_the_package_are_the_same_bytes(packages: list[Path], tmp_path: Path) -> None:
-    again = _built(tmp_path, 1)
-    digests = {hashlib.sha256(path.read_bytes()).hexdigest() for path in (packages[0], again)}
-    assert again.name == packages[0].name
-    assert len(digests) == 1
-
-
 def test_lintian_finds_no_error(packages: list[Path]) -> None:
     command = ["lintian", "--allow-root", "--fail-on", "error,warning", str(packages[0])]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -87,7 +71,7 @@ def test_the_package_is_installed_watches_is_upgraded_under_watch_and_leaves_not
 ) -> None:
     before = _files(debian)
     assert "/opt/kinwatch" not in before
-    shares = tuple(package.parent for package in packages)
+    shares = tuple(one.parent for one in packages)
     _dpkg(debian, "--install", packages[0], shares=shares)
     before |= {f"{share}" for share in shares} | {str(parent) for share in shares for parent in share.parents}
     assert debian.run("getent", "passwd", "kinwatch").returncode == 0

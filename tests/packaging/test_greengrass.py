@@ -27,6 +27,17 @@ MACHINE = os.uname().machine
 NAME = f"kwgreen{os.getpid() % 1_000_000}"
 LOG = "/var/log/kinwatch-greengrass.jsonl"
 
+# AWS IoT Greengrass V2 Developer Guide, "Component recipe reference"; Uninstall since nucleus 2.12.
+NEEDED = {"RecipeFormatVersion", "ComponentName", "ComponentVersion", "ComponentPublisher", "Manifests"}
+OPTIONAL = {
+    *("ComponentDescription", "ComponentConfiguration", "ComponentDependencies", "ComponentType", "ComponentSource"),
+    "Lifecycle",
+}
+MANIFEST = {"Name", "Platform", "Lifecycle", "Selections", "Artifacts"}
+ARTIFACT = {"URI", "Unarchive", "Permission"}
+STEPS = {"Setenv", "Bootstrap", "Install", "Run", "Startup", "Shutdown", "Recover", "Uninstall"}
+STEP = {"Script", "RequiresPrivilege", "Skipif", "Timeout", "Setenv"}
+
 
 @pytest.fixture(scope="module")
 def component(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
@@ -39,14 +50,39 @@ def component(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any],
     return yaml.safe_load(recipe.read_text()), archive
 
 
-def test_the_recipe_names_its_archive_for_both_machines(component: tuple[dict[str, Any], Path]) -> None:
-    recipe, archive = component
+def test_the_recipe_has_the_documented_keys_and_no_others(component: tuple[dict[str, Any], Path]) -> None:
+    recipe, _ = component
+    assert NEEDED <= recipe.keys() <= NEEDED | OPTIONAL
     assert recipe["RecipeFormatVersion"] == "2020-01-25"
+    assert recipe["ComponentType"] == "aws.greengrass.generic"
+    assert re.fullmatch(r"[a-zA-Z0-9-_.]{1,128}", recipe["ComponentName"])
     assert re.fullmatch(r"\d+\.\d+\.\d+", recipe["ComponentVersion"])
-    assert [manifest["Platform"]["architecture"] for manifest in recipe["Manifests"]] == ["amd64", "aarch64"]
+    assert recipe["ComponentConfiguration"].keys() == {"DefaultConfiguration"}
     for manifest in recipe["Manifests"]:
-        assert [artifact["Uri"] for artifact in manifest["Artifacts"]] == [f"s3://a-bucket/{archive.name}"]
-        assert manifest["Lifecycle"] == recipe["Manifests"][0]["Lifecycle"]
+        assert manifest.keys() <= MANIFEST
+        assert all(artifact.keys() <= ARTIFACT and artifact["Unarchive"] == "ZIP" for artifact in manifest["Artifacts"])
+        steps = manifest["Lifecycle"]
+        assert steps.keys() <= STEPS
+        assert not {"Run", "Startup"} <= steps.keys(), "there may be only one of them"
+        for step in steps.values():
+            assert {"Script"} <= step.keys() <= STEP
+            assert isinstance(step["RequiresPrivilege"], bool)
+
+
+def test_one_manifest_serves_both_machines_and_no_other(component: tuple[dict[str, Any], Path]) -> None:
+    recipe, archive = component
+    (manifest,) = recipe["Manifests"]
+    assert manifest["Platform"]["os"] == "linux"
+    slash, expression, end = manifest["Platform"]["architecture"].split("/")
+    assert (slash, end) == ("", ""), "a regular expression stands in slashes"
+    told = [name for name in ("amd64", "aarch64", "arm", "x86") if re.fullmatch(expression, name)]
+    assert told == ["amd64", "aarch64"]
+    assert [artifact["URI"] for artifact in manifest["Artifacts"]] == [f"s3://a-bucket/{archive.name}"]
+    wheels = [name for name in zipfile.ZipFile(archive).namelist() if name.startswith("kinwatch-")]
+    assert {machine for machine in ("x86_64", "aarch64") for name in wheels if name.endswith(f"_{machine}.whl")} == {
+        "x86_64",
+        "aarch64",
+    }
 
 
 def test_its_scripts_install_without_a_network_and_watch(

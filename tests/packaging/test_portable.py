@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import portable
 from tests.packaging.trees import tree
 
 pytestmark = pytest.mark.packages
@@ -53,6 +54,17 @@ def test_it_serves_every_device_with_glibc_2_28_and_says_so(wheel: Path, machine
         [sys.executable, "-m", "auditwheel", "show", wheel], capture_output=True, text=True, check=True
     )
     assert f'consistent with the following platform tag: "manylinux_2_28_{machine}"' in " ".join(said.stdout.split())
+
+
+def test_parts_of_another_recipe_lie_elsewhere_and_are_made_again(
+    machine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [sys.executable, "-m", "ziglang", "cc", "-target", f"{machine}-linux-gnu.{portable.GLIBC}"]
+    here = portable._parts(machine, words)
+    assert here == portable._parts(machine, ["/another/python3", *words[1:]])
+    assert here != portable._parts(machine, [*words[:-1], f"{machine}-linux-gnu.2.31"])
+    monkeypatch.setattr(portable, "_RECIPES", (*portable._RECIPES, ROOT / "build" / "recipe.py"))
+    assert here != portable._parts(machine, words)
 
 
 def test_it_is_at_most_2_mib_with_everything_inside(wheel: Path) -> None:

@@ -39,8 +39,8 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _made(checkout: Path, dist: Path, *flags: str) -> dict[str, str]:
-    command = [sys.executable, str(checkout / "build" / "wheel.py"), "--dist", str(dist), *flags]
+def _made(checkout: Path, dist: Path, *flags: str, recipe: str = "wheel.py") -> dict[str, str]:
+    command = [sys.executable, str(checkout / "build" / recipe), "--dist", str(dist), *flags]
     done = subprocess.run(command, env=os.environ | WHEN, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in dist.iterdir()}
@@ -56,3 +56,17 @@ def test_two_builds_of_the_source_distribution_are_the_same_bytes(elsewhere: Pat
     here = _made(ROOT, tmp_path / "here", "--sdist")
     assert len(here) == 1
     assert here == _made(elsewhere, tmp_path / "there", "--sdist")
+
+
+@pytest.mark.packages
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_two_builds_of_the_debian_package_in_two_places_are_the_same_bytes(
+    elsewhere: Path, tmp_path: Path, machine: str
+) -> None:
+    # Everything is compiled anew there; the lists of Debian's packages, of 100 MB, need not be fetched again.
+    lists = Path(".cache", "portable", f"apt-{machine}")
+    here = _made(ROOT, tmp_path / "here", "--machine", machine, recipe="deb.py")
+    shutil.copytree(ROOT / lists, elsewhere / lists)
+    there = _made(elsewhere, tmp_path / "there", "--machine", machine, recipe="deb.py")
+    assert len(here) == 1
+    assert here == there

@@ -61,6 +61,11 @@ def test_the_wheel_says_which_machines_it_serves(wheel: Path) -> None:
     assert "manylinux" in platform
 
 
+def test_the_wheel_is_at_most_2_mib_without_the_aws_library(wheel: Path) -> None:
+    assert wheel.stat().st_size <= 2 * 1024 * 1024
+    assert not [name for name in zipfile.ZipFile(wheel).namelist() if "awscrt" in name]
+
+
 def test_the_wheel_holds_the_program_and_its_libraries_and_no_source_to_compile(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert "monitor/engine/_native.abi3.so" in names

@@ -59,21 +59,22 @@ class Tree(NamedTuple):
 def tree(suite: str, machine: str, *more: str, installed: bool = False) -> Tree:
     """A tree that is made once, with more packages. `installed`: they are set up, so that dpkg can install others."""
     path = TREES / "-".join((suite, machine, *(["installed"] if installed else []), *more))
+    found = mirrors()
+    words = [
+        *("unshare", "--mount"),  # its mounts end with it, also where it is killed
+        *("mmdebstrap", "--quiet", "--mode=root", f"--variant={'minbase' if installed else 'extract'}"),
+        *(f"--architectures={ARCHITECTURES[machine]}", f"--include={','.join((*PACKAGES, *more))}"),
+        *(suite, str(path)),
+        f"deb {found.archive} {suite} main",
+    ]
+    if suite == codename():  # of older ones the mirrors have no longer all that their lists name
+        words.append(f"deb {found.security} {suite}-security main")
     whole = path.with_name(f"{path.name}.whole")
-    if not whole.exists():
+    if not whole.exists() or whole.read_text() != shlex.join(words):
         shutil.rmtree(path, ignore_errors=True)
         TREES.mkdir(parents=True, exist_ok=True)
-        found = mirrors()
-        words = [
-            *("mmdebstrap", "--quiet", "--mode=root", f"--variant={'minbase' if installed else 'extract'}"),
-            *(f"--architectures={ARCHITECTURES[machine]}", f"--include={','.join((*PACKAGES, *more))}"),
-            *(suite, str(path)),
-            f"deb {found.archive} {suite} main",
-        ]
-        if suite == codename():  # of older ones the mirrors have no longer all that their lists name
-            words.append(f"deb {found.security} {suite}-security main")
         subprocess.run(words, check=True)
-        whole.touch()
+        whole.write_text(shlex.join(words))
     if machine != platform.machine():
         shutil.copy2(f"/usr/bin/qemu-{machine}-static", path)
     return Tree(path, machine)

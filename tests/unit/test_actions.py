@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
+from monitor.capture.rules import cgroup2_mount
 from monitor.engine import lines
 from monitor.engine.lines import Enforced
 from monitor.judging import actions
@@ -128,6 +129,43 @@ def test_a_command_runs_as_nobody_with_the_alarm_and_nothing_of_ours(acts: Calla
     assert {name for name in facts["environment"] if not name.startswith("KINWATCH_")} <= allowed
     assert made.told == [Enforced(time=made.told[0].time, watch="app", action="command", reason="Max TCP Ports")]
     assert made.actions.status()["commands"] == 1
+
+
+def test_a_daemon_that_may_not_become_the_user_says_so_at_once(tmp_path: Path) -> None:
+    program = (
+        "import os\n"
+        "from monitor.judging.actions import Actions\n"
+        "from monitor.schema import Action\n"
+        "settings = Action(command=('/bin/true',))\n"
+        "made = Actions(settings, (), bytes, lambda line: os.write(1, line), lambda text: os.write(2, text.encode()))\n"
+        f"made.alarm({alarm()!r})\n"
+        "made.finish(20)\n"
+    )
+    bare = ("setpriv", "--bounding-set=-setuid,-setgid", sys.executable, "-c", program)
+    done = subprocess.run(bare, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.stderr == (
+        "detect.action.command: to run it as nobody takes CAP_SETGID and CAP_SETUID;"
+        " under systemd add them to the unit's CapabilityBoundingSet"
+    )
+    assert "takes CAP_SETGID and CAP_SETUID" in json.loads(done.stdout)["error"]
+
+
+def test_a_daemon_that_sees_control_groups_read_only_says_so_at_once(tmp_path: Path) -> None:
+    mount = cgroup2_mount()
+    assert mount is not None
+    program = (
+        "import sys\n"
+        "from monitor.judging.actions import Actions\n"
+        "from monitor.schema import Action\n"
+        "Actions(Action(freeze='cgroup'), (), bytes, bytes, sys.stderr.write)\n"
+    )
+    python = (sys.executable, "-c", program)
+    script = f'mount --bind {mount} {mount} && mount -o remount,bind,ro {mount} && exec "$@"'
+    hidden = ("unshare", "--mount", "sh", "-c", script, "sh", *python)
+    for command, says in ((hidden, f"detect.action.freeze: {mount} is read-only here"), (python, "")):
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.startswith(says) if says else not done.stderr
 
 
 def test_words_of_a_command_are_no_shells(acts: Callable[..., Acts], place: Path) -> None:

@@ -94,7 +94,7 @@ def image(folder: Path, headers: Path | None = None) -> Path:
                 target = tree / source.relative_to(headers)
                 shutil.rmtree(target, ignore_errors=True)
                 shutil.copytree(source, target, symlinks=True)
-    _put_checkout(tree / HOME)
+    put_checkout(tree / HOME)
     file = folder / f"{name}.ext4"
     with file.open("wb") as made:
         made.truncate(SIZE_MB + BCC_MB << 20 if headers else SIZE_MB << 20)
@@ -104,7 +104,8 @@ def image(folder: Path, headers: Path | None = None) -> Path:
     return file
 
 
-def _put_checkout(home: Path) -> None:
+def put_checkout(home: Path) -> None:
+    """Put this checkout and its environment there, for a guest to run in the same place of its root."""
     shutil.rmtree(home, ignore_errors=True)
     home.mkdir()
     for name in _SHARED:
