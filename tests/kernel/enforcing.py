@@ -6,6 +6,9 @@ import contextlib
 import threading
 from typing import TYPE_CHECKING
 
+import pytest
+
+from monitor.capture.choose import probe
 from monitor.capture.core import CoreCapture
 from monitor.engine import Engine
 from monitor.engine._native import ffi, lib
@@ -26,6 +29,12 @@ if TYPE_CHECKING:
 MANY = Enforcement(max_kills_per_minute=1_000_000)
 """A breaker that does not trip."""
 DEFAULTS = CaptureTable()
+SIGNALS_CHILDREN = probe().signal_task
+forks_die = pytest.mark.skipif(
+    not SIGNALS_CHILDREN,
+    reason="this kernel cannot kill a forked child before it runs: it has no bpf_send_signal_task (6.13)",
+)
+"""A test in which a child dies of its fork. What is true without is in test_enforce_swap.py."""
 
 
 def killing(name: str, expect: Expect) -> Watch:
