@@ -23,7 +23,7 @@ DEV="bpftool clang-format clang-tidy cppcheck libclang-rt-dev binutils util-linu
 # The broker of the demonstration of publishing.
 DEMO="mosquitto openssl"
 # Virtual machines with other kernels.
-VM="qemu-system-x86 mmdebstrap kmod busybox-static e2fsprogs debian-archive-keyring"
+VM="qemu-system-x86 qemu-system-arm mmdebstrap kmod busybox-static e2fsprogs debian-archive-keyring"
 
 # Debian's trees to install in, programs of other machines, its judge of packages, a builder of images without a daemon.
 PACKAGE="mmdebstrap debian-archive-keyring dpkg-dev qemu-user-static lintian man-db buildah"

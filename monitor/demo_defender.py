@@ -250,7 +250,8 @@ def read_alarms(folder: Path, port: int) -> None:
     """Print what comes on the topic of alarms, until SIGTERM."""
     import asyncio  # noqa: PLC0415 - only the process that reads
 
-    from monitor.defender.publish import Connection, MqttLink  # noqa: PLC0415
+    from monitor.defender.connection import Connection  # noqa: PLC0415
+    from monitor.defender.publish import MqttLink  # noqa: PLC0415
 
     class Reader:
         def __init__(self, link: MqttLink) -> None:

@@ -143,7 +143,8 @@ def _keeper(config: Config, settings: Remote, changes: Changes, link: Link, say:
 
 def _mqtt(settings: Defender) -> Link:
     try:
-        from monitor.defender.publish import MqttLink, connection_of  # noqa: PLC0415 - 7 MB, where somebody publishes
+        from monitor.defender.connection import connection_of
+        from monitor.defender.publish import MqttLink  # noqa: PLC0415 - 7 MB, where somebody publishes
     except ImportError as error:
         raise no_library("defender", error) from error
     return MqttLink(connection_of(settings))

@@ -199,7 +199,8 @@ class _Walk:
 
     def _link(self) -> MqttLink:
         try:
-            from monitor.defender.publish import MqttLink, connection_of  # noqa: PLC0415 - 7 MB, and not on every machine
+            from monitor.defender.connection import connection_of  # noqa: PLC0415
+            from monitor.defender.publish import MqttLink  # noqa: PLC0415 - 7 MB, and not on every machine
         except ImportError as error:
             remedy = "pip install awsiotsdk; it has wheels for x86_64 and aarch64"
             raise _Wrong(f"{error.name} is missing", remedy) from error

@@ -72,7 +72,8 @@ def run(options: DefenderOptions, link: Link | None = None, say: Callable[[str],
     if link is None:
         _check(options)
         try:
-            from monitor.defender.publish import Connection, MqttLink  # noqa: PLC0415 - 12 MB, only where it is used
+            from monitor.defender.connection import Connection  # noqa: PLC0415 - 12 MB, only where it is used
+            from monitor.defender.publish import MqttLink  # noqa: PLC0415 - 12 MB, only where it is used
         except ImportError as error:
             raise no_library("kinwatch defender", error) from error
         link = MqttLink(

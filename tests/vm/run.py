@@ -22,9 +22,12 @@ from xml.etree import ElementTree as ET
 import msgspec
 
 import mirror
+import portable
+import recipe
 from tests.contract.conftest import CAPTURES
-from tests.vm import kernels, machine, root
+from tests.vm import foreign, kernels, machine, root
 
+HOST: Final = "x86_64"
 HERE: Final = Path(__file__).resolve().parent
 FOLDER: Final = root.CHECKOUT / ".cache" / "vm"
 PAGE: Final = root.CHECKOUT / "docs" / "kernels.md"
@@ -49,6 +52,8 @@ class Kernel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     suite: str
     package: str
+    machine: str = HOST
+    """As uname -m says."""
 
 
 class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -63,6 +68,8 @@ class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cgroup: str = "v2"
     hide_btf: bool = False
     quick: bool = False
+    tests: str = ""
+    """For pytest, in place of the suite."""
 
 
 class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -93,17 +100,25 @@ def main(words: list[str]) -> int:
     if not runs:
         flags.error(f"no run of that name; there are: {', '.join(run.name for run in table.run)}")
     FOLDER.mkdir(parents=True, exist_ok=True)
-    apt = mirror.Apt(FOLDER / "apt", [kernel.suite for kernel in table.kernel])
-    got = {
-        kernel.name: _kernel(apt, kernel) for kernel in table.kernel if any(run.kernel == kernel.name for run in runs)
-    }
-    images = {run.name: _image(run, got[run.kernel], apt, table) for run in runs if run.bcc}
-    plain = root.image(FOLDER) if len(images) < len(runs) else None
-    select = asked.select or " ".join(QUICK if asked.quick else WHOLE)
+    wanted = [kernel for kernel in table.kernel if any(run.kernel == kernel.name for run in runs)]
+    machines = {kernel.name: kernel.machine for kernel in wanted}
+    apts = {name: _apt(name, table) for name in sorted(set(machines.values()))}
+    got = {kernel.name: _kernel(apts[kernel.machine], kernel) for kernel in wanted}
+    images = {run.name: _image(run, got[run.kernel], apts[HOST], table) for run in runs if run.bcc}
+    plain = {name: _plain(name) for name in {machines[run.kernel] for run in runs if not run.bcc}}
+    select = " ".join(QUICK if asked.quick else WHOLE)
     with ThreadPoolExecutor(AT_ONCE) as pool:
         outcomes = list(
             pool.map(
-                lambda run: _run(run, got[run.kernel], images.get(run.name, plain), select, quick=asked.quick), runs
+                lambda run: _run(
+                    run,
+                    got[run.kernel],
+                    images.get(run.name) or plain[machines[run.kernel]],
+                    asked.select or run.tests or select,
+                    machines[run.kernel],
+                    quick=asked.quick,
+                ),
+                runs,
             )
         )
     page = _page(outcomes)
@@ -111,6 +126,19 @@ def main(words: list[str]) -> int:
     if not asked.quick and not asked.only and not asked.select:
         PAGE.write_text(page)
     return int(any(outcome.failed for outcome in outcomes))
+
+
+def _apt(architecture: str, table: Table) -> mirror.Apt:
+    suites = [kernel.suite for kernel in table.kernel if kernel.machine == architecture]
+    return mirror.Apt(FOLDER / f"apt-{architecture}", suites, portable.ARCHITECTURES[architecture])
+
+
+def _plain(architecture: str) -> Path | str:
+    """The root of a machine, or why there is none."""
+    try:
+        return root.image(FOLDER) if architecture == HOST else foreign.image(FOLDER, architecture)
+    except (mirror.Unobtainable, recipe.RecipeFailed) as error:
+        return str(error)
 
 
 def _kernel(apt: mirror.Apt, kernel: Kernel) -> kernels.Kernel | str:
@@ -132,11 +160,13 @@ def _image(run: Run, kernel: kernels.Kernel | str, apt: mirror.Apt, table: Table
         return str(error)
 
 
-def _run(run: Run, kernel: kernels.Kernel | str, image: Path | str | None, select: str, *, quick: bool) -> Outcome:
+def _run(  # noqa: PLR0913 - what a run is made of
+    run: Run, kernel: kernels.Kernel | str, image: Path | str, select: str, architecture: str, *, quick: bool
+) -> Outcome:
     if isinstance(kernel, str):
         return Outcome(run, cells=dict.fromkeys(COLUMNS, f"unknown: the kernel cannot be had ({kernel})"))
     if not isinstance(image, Path):
-        return Outcome(run, cells=dict.fromkeys(COLUMNS, f"unknown: its headers cannot be had ({image})"))
+        return Outcome(run, cells=dict.fromkeys(COLUMNS, f"unknown: its root cannot be made ({image})"))
     files = FOLDER / "results" / "".join(letter if letter.isalnum() else "-" for letter in run.name)
     shutil.rmtree(files, ignore_errors=True)
     files.mkdir(parents=True)
@@ -156,6 +186,8 @@ def _run(run: Run, kernel: kernels.Kernel | str, image: Path | str | None, selec
             cgroup=run.cgroup,
             hide_btf=run.hide_btf,
             timeout_s=LIMIT_S[quick],
+            architecture=architecture,
+            busybox=machine.BUSYBOX if architecture == HOST else foreign.busybox(image),
         )
     except machine.Broken as error:
         (files / "broken").write_text(str(error))
