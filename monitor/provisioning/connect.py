@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from monitor.defender.link import Unreachable
 from monitor.defender.connection import connection_of
+from monitor.defender.link import Unreachable
 from monitor.defender.publish import MqttLink
 
 if TYPE_CHECKING:

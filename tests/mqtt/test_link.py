@@ -20,11 +20,10 @@ import pytest
 
 from monitor.defender import reasons
 from monitor.defender.link import Refused, Unreachable
-from monitor.defender.publish import MqttLink
 from monitor.errors import ConfigInvalid
+from tests.mqtt import wires
 from tests.mqtt.between import Between
 from tests.mqtt.broker import DEADLINE_S, LEAST_PRIVILEGE, THING, Authority, Broker
-from tests.mqtt import wires
 from tests.mqtt.wires import ACCEPTED, REPORT, Ear, connection, linked, run
 
 if TYPE_CHECKING:

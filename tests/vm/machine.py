@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from tests.vm.kernels import Kernel
 
 
-
 class Emulated(NamedTuple):
     """How QEMU is told to be a machine."""
 
