@@ -57,6 +57,8 @@ def image(folder: Path, machine: str) -> Path:
         shutil.copy2(made, home / "monitor/capture")
     prebuild(home / "tests" / PREBUILT, target.compiler)
     _put_environment(home / ".venv", machine)
+    # What is not compiled here is compiled there at every start: nothing that a machine writes stays.
+    recipe.run([sys.executable, "-m", "compileall", "-q", "-d", f"/{root.HOME}", home], quiet=True)
     return root.format_image(tree, folder / f"{tree.name}.ext4", root.SIZE_MB)
 
 
