@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import shutil
 import sys
 import tomllib
@@ -68,8 +69,15 @@ class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cgroup: str = "v2"
     hide_btf: bool = False
     quick: bool = False
-    tests: str = ""
-    """For pytest, in place of the suite."""
+    parts: tuple[str, ...] = ()
+    """Names of parts, in place of the suite."""
+
+
+class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """[[part]]."""
+
+    name: str
+    tests: tuple[str, ...]
 
 
 class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -77,6 +85,11 @@ class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     kernel: list[Kernel]
     run: list[Run]
+    part: list[Part] = []
+
+    def words(self, run: Run) -> str:
+        """What pytest is told to take of a run that has parts, else ""."""
+        return shlex.join(test for part in self.part if part.name in run.parts for test in part.tests)
 
 
 class Outcome(msgspec.Struct):
@@ -114,7 +127,7 @@ def main(words: list[str]) -> int:
                     run,
                     got[run.kernel],
                     images.get(run.name) or plain[machines[run.kernel]],
-                    asked.select or run.tests or select,
+                    asked.select or table.words(run) or f"{select} -k '{SELECTED[_best(run)]}'",
                     machines[run.kernel],
                     quick=asked.quick,
                 ),
@@ -173,7 +186,7 @@ def _run(  # noqa: PLR0913 - what a run is made of
     command = (
         ".venv/bin/kinwatch doctor --json >/run/result/doctor.json; "
         f"KINWATCH_PATIENCE={PATIENCE} CI=1 .venv/bin/python -m pytest -q -o cache_dir=/tmp/pytest "
-        f"--junitxml=/run/result/tests.xml {select} -k '{SELECTED[_best(run)]}'"
+        f"--junitxml=/run/result/tests.xml {select}"
     )
     print(f"{run.name}: {kernel.version}", file=sys.stderr, flush=True)
     try:
