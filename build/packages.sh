@@ -22,8 +22,9 @@ DEV="bpftool clang-format clang-tidy cppcheck libclang-rt-dev binutils util-linu
 	python3-bpfcc"
 # The broker of the demonstration of publishing.
 DEMO="mosquitto openssl"
-# Virtual machines with other kernels.
-VM="qemu-system-x86 qemu-system-arm mmdebstrap kmod busybox-static e2fsprogs debian-archive-keyring"
+# Virtual machines with other kernels, of other processors too, and compilers for what the tests run there.
+VM="qemu-system-x86 qemu-system-arm mmdebstrap kmod busybox-static e2fsprogs debian-archive-keyring
+	gcc-aarch64-linux-gnu libc6-dev-arm64-cross gcc-arm-linux-gnueabihf libc6-dev-armhf-cross"
 
 # Debian's trees to install in, programs of other machines, its judge of packages, a builder of images without a daemon.
 PACKAGE="mmdebstrap debian-archive-keyring dpkg-dev qemu-user-static lintian man-db buildah"

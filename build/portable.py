@@ -31,7 +31,7 @@ PYTHON_SUITE: Final = "bookworm"
 """The stable interface of Python 3.11 is declared by its headers."""
 ARCHITECTURES: Final = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "armhf"}
 """Debian's names, by what uname -m says."""
-_TRIPLETS: Final = {"x86_64": "x86_64-linux-gnu", "aarch64": "aarch64-linux-gnu", "armv7l": "arm-linux-gnueabihf"}
+TRIPLETS: Final = {"x86_64": "x86_64-linux-gnu", "aarch64": "aarch64-linux-gnu", "armv7l": "arm-linux-gnueabihf"}
 _MORE: Final = {"armv7l": ["-mcpu=generic+v7a+vfp3d16"]}
 """What Debian's armhf promises of a processor: ARMv7 with VFPv3-D16, without NEON."""
 PLACE: Final = CACHE / "portable"
@@ -59,7 +59,7 @@ def target(machine: str) -> Target:
     if machine not in ARCHITECTURES:
         text = f"no portable wheel for machine {machine!r}; there is one for: {', '.join(sorted(ARCHITECTURES))}"
         raise RecipeFailed(text)
-    triplet = _TRIPLETS[machine]
+    triplet = TRIPLETS[machine]
     compiler = [sys.executable, "-m", "ziglang", "cc", "-target", f"{triplet}.{GLIBC}", *_MORE.get(machine, ())]
     os.environ["ZIG_GLOBAL_CACHE_DIR"] = os.environ["ZIG_LOCAL_CACHE_DIR"] = str(CACHE / "zig")
     system, libbpf = PLACE / f"debian-{machine}", PLACE / f"libbpf-{machine}"

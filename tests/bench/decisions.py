@@ -1,12 +1,13 @@
-"""What it costs a fork or exec that the kernel decides about it: hooks with rules less hooks without.
+"""What it costs a fork or exec that the kernel decides about it: watches with rules less one without, in one kinwatch.
 
 Owns the rules that are measured; hooks.py measures. Nothing breaks a rule: what is measured is the decision, not the
-kill.
+kill. All watches are those of one kinwatch, each with a storm of its own name, and the storms take turns: another
+start of the hooks lies elsewhere in memory, which alone moved a hook by more than what is sought here.
 """
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+import shutil
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -22,16 +23,18 @@ EXECUTABLES: Final = "executables alone"
 CHILDREN: Final = "limit of children alone"
 ALL: Final = "all rules"
 RULES: Final = (CHILDREN, EXECUTABLES, ALL)
+TURNS: Final = 20
+"""Of a round: many short storms, so that the machine's moods meet all of them."""
 FORK_RULES: Final = "child_processes = 1000, depth = 10, forks_per_minute = 4000000, uids = [0]"
 
 
-def _rules(storm: Path) -> dict[str, str]:
-    """By name: what the watch expects. "": nothing."""
+def _rules(storms: dict[str, Path]) -> dict[str, str]:
+    """By name: what the watch of that storm expects. "": nothing."""
     return {
         "": "",
         CHILDREN: "child_processes = 1000",
-        EXECUTABLES: f'executables = ["{storm}"]',
-        ALL: f'{FORK_RULES}, executables = ["{storm}"], memfd = false, deleted = false',
+        EXECUTABLES: f'executables = ["{storms[EXECUTABLES]}"]',
+        ALL: f'{FORK_RULES}, executables = ["{storms[ALL]}"], memfd = false, deleted = false',
     }
 
 
@@ -46,29 +49,41 @@ class Decisions:
 
 
 def measure(scratch: Path, storm: Path, children: int, rounds: int) -> Decisions:
-    """All rules in each round, every time with a kinwatch of its own; each round begins with other rules."""
+    """All storms in each round, each round beginning with another. `children`: forks of a round under each of the rules.
+
+    Raises Unmeasured when a rule did anything.
+    """
     found = Decisions()
-    order = list(_rules(storm).items())
-    for _ in range(rounds):
-        costs = {name: _cost(scratch, storm, children, expect) for name, expect in order}
-        order = [*order[1:], order[0]]
-        none = costs.pop("")
-        for hook, cost in none.items():
-            found.none[hook].append(cost)
-            for name, other in costs.items():
-                found.more.setdefault(name, {FORK: [], EXEC: []})[hook].append(other[hook] - cost)
+    storms = {name: scratch / f"kwdec{number}" for number, name in enumerate(("", *RULES))}
+    for path in storms.values():
+        shutil.copy(storm, path)
+    first, *others = _rules(storms).items()
+    tables = "".join(
+        f'[[watch]]\nname = "{storms[name].name}"\nprocess = "{storms[name].name}"\nenforce = "kill"\n'
+        f"expect = {{ {expect} }}\n"
+        for name, expect in others
+    )
+    order = list(storms.items())
+    with Kinwatch(scratch, storms[first[0]].name, rules=tables) as kinwatch, stats(on=True):
+        ours = programs_of(kinwatch.pid)
+        for _ in range(rounds * TURNS):
+            costs = {name: _cost(ours, path, children // TURNS) for name, path in order}
+            order = [*order[1:], order[0]]
+            none = costs.pop("")
+            for hook, cost in none.items():
+                found.none[hook].append(cost)
+                for name, other in costs.items():
+                    found.more.setdefault(name, {FORK: [], EXEC: []})[hook].append(other[hook] - cost)
+    for name in RULES:
+        counted = kinwatch.counted(storms[name].name)
+        if (counted["enforced"], counted["would_enforce"]) != (0, 0):
+            raise Unmeasured(f"somebody was killed by rules that nothing breaks: {name}")
+        if counted["spawned"] < children:
+            raise Unmeasured(f"the rules of {name} met {counted['spawned']} of at least {children} children")
     return found
 
 
-def _cost(scratch: Path, storm: Path, children: int, expect: str) -> dict[str, float]:
-    rules = f'enforce = "kill"\nexpect = {{ {expect} }}' if expect else ""
-    with ExitStack() as stack:
-        kinwatch = stack.enter_context(Kinwatch(scratch, storm.name, rules=rules))
-        stack.enter_context(stats(on=True))
-        ours = programs_of(kinwatch.pid)
-        forks = runs(ours, lambda: run_storm(storm, children))
-        execs = runs(ours, lambda: run_storm(storm, children // EXEC_SHARE, None, "exec"))
-    counted = kinwatch.counted()
-    if expect and (counted["enforced"], counted["would_enforce"]) != (0, 0):
-        raise Unmeasured(f"somebody was killed by rules that nothing breaks: {expect}")
+def _cost(ours: dict[str, int], storm: Path, children: int) -> dict[str, float]:
+    forks = runs(ours, lambda: run_storm(storm, children))
+    execs = runs(ours, lambda: run_storm(storm, children // EXEC_SHARE, None, "exec"))
     return {FORK: forks[FORK], EXEC: execs[EXEC]}

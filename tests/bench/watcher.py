@@ -85,7 +85,7 @@ class Kinwatch:
     ) -> None:
         """`log_to`: a descriptor for the event lines instead of a file. `packets`, `capture`: of [capture].
 
-        `rules`: more keys of the watch, as lines of TOML.
+        `rules`: more keys of the watch, and whatever comes behind it, as lines of TOML.
         """
         self.watch = watch
         self.log = scratch / f"{watch}.jsonl"
@@ -176,18 +176,19 @@ class Kinwatch:
         )
         return msgspec.json.decode(done.stdout, type=dict[str, Any])
 
-    def counted(self) -> dict[str, int]:
-        """After the end: what the report counted, and the lines of the log."""
+    def counted(self, watch: str = "") -> dict[str, int]:
+        """After the end: what the report counted for a watch (its own), and the lines of the log."""
+        watch = watch or self.watch
         try:
             document = msgspec.json.decode(self.report.read_bytes().splitlines()[-1], type=dict[str, Any])
             custom = document["custom_metrics"]
             counts = {
-                "spawned": custom[f"child_procs_spawned_{self.watch}"][0]["number"],
+                "spawned": custom[f"child_procs_spawned_{watch}"][0]["number"],
                 "lost": custom["events_lost"][0]["number"],
             }
             for name in ("enforced", "would_enforce"):
-                if f"{name}_{self.watch}" in custom:
-                    counts[name] = custom[f"{name}_{self.watch}"][0]["number"]
+                if f"{name}_{watch}" in custom:
+                    counts[name] = custom[f"{name}_{watch}"][0]["number"]
         except (OSError, LookupError, msgspec.MsgspecError) as error:
             raise Unmeasured(f"kinwatch wrote no usable report: {error!r}") from error
         return counts | {"forks": 0, "exits": 0, "execs": 0} | lines_by_event(self.log)

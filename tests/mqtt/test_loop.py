@@ -106,6 +106,7 @@ def test_the_event_log_reaches_its_topic_whole_and_in_order(broker: Broker, tmp_
         with kinwatch:
             for _ in range(30):
                 kinwatch.tell("/bin/true")
+            cloud.wait(EVENTS, bool)  # it is connected: an end before that leaves all of them to the next life
             kinwatch.tell("exit")
             assert kinwatch.process is not None
             kinwatch.process.wait()

@@ -85,11 +85,14 @@ def image(folder: Path, headers: Path | None = None) -> Path:
     return format_image(tree, folder / f"{name}.ext4", SIZE_MB + BCC_MB if headers else SIZE_MB)
 
 
-def debian(tree: Path, suite: str, packages: Iterable[str], architecture: str = "amd64") -> None:
-    """Unpack a Debian's packages and what they depend on, without running any of it."""
+def debian(
+    tree: Path, suite: str, packages: Iterable[str], architecture: str = "amd64", *, security: bool = True
+) -> None:
+    """Unpack a Debian's packages and what they depend on, without running any of it. `security`: their updates, too."""
     found = mirrors()
     words = ["--mode=root", "--variant=extract", f"--architectures={architecture}", f"--include={','.join(packages)}"]
-    sources = [f"deb {found.archive} {suite} main", f"deb {found.security} {suite}-security main"]
+    sources = [f"deb {found.archive} {suite} main"]
+    sources += [f"deb {found.security} {suite}-security main"] if security else []
     subprocess.run(["mmdebstrap", "-q", *words, suite, tree, *sources], check=True)
     # Extracted only, so nothing was compiled: importing would take seconds.
     libraries = [tree / "usr/lib/python3.11", tree / "usr/lib/python3"]

@@ -1,34 +1,33 @@
-"""Run the suite on every kernel of kernels.toml, in virtual machines, two at a time, and write docs/kernels.md.
+"""Run the suite on the kernels of kernels.toml, in virtual machines, two at a time, and write docs/kernels.md.
 
-    PYTHONPATH=build python -m tests.vm.run [--quick] [--only NAME]... [--select PYTEST-WORDS]
+    PYTHONPATH=build python -m tests.vm.run [--quick] [--only NAME]... [--select PYTEST-WORDS] [--page]
 
-Owns which tests run where and the page. Refuses to know how a machine is made. Exit code 1: something failed.
+Owns which tests run where. Refuses to know how a machine is made and how the page looks. Exit code 1: something failed.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shlex
 import shutil
+import subprocess
 import sys
 import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
-from xml.etree import ElementTree as ET
 
 import msgspec
 
 import mirror
 import portable
 import recipe
-from tests.contract.conftest import CAPTURES
-from tests.vm import foreign, kernels, machine, root
+from tests.vm import foreign, kernels, machine, results, root
 
 HOST: Final = "x86_64"
+"""The root of such a machine has the environment that is here; the others' is made for them."""
 HERE: Final = Path(__file__).resolve().parent
 FOLDER: Final = root.CHECKOUT / ".cache" / "vm"
 PAGE: Final = root.CHECKOUT / "docs" / "kernels.md"
@@ -36,15 +35,11 @@ AT_ONCE: Final = 2
 """One emulated machine keeps one processor busy."""
 PATIENCE: Final = 30
 """How much longer a test waits there before it says that something hangs."""
-QUICK: Final = ("tests/contract/test_lineage.py", "tests/contract/test_counts.py", "tests/kernel/test_takeover.py")
-WHOLE: Final = ("tests/contract", "tests/kernel", "tests/net")
-LIMIT_S: Final = {True: 600.0, False: 5400.0}
-"""By whether it is the quick run."""
+END_S: Final = 60
+"""What a machine gets beyond its tests' time: to boot, to let an interrupted test clean up, to write its results."""
+QUICK: Final = "quick"
 SELECTED: Final = {"core": "not bcc", "bcc": "bcc", "": "netlink or poll"}
 """What pytest runs, by the best capture that is possible there."""
-COLUMNS: Final = (*(f"contract, {capture}" for capture in CAPTURES), "kernel", "network")
-SHOWN: Final = 6
-"""Failures that a cell names."""
 
 
 class Kernel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -55,6 +50,17 @@ class Kernel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     package: str
     machine: str = HOST
     """As uname -m says."""
+    may_skip: tuple[str, ...] = ()
+    """As results.Expected has it."""
+
+
+class Suite(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """[suite.NAME]."""
+
+    tests: tuple[str, ...]
+    """Words for pytest."""
+    limit_min: int
+    """When what has not run by then is given up."""
 
 
 class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -63,82 +69,88 @@ class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     kernel: str
     core: bool
+    suite: str = "whole"
     bcc: bool = False
     """BCC and the kernel's headers are installed there, and it is what is asked for."""
     append: str = ""
     cgroup: str = "v2"
     hide_btf: bool = False
     quick: bool = False
-    parts: tuple[str, ...] = ()
-    """Names of parts, in place of the suite."""
 
+    @property
+    def best(self) -> str:
+        """The capture that `auto` has to take there: core, bcc, "" for what is left."""
+        return "core" if self.core else "bcc" if self.bcc else ""
 
-class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """[[part]]."""
-
-    name: str
-    tests: tuple[str, ...]
+    @property
+    def files(self) -> Path:
+        """Where its results lie."""
+        return FOLDER / "results" / "".join(letter if letter.isalnum() else "-" for letter in self.name)
 
 
 class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """kernels.toml."""
 
     kernel: list[Kernel]
+    suite: dict[str, Suite]
     run: list[Run]
-    part: list[Part] = []
-
-    def words(self, run: Run) -> str:
-        """What pytest is told to take of a run that has parts, else ""."""
-        return shlex.join(test for part in self.part if part.name in run.parts for test in part.tests)
-
-
-class Outcome(msgspec.Struct):
-    """What one run showed."""
-
-    run: Run
-    version: str = ""
-    cells: dict[str, str] = {}
-    failed: bool = True
+    may_skip: tuple[str, ...]
 
 
 def main(words: list[str]) -> int:
     """Do what the flags say."""
     flags = argparse.ArgumentParser(prog="tests.vm.run", description=__doc__.partition("\n")[0])
-    flags.add_argument("--quick", action="store_true", help="the quick kernels and tests only; writes no page")
+    flags.add_argument("--quick", action="store_true", help="the quick kernels and tests only; no page")
     flags.add_argument("--only", action="append", default=[], metavar="NAME", help="runs of that name only")
-    flags.add_argument("--select", default="", metavar="WORDS", help="for pytest, in place of the suite")
+    flags.add_argument("--select", default="", metavar="WORDS", help="for pytest, in place of the suite; no page")
+    flags.add_argument("--page", action="store_true", help="run nothing: make the page of what ran last")
     asked = flags.parse_args(words)
     table = msgspec.convert(tomllib.loads((HERE / "kernels.toml").read_text()), Table)
     runs = [run for run in table.run if (not asked.quick or run.quick) and (not asked.only or run.name in asked.only)]
     if not runs:
         flags.error(f"no run of that name; there are: {', '.join(run.name for run in table.run)}")
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    wanted = [kernel for kernel in table.kernel if any(run.kernel == kernel.name for run in runs)]
-    machines = {kernel.name: kernel.machine for kernel in wanted}
-    apts = {name: _apt(name, table) for name in sorted(set(machines.values()))}
-    got = {kernel.name: _kernel(apts[kernel.machine], kernel) for kernel in wanted}
-    images = {run.name: _image(run, got[run.kernel], apts[HOST], table) for run in runs if run.bcc}
-    plain = {name: _plain(name) for name in {machines[run.kernel] for run in runs if not run.bcc}}
-    select = " ".join(QUICK if asked.quick else WHOLE)
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        outcomes = list(
-            pool.map(
-                lambda run: _run(
-                    run,
-                    got[run.kernel],
-                    images.get(run.name) or plain[machines[run.kernel]],
-                    asked.select or table.words(run) or f"{select} -k '{SELECTED[_best(run)]}'",
-                    machines[run.kernel],
-                    quick=asked.quick,
-                ),
-                runs,
-            )
-        )
-    page = _page(outcomes)
-    print(page)
-    if not asked.quick and not asked.only and not asked.select:
+    outcomes = [] if asked.page else _run_all(runs, table, QUICK if asked.quick else "", asked.select)
+    if asked.quick or asked.select:
+        print(results.page(outcomes, []))
+    else:
+        known = {run.name: results.kept(run.files) for run in table.run}
+        page = results.page([row for row in known.values() if row], [name for name, row in known.items() if not row])
         PAGE.write_text(page)
+        print(page)
     return int(any(outcome.failed for outcome in outcomes))
+
+
+def _run_all(runs: list[Run], table: Table, suite: str, select: str) -> list[results.Outcome]:
+    """`suite`: in place of the runs' own; `select`: words for pytest in place of a suite's, and nothing is kept."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    wanted = {kernel.name: kernel for kernel in table.kernel if any(kernel.name == run.kernel for run in runs)}
+    apts = {name: _apt(name, table) for name in sorted({kernel.machine for kernel in wanted.values()})}
+    got = {name: _kernel(apts[kernel.machine], kernel) for name, kernel in wanted.items()}
+    images = {run.name: _image(run, got[run.kernel], apts[HOST], table) for run in runs if run.bcc}
+    plain = {name: _plain(name) for name in sorted({wanted[run.kernel].machine for run in runs if not run.bcc})}
+    git = subprocess.run(
+        ["git", "-C", root.CHECKOUT, "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+    )
+
+    def run_one(run: Run) -> results.Outcome:
+        tests = table.suite[suite or run.suite]
+        kernel = wanted[run.kernel]
+        image = images[run.name] if run.bcc else plain[kernel.machine]
+        expected = results.Expected(
+            run.name,
+            run.best,
+            table.may_skip + kernel.may_skip,
+            suite or run.suite,
+            git.stdout.strip() or "unknown",
+            f"{datetime.now(UTC):%Y-%m-%d}",
+        )
+        outcome = _run(run, expected, got[run.kernel], image, kernel.machine, suite=tests, select=select)
+        if not suite and not select:
+            results.keep(outcome, run.files)
+        return outcome
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return list(pool.map(run_one, runs))
 
 
 def _apt(architecture: str, table: Table) -> mirror.Apt:
@@ -174,19 +186,27 @@ def _image(run: Run, kernel: kernels.Kernel | str, apt: mirror.Apt, table: Table
 
 
 def _run(  # noqa: PLR0913 - what a run is made of
-    run: Run, kernel: kernels.Kernel | str, image: Path | str, select: str, architecture: str, *, quick: bool
-) -> Outcome:
+    run: Run,
+    expected: results.Expected,
+    kernel: kernels.Kernel | str,
+    image: Path | str,
+    architecture: str,
+    *,
+    suite: Suite,
+    select: str,
+) -> results.Outcome:
+    shutil.rmtree(run.files, ignore_errors=True)
+    run.files.mkdir(parents=True)
     if isinstance(kernel, str):
-        return Outcome(run, cells=dict.fromkeys(COLUMNS, f"unknown: the kernel cannot be had ({kernel})"))
+        return results.unknown(expected, "", f"the kernel cannot be had ({kernel})")
     if not isinstance(image, Path):
-        return Outcome(run, cells=dict.fromkeys(COLUMNS, f"unknown: its root cannot be made ({image})"))
-    files = FOLDER / "results" / "".join(letter if letter.isalnum() else "-" for letter in run.name)
-    shutil.rmtree(files, ignore_errors=True)
-    files.mkdir(parents=True)
+        return results.unknown(expected, kernel.version, f"its root cannot be made ({image})")
+    # SIGINT: pytest then ends the test it is in, cleans up and writes what it knows.
     command = (
         ".venv/bin/kinwatch doctor --json >/run/result/doctor.json; "
-        f"KINWATCH_PATIENCE={PATIENCE} CI=1 .venv/bin/python -m pytest -q -o cache_dir=/tmp/pytest "
-        f"--junitxml=/run/result/tests.xml {select}"
+        f"KINWATCH_PATIENCE={PATIENCE} CI=1 timeout -s INT -k {END_S} {suite.limit_min}m "
+        ".venv/bin/python -m pytest -v -o cache_dir=/tmp/pytest --durations=20 "
+        f"--junitxml=/run/result/tests.xml {select or shlex.join(suite.tests)} -k '{SELECTED[run.best]}'"
     )
     print(f"{run.name}: {kernel.version}", file=sys.stderr, flush=True)
     try:
@@ -194,98 +214,21 @@ def _run(  # noqa: PLR0913 - what a run is made of
             kernel,
             image,
             command,
-            files,
+            run.files,
             append=run.append,
             cgroup=run.cgroup,
             hide_btf=run.hide_btf,
-            timeout_s=LIMIT_S[quick],
+            timeout_s=suite.limit_min * 60 + 2 * END_S,
             architecture=architecture,
             busybox=machine.BUSYBOX if architecture == HOST else foreign.busybox(image),
         )
     except machine.Broken as error:
-        (files / "broken").write_text(str(error))
-        return Outcome(
-            run, kernel.version, dict.fromkeys(COLUMNS, f"unknown: the machine failed, see {files / 'broken'}")
-        )
-    outcome = _judged(run, kernel.version, files)
-    print(
-        f"{run.name}: {'FAILED' if outcome.failed else 'ok'} after {result.took_s:.0f} s", file=sys.stderr, flush=True
-    )
+        (run.files / "broken").write_text(str(error))
+        return results.unknown(expected, kernel.version, f"the machine failed, see {run.files / 'broken'}")
+    outcome = results.judge(expected, kernel.version, run.files, result.status, result.took_s)
+    word = "FAILED" if outcome.failed else "ok"
+    print(f"{run.name}: {word}, {outcome.ran}", file=sys.stderr, flush=True)
     return outcome
-
-
-def _best(run: Run) -> str:
-    """The capture that `auto` has to take there: core, bcc, "" for what is left."""
-    return "core" if run.core else "bcc" if run.bcc else ""
-
-
-def _judged(run: Run, version: str, files: Path) -> Outcome:
-    doctor = json.loads((files / "doctor.json").read_text() or "{}")
-    taken = doctor.get("capture")
-    core = taken == "core"
-    expected = taken == _best(run) if _best(run) else taken in {"netlink", "poll"}
-    why = "; ".join(doctor.get("core_obstacles", ())) or doctor.get("reason", "doctor said nothing")
-    cells = _cells(files / "tests.xml")
-    failed = not expected or any("failed" in cell for cell in cells.values()) or not cells
-    for column in COLUMNS:
-        if column not in cells:
-            cells[column] = "not asked for" if core or run.bcc else f"cannot: {why}"
-    if not expected:
-        cells[f"contract, {_best(run) or 'netlink'}"] = f"failed: {taken} is taken here ({why})"
-    return Outcome(run, version, cells, failed)
-
-
-def _cells(file: Path) -> dict[str, str]:
-    """By column: how many tests passed, which failed, how many were skipped and why."""
-    passed: dict[str, int] = {}
-    failures: dict[str, list[str]] = {}
-    skipped: dict[str, list[str]] = {}
-    if not file.exists():
-        return {}
-    for case in ET.parse(file).getroot().iter("testcase"):  # noqa: S314 - our own file
-        column = _column(case.get("classname", ""), case.get("name", ""))
-        kinds = {child.tag: child.get("message", "") for child in case}
-        if "failure" in kinds or "error" in kinds:
-            failures.setdefault(column, []).append(case.get("name", ""))
-        elif "skipped" in kinds:
-            skipped.setdefault(column, []).append(kinds["skipped"])
-        else:
-            passed[column] = passed.get(column, 0) + 1
-    cells = {}
-    for column in {*passed, *failures, *skipped}:
-        words = [f"{passed.get(column, 0)} passed"]
-        if column in failures:
-            names = failures[column]
-            words.append(f"{len(names)} failed: {', '.join(names[:SHOWN])}{' ...' if len(names) > SHOWN else ''}")
-        if column in skipped:
-            words.append(f"{len(skipped[column])} skipped: {'; '.join(sorted(set(skipped[column])))}")
-        cells[column] = ", ".join(words)
-    return cells
-
-
-def _column(module: str, name: str) -> str:
-    if module.startswith("tests.contract"):
-        for capture in CAPTURES:
-            if f"[{capture}" in name or f"-{capture}" in name:
-                return f"contract, {capture}"
-        return "contract, core"
-    return "network" if module.startswith("tests.net") else "kernel"
-
-
-def _page(outcomes: list[Outcome]) -> str:
-    lines = [
-        "# On which kernels it works",
-        "",
-        "Made by `make vm`: Debian's kernels under QEMU (emulated), the contract, kernel and network suites as root.",
-        f"{datetime.now(UTC):%Y-%m-%d}.",
-        "",
-        f"| kernel | version | {' | '.join(COLUMNS)} |",
-        f"|---|---|{'---|' * len(COLUMNS)}",
-    ]
-    for outcome in outcomes:
-        cells = " | ".join(outcome.cells[column].replace("|", "\\|") for column in COLUMNS)
-        lines.append(f"| {outcome.run.name} | {outcome.version} | {cells} |")
-    return "\n".join([*lines, ""])
 
 
 if __name__ == "__main__":
