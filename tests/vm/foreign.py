@@ -2,9 +2,10 @@
 
 Owns how the environment, the engine, the hooks and the tests' programs get there. Refuses to know kernels and tests.
 
-Nothing of it is executed here. The engine is compiled as that of the portable wheels is, the programs by Debian's compilers for other machines. What
-Python needs comes as wheels from the package index; for 32-bit ARM, which it has none for, from Debian 13, whose
-versions are new enough, and msgspec, which Debian lacks, is compiled from its source distribution.
+Nothing of it is executed here. The engine is compiled as that of the portable wheels is, the programs by Debian's
+compilers for other machines. What Python needs comes as wheels from the package index; for 32-bit ARM, which it has
+none for, from Debian 13, whose versions are new enough, and msgspec, which Debian lacks, is compiled from its source
+distribution.
 """
 
 from __future__ import annotations
