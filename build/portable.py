@@ -31,6 +31,8 @@ PYTHON_SUITE: Final = "bookworm"
 """The stable interface of Python 3.11 is declared by its headers."""
 ARCHITECTURES: Final = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "armhf"}
 """Debian's names, by what uname -m says."""
+INDEXED: Final = ("aarch64", "x86_64")
+"""The package index has wheels of all that the program requires for these; elsewhere Debian's packages serve."""
 TRIPLETS: Final = {"x86_64": "x86_64-linux-gnu", "aarch64": "aarch64-linux-gnu", "armv7l": "arm-linux-gnueabihf"}
 _MORE: Final = {"armv7l": ["-mcpu=generic+v7a+vfp3d16"]}
 """What Debian's armhf promises of a processor: ARMv7 with VFPv3-D16, without NEON."""

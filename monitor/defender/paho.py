@@ -86,7 +86,7 @@ class _Session:
         self._timers: set[asyncio.TimerHandle] = set()
         client = Client(CallbackAPIVersion.VERSION2, connection.client_id, protocol=MQTTv5, reconnect_on_failure=False)
         client.connect_timeout = REACH_S
-        client.max_inflight_messages_set(IN_FLIGHT)
+        client.max_inflight_messages_set(0)  # we keep to the limit, which only the broker's answer tells
         if tls is not None:
             client.tls_set_context(tls)
         client.on_connect = self._on_connect
@@ -173,12 +173,14 @@ class _Session:
     def at(self, when_s: float, what: Callable[[], None], tell: Callable[[Exception | None], None]) -> None:
         """Publish at a time of the loop's clock, after what was given before; or `tell` that there was no time to."""
         self._held.append((when_s, what, tell))
-        if when_s > self._loop.time():
-            self._later(when_s - self._loop.time(), self._let_go)
-        self._let_go()
+        if len(self._held) == 1:
+            self._let_go()
 
     def _let_go(self) -> None:
-        while self._held and self._held[0][0] <= self._loop.time() and self._flying < self._most:
+        while self._held and self._flying < self._most:
+            if (left_s := self._held[0][0] - self._loop.time()) > 0:
+                self._later(left_s, self._let_go)
+                return
             self._held.popleft()[1]()
 
     def publish(self, what: str, topic: str, payload: bytes, tell: Callable[[Exception | None], None]) -> None:
@@ -193,7 +195,8 @@ class _Session:
         def told(error: Exception | None) -> None:
             self._flying -= 1
             tell(error)
-            self._loop.call_soon(self._let_go)  # paho counts it as acknowledged when its callback has returned
+            if self._flying == self._most - 1:  # there was no room, and now there is
+                self._let_go()
 
         return told
 
