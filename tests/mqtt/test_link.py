@@ -23,7 +23,7 @@ from monitor.defender.link import Refused, Unreachable
 from monitor.errors import ConfigInvalid
 from tests.mqtt import wires
 from tests.mqtt.between import Between
-from tests.mqtt.broker import DEADLINE_S, LEAST_PRIVILEGE, THING, Authority, Broker
+from tests.mqtt.broker import DEADLINE_S, EVERYTHING, LEAST_PRIVILEGE, THING, Authority, Broker
 from tests.mqtt.wires import ACCEPTED, REPORT, Ear, connection, linked, run
 
 if TYPE_CHECKING:
@@ -89,6 +89,23 @@ def test_a_message_larger_than_the_broker_takes_is_refused_before_it_is_sent(tmp
             assert ear.downs == []
 
     with Broker(tmp_path, Authority(tmp_path), acl, more=["max_packet_size 10000"]) as broker:
+        run(scenario(broker))
+
+
+def test_a_broker_that_takes_few_at_once_gets_no_more_and_everything_in_order(tmp_path: Path) -> None:
+    acl = LEAST_PRIVILEGE.format(client=CLIENT, thing=THING) + EVERYTHING.format(client="responder")
+
+    async def scenario(broker: Broker) -> None:
+        settings = connection(broker, throttle=True)
+        async with linked(connection(broker, "responder")) as (there, hearing), linked(settings) as (link, ear):
+            await there.subscribe([REPORT])
+            payloads = [b"%d" % number for number in range(90)]
+            await asyncio.gather(*(link.publish(REPORT, payload) for payload in payloads))
+            await hearing.until(lambda: len(hearing.messages) == len(payloads))
+            assert [payload for _, payload in hearing.messages] == payloads
+            assert ear.downs == []
+
+    with Broker(tmp_path, Authority(tmp_path), acl, more=["max_inflight_messages 2"]) as broker:
         run(scenario(broker))
 
 

@@ -111,6 +111,8 @@ def main(words: list[str]) -> int:
     runs = [run for run in table.run if (not asked.quick or run.quick) and (not asked.only or run.name in asked.only)]
     if not runs:
         flags.error(f"no run of that name; there are: {', '.join(run.name for run in table.run)}")
+    if not asked.page and not asked.select:
+        _look_for_tests(table, {QUICK if asked.quick else run.suite for run in runs})
     outcomes = [] if asked.page else _run_all(runs, table, QUICK if asked.quick else "", asked.select)
     if asked.quick or asked.select:
         print(results.page(outcomes, []))
@@ -120,6 +122,15 @@ def main(words: list[str]) -> int:
         PAGE.write_text(page)
         print(page)
     return int(any(outcome.failed for outcome in outcomes))
+
+
+def _look_for_tests(table: Table, suites: set[str]) -> None:
+    """Ends the program when a suite names tests that there are not: a machine would find that out after minutes."""
+    for name in sorted(suites):
+        words = [sys.executable, "-m", "pytest", "-q", "--collect-only", *table.suite[name].tests]
+        found = subprocess.run(words, cwd=root.CHECKOUT, capture_output=True, text=True, check=False)
+        if found.returncode:
+            sys.exit(f"[suite.{name}] of kernels.toml: {found.stdout}{found.stderr}")
 
 
 def _run_all(runs: list[Run], table: Table, suite: str, select: str) -> list[results.Outcome]:
