@@ -20,6 +20,7 @@ import pytest
 
 from monitor.defender import reasons
 from monitor.defender.link import Refused, Unreachable
+from monitor.defender.paho import PahoLink
 from monitor.errors import ConfigInvalid
 from tests.mqtt import wires
 from tests.mqtt.between import Between
@@ -92,7 +93,7 @@ def test_a_message_larger_than_the_broker_takes_is_refused_before_it_is_sent(tmp
         run(scenario(broker))
 
 
-def test_a_broker_that_takes_few_at_once_gets_no_more_and_everything_in_order(tmp_path: Path) -> None:
+def test_a_broker_that_takes_few_at_once_gets_everything_in_order(tmp_path: Path) -> None:
     acl = LEAST_PRIVILEGE.format(client=CLIENT, thing=THING) + EVERYTHING.format(client="responder")
 
     async def scenario(broker: Broker) -> None:
@@ -104,6 +105,28 @@ def test_a_broker_that_takes_few_at_once_gets_no_more_and_everything_in_order(tm
             await hearing.until(lambda: len(hearing.messages) == len(payloads))
             assert [payload for _, payload in hearing.messages] == payloads
             assert ear.downs == []
+
+    with Broker(tmp_path, Authority(tmp_path), acl, more=["max_inflight_messages 2"]) as broker:
+        run(scenario(broker))
+
+
+def test_paho_sends_no_more_than_the_broker_takes_without_acknowledgement(tmp_path: Path) -> None:
+    acl = LEAST_PRIVILEGE.format(client=CLIENT, thing=THING)
+
+    async def scenario(broker: Broker) -> None:
+        ear, link = Ear(), PahoLink(connection(broker))
+        link.start(ear)
+        await ear.until(lambda: ear.ups)
+        broker.signal(signal.SIGSTOP)
+        flying = [link.publish(REPORT, b"%d" % number) for number in range(10)]
+        await asyncio.sleep(0)
+        session = link._session
+        assert session is not None
+        assert (session._flying, len(session._held)) == (2, 8)
+        broker.signal(signal.SIGCONT)
+        await asyncio.gather(*flying)
+        assert (session._flying, len(session._held)) == (0, 0)
+        await link.stop(5)
 
     with Broker(tmp_path, Authority(tmp_path), acl, more=["max_inflight_messages 2"]) as broker:
         run(scenario(broker))
