@@ -12,7 +12,7 @@ EBPF := $(wildcard ebpf/*.[ch])
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build native ebpf dev run demo demo-defender test test-long vm sanitise fuzz bench lint format wheel wheels deb package-test clean
+.PHONY: help build native ebpf dev run demo demo-defender test test-long vm vm-quick sanitise fuzz bench lint format wheel wheels deb package-test clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf 'make %-13s %s\n' "$$name" "$$text"; done
@@ -44,6 +44,10 @@ test-long: dev sanitise ## the suite with full numbers
 vm: dev .venv/requirements-package.txt ## the suite on other kernels, in virtual machines; writes docs/kernels.md
 	@build/packages.sh vm
 	PYTHONPATH=build $(PYTHON) -m tests.vm.run
+
+vm-quick: dev ## a dozen tests on two other kernels, in virtual machines
+	@build/packages.sh vm
+	PYTHONPATH=build $(PYTHON) -m tests.vm.run --quick
 
 sanitise: dev ## the engine's tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	$(PYTHON) build/sanitise.py engine

@@ -167,8 +167,19 @@ __noinline int row_doom(uint32_t pid, uint64_t start_ns, uint64_t watches, uint3
 __noinline uint64_t wrong_users(uint64_t slots, uint64_t users)
 {
 	uint32_t real = users, effective = users >> 32;
-	uint64_t right = mask_of(&uids, &real);
+	uint64_t right = control.nothing, left = effective == real ? slots : 0;
 
+	/* Most watches expect one user: then nothing needs to be looked up. */
+	for (uint32_t slot = 0; slot < KW_WATCHES && left; slot++, left >>= 1) {
+		const struct kw_slot_limits *limits = &control.limits[slot & (KW_SLOTS - 1)];
+
+		if (left & 1 && limits->has_uid && limits->uid == real)
+			right |= 1ULL << slot;
+	}
+	slots &= ~right;
+	if (!slots)
+		return 0;
+	right = mask_of(&uids, &real);
 	if (effective != real)
 		right &= mask_of(&uids, &effective);
 	return slots & ~right;
@@ -196,12 +207,12 @@ __noinline uint64_t over_numbers(uint64_t slots, uint32_t depth, uint64_t start_
 
 		if (!(slots & 1))
 			continue;
-		if ((deep & bit) && depth > control.depths[slot & (KW_SLOTS - 1)])
+		if ((deep & bit) && depth > control.limits[slot & (KW_SLOTS - 1)].depth)
 			over |= bit;
 		if (!(counted & bit))
 			continue;
 		cells = bpf_map_lookup_elem(&counters, &key);
-		if (cells && window_add(&cells->rate, start_ns) > control.rates[slot & (KW_SLOTS - 1)])
+		if (cells && window_add(&cells->rate, start_ns) > control.limits[slot & (KW_SLOTS - 1)].rate)
 			over |= bit << 32;
 	}
 	return over;

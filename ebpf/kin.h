@@ -87,7 +87,7 @@ __noinline uint64_t count_children(uint64_t watches, uint32_t what)
 		if (!row)
 			return 0;
 		alive = (__sync_fetch_and_add(&row->children, (uint64_t)what) + 1) & KW_PACKED_MASK;
-		spare = control.limits[slot & (KW_SLOTS - 1)] - alive;
+		spare = control.limits[slot & (KW_SLOTS - 1)].children - alive;
 		lower = row->peak - alive;
 		for (int reader = 0; reader < KW_READERS; reader++)
 			lower |= row->window_peak[reader] - alive;

@@ -22,28 +22,39 @@ enum kw_stop {
 	KW_STOP_ORPHANED = 2 /* the daemon is gone, and enforcement fails open */
 };
 
+/* What a watch's forks are held against in numbers, by slot: together, because a fork pays for every cache line it
+ * looks at. */
+struct kw_slot_limits {
+	uint64_t children; /* alive, whose breach is urgent; KW_NO_LIMIT */
+	uint32_t depth;	   /* deepest that is expected */
+	uint32_t rate;	   /* most forks in a minute */
+	uint32_t uid;	   /* one of the users expected, the first to be compared with */
+	uint32_t has_uid;
+	uint64_t reserved; /* two slots to a cache line */
+};
+
 /* One row, in the object's .bss, mapped by the loader. User space writes the first group, the hooks the second. */
 struct kw_control {
-	uint32_t layout;	 /* KW_LAYOUT; first, whatever the layout */
-	uint32_t seeding;	 /* the task walk first looks into `seed` */
-	uint32_t reader;	 /* enum kw_reader_state */
-	uint32_t bootstrapping;	 /* edges are kept while it is not zero */
-	int32_t snapshot_reader; /* whose window the next snapshot begins, -1: none */
-	uint32_t rules;		 /* number of rows in the match tables: 0 makes every exec cheap */
-	uint32_t cgroup_rules;	 /* of those, rows about cgroups */
-	uint32_t urgent_ns;	 /* least time between two wake-ups out of a nap */
-	uint64_t wake_bytes;	 /* wake a napping reader when the ring holds more */
-	uint64_t cmdline;	 /* watches that a command line decides about */
-	uint64_t adopt_watches;	 /* watches whose running processes the task walk takes in */
-	uint64_t limits[32];	 /* of children, by slot (KW_SLOTS), whose breach is urgent; KW_NO_LIMIT */
-	uint64_t forget_watches; /* watches whose memberships the forget walk takes away */
-	uint64_t generation;	 /* random, made when the maps were; names the life of these counters */
-	uint64_t since_ns;	 /* CLOCK_BOOTTIME when the maps were made */
-	uint64_t object_hash;	 /* of the object file the programs came from */
-	uint64_t told[8];	 /* of lost[], what has become records already */
-	uint64_t nothing;	 /* always zero: a zero that the verifier cannot know, so that states merge */
-	uint32_t row_mask;	 /* rows of the lineage table less one: a power of two less one */
-	uint32_t max_kin;	 /* most kin at once */
+	uint32_t layout;		  /* KW_LAYOUT; first, whatever the layout */
+	uint32_t seeding;		  /* the task walk first looks into `seed` */
+	uint32_t reader;		  /* enum kw_reader_state */
+	uint32_t bootstrapping;		  /* edges are kept while it is not zero */
+	int32_t snapshot_reader;	  /* whose window the next snapshot begins, -1: none */
+	uint32_t rules;			  /* number of rows in the match tables: 0 makes every exec cheap */
+	uint32_t cgroup_rules;		  /* of those, rows about cgroups */
+	uint32_t urgent_ns;		  /* least time between two wake-ups out of a nap */
+	uint64_t wake_bytes;		  /* wake a napping reader when the ring holds more */
+	uint64_t cmdline;		  /* watches that a command line decides about */
+	uint64_t adopt_watches;		  /* watches whose running processes the task walk takes in */
+	uint64_t nothing;		  /* always zero: a zero that the verifier cannot know, so that states merge */
+	struct kw_slot_limits limits[32]; /* KW_SLOTS */
+	uint64_t forget_watches;	  /* watches whose memberships the forget walk takes away */
+	uint64_t generation;		  /* random, made when the maps were; names the life of these counters */
+	uint64_t since_ns;		  /* CLOCK_BOOTTIME when the maps were made */
+	uint64_t object_hash;		  /* of the object file the programs came from */
+	uint64_t told[8];		  /* of lost[], what has become records already */
+	uint32_t row_mask;		  /* rows of the lineage table less one: a power of two less one */
+	uint32_t max_kin;		  /* most kin at once */
 
 	/* What is judged and enforced here, in masks of slots. A watch without rules costs one test of `minded`. */
 	uint64_t minded;	  /* all whose execs or forks are looked at */
@@ -52,8 +63,6 @@ struct kw_control {
 	uint64_t judged;	  /* those with expected executables */
 	uint64_t located;	  /* those that have to know whether an image is temporary */
 	uint64_t enforced[10];	  /* by enum kw_reason: whose breach is acted on */
-	uint32_t depths[32];	  /* deepest that is expected, by slot */
-	uint32_t rates[32];	  /* most forks in a minute, by slot */
 	uint32_t max_kills;	  /* in a minute, of all watches */
 	uint32_t hiring;	  /* the next run of `identify` makes its reader the daemon */
 	uint64_t pad_to_line[3];  /* keep what hooks write off the lines above */
@@ -80,16 +89,18 @@ enum {
 /* row of `counters`: cells that move together share a word, so that one atomic add keeps them consistent; what can be
  * derived is (ended = begun - alive). */
 struct kw_counters_row {
+	/* what a fork looks at, on one cache line */
 	uint64_t children; /* forked << 24 | alive, descendants */
-	uint64_t roots;	   /* begun << 24 | alive */
-	uint64_t adopted;
-	uint64_t execs;
 	uint64_t peak;
 	uint64_t window_peak[4]; /* KW_READERS */
+	uint64_t rate;		 /* when the minute began, in 2^20 ns << 24 | forks in it; of watches with a rate */
+	uint64_t roots;		 /* begun << 24 | alive */
+	/* and the other */
+	uint64_t adopted;
+	uint64_t execs;
 	uint64_t enforced;
 	uint64_t would_enforce;
-	uint64_t rate;	      /* when the minute began, in 2^20 ns << 24 | forks in it; of watches with a rate */
-	uint64_t reserved[4]; /* a row on its own two cache lines */
+	uint64_t reserved[4];
 };
 
 /* key of `files`: the executed file itself */

@@ -33,7 +33,7 @@ class Base(NamedTuple):
     suite: str
     python: str
     packages: tuple[str, ...]
-    index: bool
+    indexed: bool
     """The package index has wheels for it."""
     security: bool = True
     """With security updates. Mirrors have had lists of armhf's that do not fit together, and apt takes none then."""
@@ -45,8 +45,8 @@ _PACKAGED: Final = (
     "python3-pytest",
 )
 BASES: Final = {
-    "aarch64": Base("bookworm", "3.11", (*_COMMON, "libelf1", "python3-distutils"), index=True),
-    "armv7l": Base("trixie", "3.13", (*_COMMON, "libelf1t64", *_PACKAGED), index=False, security=False),
+    "aarch64": Base("bookworm", "3.11", (*_COMMON, "libelf1", "python3-distutils"), indexed=True),
+    "armv7l": Base("trixie", "3.13", (*_COMMON, "libelf1t64", *_PACKAGED), indexed=False, security=False),
 }
 TESTED_WITH: Final = ("pytest", "hypothesis")
 PLATFORMS: Final = ("manylinux2014", "manylinux_2_17", "manylinux_2_28")
@@ -81,7 +81,7 @@ def image(folder: Path, machine: str) -> Path:
     prebuild(home / "tests" / PREBUILT, [f"{portable.TRIPLETS[machine]}-gcc", "-static"])
     packages = home / ".venv" / f"lib/python{base.python}/site-packages"
     packages.mkdir(parents=True)
-    if base.index:
+    if base.indexed:
         _install(packages, machine, base.python)
     else:
         _compile_msgspec(folder / f"msgspec-{machine}", packages, machine, target)

@@ -58,13 +58,13 @@ class Expected(msgspec.Struct, frozen=True):
     day: str
 
 
-def unknown(expected: Expected, version: str, why: str) -> Outcome:
-    """Of a run that could not be made."""
+def unknown(expected: Expected, version: str, why: str, *, failed: bool = True) -> Outcome:
+    """Of a run that could not be made. `failed`: whether that is a failure."""
     return Outcome(
         expected.name,
         version,
         dict.fromkeys(COLUMNS, f"unknown: {why}"),
-        failed=True,
+        failed=failed,
         suite=expected.suite,
         commit=expected.commit,
         day=expected.day,

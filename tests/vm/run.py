@@ -1,6 +1,6 @@
 """Run the suite on the kernels of kernels.toml, in virtual machines, two at a time, and write docs/kernels.md.
 
-    PYTHONPATH=build python -m tests.vm.run [--quick] [--only NAME]... [--select PYTEST-WORDS] [--page]
+    PYTHONPATH=build python -m tests.vm.run [--quick] [--only NAME]... [--whole] [--select WORDS] [--page]
 
 Owns which tests run where. Refuses to know how a machine is made and how the page looks. Exit code 1: something failed.
 """
@@ -38,6 +38,8 @@ PATIENCE: Final = 30
 END_S: Final = 60
 """What a machine gets beyond its tests' time: to boot, to let an interrupted test clean up, to write its results."""
 QUICK: Final = "quick"
+WHOLE: Final = "whole"
+"""Suites that a flag puts in place of the runs' own."""
 SELECTED: Final = {"core": "not bcc", "bcc": "bcc", "": "netlink or poll"}
 """What pytest runs, by the best capture that is possible there."""
 
@@ -71,7 +73,7 @@ class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     kernel: str
     core: bool
-    suite: str = "whole"
+    suite: str = "heart"
     bcc: bool = False
     """BCC and the kernel's headers are installed there, and it is what is asked for."""
     append: str = ""
@@ -104,6 +106,7 @@ def main(words: list[str]) -> int:
     flags = argparse.ArgumentParser(prog="tests.vm.run", description=__doc__.partition("\n")[0])
     flags.add_argument("--quick", action="store_true", help="the quick kernels and tests only; no page")
     flags.add_argument("--only", action="append", default=[], metavar="NAME", help="runs of that name only")
+    flags.add_argument("--whole", action="store_true", help="every test: hours on each kernel")
     flags.add_argument("--select", default="", metavar="WORDS", help="for pytest, in place of the suite; no page")
     flags.add_argument("--page", action="store_true", help="run nothing: make the page of what ran last")
     asked = flags.parse_args(words)
@@ -111,9 +114,10 @@ def main(words: list[str]) -> int:
     runs = [run for run in table.run if (not asked.quick or run.quick) and (not asked.only or run.name in asked.only)]
     if not runs:
         flags.error(f"no run of that name; there are: {', '.join(run.name for run in table.run)}")
+    suite = QUICK if asked.quick else WHOLE if asked.whole else ""
     if not asked.page and not asked.select:
-        _look_for_tests(table, {QUICK if asked.quick else run.suite for run in runs})
-    outcomes = [] if asked.page else _run_all(runs, table, QUICK if asked.quick else "", asked.select)
+        _look_for_tests(table, {_suite(run, table, suite) for run in runs})
+    outcomes = [] if asked.page else _run_all(runs, table, suite, asked.select)
     if asked.quick or asked.select:
         print(results.page(outcomes, []))
     else:
@@ -122,6 +126,11 @@ def main(words: list[str]) -> int:
         PAGE.write_text(page)
         print(page)
     return int(any(outcome.failed for outcome in outcomes))
+
+
+def _suite(run: Run, table: Table, instead: str) -> str:
+    """The name of the run's suite; `instead`: of another in its place, unless the run's own is all that is for it."""
+    return run.suite if table.suite[run.suite].whole else instead or run.suite
 
 
 def _look_for_tests(table: Table, suites: set[str]) -> None:
@@ -146,19 +155,20 @@ def _run_all(runs: list[Run], table: Table, suite: str, select: str) -> list[res
     )
 
     def run_one(run: Run) -> results.Outcome:
-        tests = table.suite[suite or run.suite]
+        named = _suite(run, table, suite)
+        tests = table.suite[named]
         kernel = wanted[run.kernel]
         image = images[run.name] if run.bcc else plain[kernel.machine]
         expected = results.Expected(
             run.name,
             run.best,
             table.may_skip + kernel.may_skip,
-            suite or run.suite,
+            named,
             git.stdout.strip() or "unknown",
             f"{datetime.now(UTC):%Y-%m-%d}",
         )
         outcome = _run(run, expected, got[run.kernel], image, kernel.machine, suite=tests, select=select)
-        if not suite and not select:
+        if suite != QUICK and not select:
             results.keep(outcome, run.files)
         return outcome
 
@@ -211,7 +221,8 @@ def _run(  # noqa: PLR0913 - what a run is made of
     shutil.rmtree(run.files, ignore_errors=True)
     run.files.mkdir(parents=True)
     if isinstance(kernel, str):
-        return results.unknown(expected, "", f"the kernel cannot be had ({kernel})")
+        # A mirror that is away is no reason to hold back a change; the table says it.
+        return results.unknown(expected, "", f"the kernel cannot be had ({kernel})", failed=expected.suite != QUICK)
     if not isinstance(image, Path):
         return results.unknown(expected, kernel.version, f"its root cannot be made ({image})")
     # SIGINT: pytest then ends the test it is in, cleans up and writes what it knows.

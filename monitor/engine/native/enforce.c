@@ -31,7 +31,7 @@ static void mask_set(uint64_t *mask, uint32_t slot, int on)
 void enforce_init(struct kw_control *control)
 {
 	for (uint32_t slot = 0; slot < KW_SLOTS; slot++)
-		control->limits[slot] = KW_NO_LIMIT;
+		control->limits[slot].children = KW_NO_LIMIT;
 }
 
 /* `minded` is what lets hooks pass by: all that looks at it is in it. */
@@ -57,8 +57,8 @@ int kw_loader_enforce(struct kw_loader *loader, uint32_t slot, const struct kw_r
 		mask_set(&control->killing, slot, 0);
 	if (rules->mode == KW_MODE_OFF)
 		mask_set(&control->enforcing, slot, 0);
-	control->depths[slot] = rules->depth;
-	control->rates[slot] = rules->forks_per_minute;
+	control->limits[slot].depth = rules->depth;
+	control->limits[slot].rate = rules->forks_per_minute;
 	for (uint32_t reason = 0; reason < REASONS; reason++)
 		mask_set(&control->enforced[reason], slot,
 			 rules->mode != KW_MODE_OFF && (rules->reasons >> reason & 1));
@@ -200,11 +200,16 @@ static int uid_is_wanted(const uint32_t *uids, uint32_t count, uint32_t uid)
 int kw_loader_expect_uids(struct kw_loader *loader, uint32_t slot, const uint32_t *uids, uint32_t count)
 {
 	int fd = loader->set.maps[MAP_UIDS];
+	struct kw_slot_limits *limits;
 	uint32_t key, next;
 	void *previous = NULL;
 	uint64_t mask;
 	int error = slot_check(loader, slot);
 
+	if (error)
+		return error;
+	limits = &loader->set.control->limits[slot];
+	limits->has_uid = 0; /* the table decides meanwhile */
 	for (uint32_t n = 0; n < count && !error; n++) {
 		if (bpf_map_lookup_elem(fd, &uids[n], &mask))
 			mask = 0;
@@ -224,6 +229,10 @@ int kw_loader_expect_uids(struct kw_loader *loader, uint32_t slot, const uint32_
 		}
 		bpf_map_delete_elem(fd, &key);
 		previous = NULL;
+	}
+	if (!error && count) {
+		limits->uid = uids[0];
+		__atomic_store_n(&limits->has_uid, 1, __ATOMIC_RELEASE);
 	}
 	return error;
 }

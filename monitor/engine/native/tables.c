@@ -185,7 +185,7 @@ int kw_loader_limit(struct kw_loader *loader, uint32_t slot, int64_t limit)
 {
 	if (slot >= KW_SLOTS)
 		return loader_fail(loader, -EINVAL, "slot %u is out of range", slot);
-	loader->set.control->limits[slot] = limit < 0 ? KW_NO_LIMIT : (uint64_t)limit;
+	loader->set.control->limits[slot].children = limit < 0 ? KW_NO_LIMIT : (uint64_t)limit;
 	return 0;
 }
 
