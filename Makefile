@@ -42,7 +42,7 @@ test-long: dev sanitise ## the suite with full numbers
 	KINWATCH_LONG=1 $(PYTHON) -m pytest tests
 
 vm: dev .venv/requirements-package.txt ## the suite on other kernels, in virtual machines; writes docs/kernels.md
-	@build/packages.sh vm
+	@build/packages.sh arm
 	PYTHONPATH=build $(PYTHON) -m tests.vm.run
 
 vm-quick: dev ## a dozen tests on two other kernels, in virtual machines
