@@ -41,8 +41,8 @@ test-long: dev sanitise ## the suite with full numbers
 	$(MAKE) fuzz FUZZ_SECONDS=120
 	KINWATCH_LONG=1 $(PYTHON) -m pytest tests
 
-vm: dev ## the suite on other kernels, in virtual machines; writes docs/kernels.md
-	@build/packages.sh vm
+vm: dev .venv/requirements-package.txt ## the suite on other kernels, in virtual machines; writes docs/kernels.md
+	@build/packages.sh arm
 	PYTHONPATH=build $(PYTHON) -m tests.vm.run
 
 vm-quick: dev ## a dozen tests on two other kernels, in virtual machines

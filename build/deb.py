@@ -179,7 +179,7 @@ def _zipped(content: bytes) -> bytes:
 
 if __name__ == "__main__":
     flags = argparse.ArgumentParser(description="Make the Debian package.")
-    flags.add_argument("--machine", default=platform.machine(), choices=sorted(portable.ARCHITECTURES))
+    flags.add_argument("--machine", default=platform.machine(), choices=portable.INDEXED)
     flags.add_argument("--revision", type=int, default=1, help="of the package, after the program's version")
     flags.add_argument("--dist", type=Path, default=wheel.DIST, metavar="FOLDER", help="default: %(default)s")
     asked = flags.parse_args()

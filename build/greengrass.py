@@ -44,7 +44,7 @@ def build(bucket: str, dist: Path = wheel.DIST) -> list[Path]:
         old.unlink()
     with tempfile.TemporaryDirectory(dir=CACHE, prefix="greengrass-") as name:
         wheels = Path(name)
-        made = {machine: wheel.build(wheels, machine) for machine in sorted(portable.ARCHITECTURES)}
+        made = {machine: wheel.build(wheels, machine) for machine in portable.INDEXED}
         version = made["x86_64"].name.split("-")[1]
         for machine, python in itertools.product(made, PYTHONS):
             _fetch(wheels, made[machine], machine, python)

@@ -5,6 +5,7 @@
 #   build/packages.sh dev       also to test, lint, fuzz and measure
 #   build/packages.sh demo      also to play the demonstration with a broker
 #   build/packages.sh vm        also to test on other kernels
+#   build/packages.sh arm       also on other processors
 #   build/packages.sh package   also to make and test the packages of a release
 #
 # Owns the lists. Refuses to know anything else. Needs root only when something is missing.
@@ -24,6 +25,8 @@ DEV="bpftool clang-format clang-tidy cppcheck libclang-rt-dev binutils util-linu
 DEMO="mosquitto openssl"
 # Virtual machines with other kernels.
 VM="qemu-system-x86 mmdebstrap kmod busybox-static e2fsprogs debian-archive-keyring"
+# Those of other processors, and compilers for what the tests run there.
+ARM="qemu-system-arm gcc-aarch64-linux-gnu libc6-dev-arm64-cross gcc-arm-linux-gnueabihf libc6-dev-armhf-cross"
 
 # Debian's trees to install in, programs of other machines, its judge of packages, a builder of images without a daemon.
 PACKAGE="mmdebstrap debian-archive-keyring dpkg-dev qemu-user-static lintian man-db buildah"
@@ -33,9 +36,10 @@ build) wanted=$BUILD ;;
 dev) wanted="$BUILD $DEV" ;;
 demo) wanted="$BUILD $DEMO" ;;
 vm) wanted="$BUILD $DEV $VM" ;;
+arm) wanted="$BUILD $DEV $VM $ARM" ;;
 package) wanted="$BUILD $DEV $VM $PACKAGE" ;;
 *)
-	echo "usage: build/packages.sh build|dev|demo|vm|package" >&2
+	echo "usage: build/packages.sh build|dev|demo|vm|arm|package" >&2
 	exit 2
 	;;
 esac

@@ -31,7 +31,13 @@ LIBBPF_SUITE: Final = "trixie"
 failed for want of CAP_SYS_ADMIN, which the unit does not give."""
 PYTHON_SUITE: Final = "bookworm"
 """The stable interface of Python 3.11 is declared by its headers."""
-ARCHITECTURES: Final = {"x86_64": "amd64", "aarch64": "arm64"}
+ARCHITECTURES: Final = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "armhf"}
+"""Debian's names, by what uname -m says."""
+INDEXED: Final = ("aarch64", "x86_64")
+"""The package index has wheels of all that the program requires for these; elsewhere Debian's packages serve."""
+TRIPLETS: Final = {"x86_64": "x86_64-linux-gnu", "aarch64": "aarch64-linux-gnu", "armv7l": "arm-linux-gnueabihf"}
+_MORE: Final = {"armv7l": ["-mcpu=generic+v7a+vfp3d16"]}
+"""What Debian's armhf promises of a processor: ARMv7 with VFPv3-D16, without NEON."""
 PLACE: Final = CACHE / "portable"
 _RECIPES: Final = (Path(__file__).resolve(), Path(mirror.__file__).resolve())
 
@@ -58,7 +64,8 @@ def target(machine: str) -> Target:
     if machine not in ARCHITECTURES:
         text = f"no portable wheel for machine {machine!r}; there is one for: {', '.join(sorted(ARCHITECTURES))}"
         raise RecipeFailed(text)
-    compiler = [sys.executable, "-m", "ziglang", "cc", "-target", f"{machine}-linux-gnu.{GLIBC}"]
+    triplet = TRIPLETS[machine]
+    compiler = [sys.executable, "-m", "ziglang", "cc", "-target", f"{triplet}.{GLIBC}", *_MORE.get(machine, ())]
     os.environ["ZIG_GLOBAL_CACHE_DIR"] = os.environ["ZIG_LOCAL_CACHE_DIR"] = str(CACHE / "zig")
     parts = _parts(machine, compiler)
     system, libbpf, whole = parts / "debian", parts / "libbpf", parts / "whole"
@@ -74,7 +81,6 @@ def target(machine: str) -> Target:
         text = f"a package that the portable wheel is made from: {error}"
         raise RecipeFailed(text) from error
     headers = system / "usr" / "include"
-    triplet = f"{machine}-linux-gnu"
     folders = [system / "usr" / "lib" / triplet, system / "lib" / triplet]
     return Target(
         machine=machine,

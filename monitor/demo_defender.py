@@ -30,6 +30,8 @@ from monitor.sinks.text import styled, wants_colour
 if TYPE_CHECKING:
     from typing import IO
 
+    from monitor.defender.link import Link
+
 THING: Final = "demo-device"
 SPACING_S: Final = 3
 """Between two reports. The service wants 300 s; nobody likes to wait that long for a demonstration."""
@@ -250,10 +252,11 @@ def read_alarms(folder: Path, port: int) -> None:
     """Print what comes on the topic of alarms, until SIGTERM."""
     import asyncio  # noqa: PLC0415 - only the process that reads
 
-    from monitor.defender.publish import Connection, MqttLink  # noqa: PLC0415
+    from monitor.defender.client import choose  # noqa: PLC0415
+    from monitor.defender.connection import Connection  # noqa: PLC0415
 
     class Reader:
-        def __init__(self, link: MqttLink) -> None:
+        def __init__(self, link: Link) -> None:
             self._link = link
 
         def connected(self, *, resumed: bool) -> None:  # noqa: ARG002
@@ -278,7 +281,7 @@ def read_alarms(folder: Path, port: int) -> None:
         done = asyncio.Event()
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, done.set)
         client = str(folder / "reader")
-        link = MqttLink(
+        link = choose("auto", "the demonstration").link(
             Connection(
                 endpoint="localhost",
                 port=port,

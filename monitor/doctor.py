@@ -22,6 +22,7 @@ from monitor.capture.choose import KERNEL_BTF, bcc_obstacles, choose, compiling,
 from monitor.capture.core import PINS
 from monitor.capture.poll import LOWER_BOUNDS
 from monitor.capture.rules import cgroup2_mount
+from monitor.defender.client import chosen
 from monitor.defender.link import Unreachable
 from monitor.defender.trial import trial
 from monitor.detect.behaviors import aws_form, expected, rules
@@ -102,12 +103,22 @@ def findings(config: Config | None, *, connect: bool = True, send_report: bool =
         found["remote"] = _remote(settings.remote, settings.daemon.state_dir)
     if settings.defender is not None:
         found["endpoint"] = f"{settings.defender.endpoint}:{settings.defender.port}"
+        found["mqtt"] = _mqtt(settings.defender)
         publisher = _identity(found, settings, settings.defender)
         if publisher is not None:
             found["connection"] = asyncio.run(
                 trial(publisher, now_s=time.time(), connect=connect, send_report=send_report)
             )
     return found
+
+
+def _mqtt(defender: Defender) -> dict[str, str]:
+    """The library that publishes, and why it is that one, or why there is none."""
+    try:
+        choice = chosen(defender)
+    except ConfigInvalid as error:
+        return {"client": "", "why": str(error)}
+    return {"client": choice.name, "why": choice.why}
 
 
 def _remote(remote: Remote, state_dir: str) -> dict[str, str]:
@@ -207,6 +218,7 @@ def _lines(found: dict[str, Any]) -> list[str]:
     lines += _from_afar(found)
     if found.get("connection"):
         lines += ["", f"connection to {found['endpoint']}"]
+        lines += [f"  over {found['mqtt']['client']}: {found['mqtt']['why']}"] if found["mqtt"]["client"] else []
         lines += [line for step in found["connection"] for line in _step(step)]
     if found["notes"]:
         lines += ["", "notes"] + [f"  {note}" for note in found["notes"]]

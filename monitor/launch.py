@@ -115,7 +115,8 @@ def _import(meanwhile: str, config: Config, options: RunOptions) -> None:
     if config.defender is not None:
         importlib.import_module("monitor.publication")
         if not options.dry:
-            link = "monitor.provisioning.link" if config.provisioning is not None else "monitor.defender.publish"
+            link = "monitor.defender.paho" if config.defender.client == "paho" else "monitor.defender.publish"
+            link = "monitor.provisioning.link" if config.provisioning is not None else link
             with contextlib.suppress(ImportError):  # who needs it says so
                 importlib.import_module(link)
 

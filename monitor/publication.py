@@ -8,6 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from monitor.defender.client import chosen
+from monitor.defender.connection import connection_of
 from monitor.defender.delivery import Delivery
 from monitor.defender.link import no_library
 from monitor.defender.spool import Spool
@@ -142,8 +144,4 @@ def _keeper(config: Config, settings: Remote, changes: Changes, link: Link, say:
 
 
 def _mqtt(settings: Defender) -> Link:
-    try:
-        from monitor.defender.publish import MqttLink, connection_of  # noqa: PLC0415 - 7 MB, where somebody publishes
-    except ImportError as error:
-        raise no_library("defender", error) from error
-    return MqttLink(connection_of(settings))
+    return chosen(settings).link(connection_of(settings))

@@ -92,15 +92,28 @@ def rules(defender: Defender) -> None:
     _method(defender)
     _hosts(defender)
     _client_id(defender)
+    if defender.client == "paho":
+        paho_rules(defender)
     for key in ("alarm_topic", "events_topic"):
         if name := topic(defender, key):
             _topic(key, name)
+
+
+def paho_rules(defender: Defender) -> None:
+    """Judge what paho-mqtt has no part for. Raises ConfigInvalid, whose text begins with the key."""
+    remedy = "awsiotsdk has it, for x86_64 and aarch64"
+    if defender.auth.method != "mtls":
+        _refuse("auth.method", f"expected mtls, which paho can do, found {defender.auth.method}", remedy)
+    if defender.proxy.host:
+        _refuse("proxy.host", "expected none, because paho goes through no proxy", remedy)
 
 
 def provisioning_rules(provisioning: Provisioning, defender: Defender | None) -> None:
     """Judge what the types let pass of `[provisioning]`. Raises ConfigInvalid, whose text begins with the key."""
     if defender is None:
         _refuse_key("provisioning", "there is no [defender]", "endpoint and way to the broker stand there")
+    if defender.client == "paho":
+        _refuse("client", "paho cannot be provisioned", "awsiotsdk can, on x86_64 and aarch64: remove the key")
     method = defender.auth.method
     if method not in {"mtls", "pkcs11"}:
         _refuse("auth.method", f"{method} knows no certificate", "[provisioning] needs mtls or pkcs11")

@@ -118,6 +118,10 @@ class Defender(Table, frozen=True, kw_only=True):
     ] = ""
     endpoint: Annotated[str, Meta(min_length=1, max_length=253, description="host name of the AWS IoT data endpoint")]
     client_id: Annotated[str, Meta(max_length=128, description='MQTT client id; "" is "{thing}-kinwatch"')] = ""
+    client: Annotated[
+        Literal["auto", "awscrt", "paho"],
+        Meta(description="auto | awscrt | paho: MQTT library; auto: awscrt where it can be imported"),
+    ] = "auto"
     port: Annotated[int, Meta(ge=1, le=65535, description="443 uses ALPN")] = 8883
     root_ca: Annotated[str, Meta(description='path of the CA certificates, PEM; "" is those of the system')] = ""
     certificate: Annotated[str, Meta(description="path of the device certificate, PEM")] = ""

@@ -9,7 +9,10 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 HERE: Final = Path(__file__).resolve().parent
 PREBUILT: Final = "prebuilt"
@@ -27,10 +30,10 @@ def compiled(source: Path, target: Path, *more: str) -> Path:
     return target
 
 
-def prebuild(folder: Path) -> None:
+def prebuild(folder: Path, compiler: Sequence[str] = ("gcc", "-static")) -> None:
     """Compile all of them, for a machine without a compiler; statically, for its C library may be another."""
     for name in _FOLDERS:
         for source in sorted((HERE / name).glob("*.c")):
             target = folder / name / source.stem
             target.parent.mkdir(parents=True, exist_ok=True)
-            subprocess.run(["gcc", *FLAGS, "-static", "-o", target, source], check=True)
+            subprocess.run([*compiler, *FLAGS, "-o", target, source], check=True)

@@ -7,12 +7,17 @@ is the spool's, which tries again.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from monitor.errors import ConfigInvalid, KinwatchError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+
+TOPIC_INVALID: Final = 144
+TOO_LARGE: Final = 149
+"""Reason codes of MQTT 5 for what is refused before it is sent."""
 
 
 class Unreachable(KinwatchError):

@@ -17,72 +17,30 @@ from urllib.parse import quote
 import awscrt.auth
 import awscrt.http
 import awscrt.io
-import msgspec
 from awscrt import mqtt5
 from awsiot import mqtt5_client_builder as builder
 
-from monitor.defender.link import Refused, Unreachable
+from monitor.defender.connection import ACK_S
+from monitor.defender.link import TOO_LARGE, TOPIC_INVALID, Refused, Unreachable
 from monitor.defender.nodelay import send_at_once
 from monitor.defender.reasons import ERROR, reason, why, words
 from monitor.errors import ConfigInvalid
-from monitor.publishing import client_id_of, region_of
-from monitor.schema import Auth, Defender, Proxy
+from monitor.publishing import region_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from monitor.defender.connection import Connection
     from monitor.defender.link import Listener
 
-ACK_S: Final = 30
-"""Longest wait for an acknowledgement."""
 PING_S: Final = 30
 """Longest wait for the answer to a ping; never longer than the time between two of them."""
-SESSION_S: Final = 3600
-"""How long the broker keeps the session of a connection that broke; AWS IoT's default."""
-_TOPIC_INVALID: Final = 144
-_TOO_LARGE: Final = 149
 # What the token says, by a part of the name of the runtime's error.
 _TOKEN_KEYS: Final = {
     "_PIN_": ("defender.auth.pin_file", "the token does not take this PIN"),
     "TOKEN_NOT_FOUND": ("defender.auth.token", "no token, or more than one, has this label"),
     "KEY_NOT_FOUND": ("defender.auth.key_label", "no private key, or more than one, has this label"),
 }
-
-
-class Connection(msgspec.Struct, frozen=True, kw_only=True):
-    """Where to and who we are."""
-
-    endpoint: str
-    port: int
-    client_id: str
-    root_ca: str = ""
-    certificate: str = ""
-    """"" with method mtls: no TLS."""
-    private_key: str = ""
-    keep_alive_s: int = 45
-    auth: Auth = Auth()
-    proxy: Proxy = Proxy()
-    throttle: bool = True
-    """Keep to AWS IoT Core's limits (100 publishes/s, 512 KB/s)."""
-    reconnect_ms: tuple[int, int] = (1000, 120_000)
-    """First and longest wait before the next attempt; random between zero and it."""
-    session_s: int = SESSION_S
-    """How long the broker keeps the session; 0: no longer than the connection."""
-
-
-def connection_of(settings: Defender) -> Connection:
-    """What the configuration says."""
-    return Connection(
-        endpoint=settings.endpoint,
-        port=settings.port,
-        client_id=client_id_of(settings),
-        root_ca=settings.root_ca,
-        certificate=settings.certificate,
-        private_key=settings.private_key,
-        keep_alive_s=settings.keep_alive_s,
-        auth=settings.auth,
-        proxy=settings.proxy,
-    )
 
 
 def log_to_stderr(level: str) -> None:
@@ -178,7 +136,7 @@ class MqttLink:
         try:
             future = issue(self._client)
         except Exception as error:  # noqa: BLE001 - the runtime refuses to send what the broker could not take
-            done.set_exception(Refused(f"{what} is impossible: {words(error)}", _TOPIC_INVALID))
+            done.set_exception(Refused(f"{what} is impossible: {words(error)}", TOPIC_INVALID))
             return done
         self._waiting.add(done)
         future.add_done_callback(lambda future: self._hand(self._acknowledged, what, done, future, judge))
@@ -229,7 +187,7 @@ class MqttLink:
         if error is None:
             self._settle(done, judge(future.result()))
         elif getattr(error, "name", "") == "AWS_ERROR_MQTT5_PACKET_VALIDATION":
-            self._settle(done, Refused(f"{what} is impossible: the packet is larger than the broker takes", _TOO_LARGE))
+            self._settle(done, Refused(f"{what} is impossible: the packet is larger than the broker takes", TOO_LARGE))
         else:
             self._settle(done, Unreachable(f"{what}: {words(error)}"))
 

@@ -5,6 +5,8 @@ Owns the words. Refuses to know the runtime: what has a name or a reason_code wi
 
 from __future__ import annotations
 
+import socket
+import ssl
 from typing import Any, Final
 
 ERROR: Final = 128
@@ -51,6 +53,30 @@ _REASONS: Final = {
     151: "quota exceeded",
     153: "payload format invalid",
 }
+
+
+SILENT: Final = _WORDS["AWS_ERROR_MQTT5_PING_RESPONSE_TIMEOUT"]
+UNANSWERED: Final = _WORDS["AWS_ERROR_MQTT5_CONNACK_TIMEOUT"]
+_PYTHON: Final[tuple[tuple[type[BaseException], str], ...]] = (
+    (ssl.SSLCertVerificationError, "AWS_IO_TLS_ERROR_NEGOTIATION_FAILURE"),
+    (ssl.SSLEOFError, "AWS_IO_SOCKET_CLOSED"),
+    (ssl.SSLError, "AWS_IO_TLS_ERROR_ALERT_RECEIVED"),
+    (socket.gaierror, "AWS_IO_DNS_QUERY_FAILED"),
+    (ConnectionRefusedError, "AWS_IO_SOCKET_CONNECTION_REFUSED"),
+    (TimeoutError, "AWS_IO_SOCKET_TIMEOUT"),
+)
+"""Python's errors, special ones first, and the runtime's that mean the same."""
+
+
+def broke(error: BaseException | None) -> str:
+    """An error of Python's sockets in words, with what it says; None: the broker hung up."""
+    if error is None:
+        return _WORDS["AWS_ERROR_MQTT_UNEXPECTED_HANGUP"]
+    said = " ".join(str(error).split())
+    for kind, name in _PYTHON:
+        if isinstance(error, kind):
+            return f"{_WORDS[name]} ({said})"
+    return said
 
 
 def reason(code: int, packet: Any) -> str:  # noqa: ANN401

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from monitor.defender import answers, credentials
+from monitor.defender.client import chosen
+from monitor.defender.connection import connection_of
 from monitor.defender.link import Refused
 from monitor.defender.report import VERSION, encode
 from monitor.errors import ConfigInvalid, KinwatchError
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from monitor.defender.link import Link
-    from monitor.defender.publish import MqttLink
     from monitor.schema import Defender
 
 NAMES: Final = ("files", "name", "tcp", "tls", "connect", "subscribe", "report", "alarms")
@@ -98,6 +99,7 @@ class _Walk:
     def files(self) -> Step:
         """What can be known without a network."""
         try:
+            chosen(self._settings)
             warnings = credentials.check(self._settings, self._now_s)
         except ConfigInvalid as error:
             return _failed("files", error)
@@ -197,14 +199,9 @@ class _Walk:
                 await link.stop(STOP_S)
         return steps
 
-    def _link(self) -> MqttLink:
-        try:
-            from monitor.defender.publish import MqttLink, connection_of  # noqa: PLC0415 - 7 MB, and not on every machine
-        except ImportError as error:
-            remedy = "pip install awsiotsdk; it has wheels for x86_64 and aarch64"
-            raise _Wrong(f"{error.name} is missing", remedy) from error
+    def _link(self) -> Link:
         connection = connection_of(self._settings)
-        return MqttLink(msgspec.structs.replace(connection, client_id=self._own_id, session_s=0))
+        return chosen(self._settings).link(msgspec.structs.replace(connection, client_id=self._own_id, session_s=0))
 
     async def _greeted(self, ear: _Ear) -> str:
         try:

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from monitor.defender.client import choose
+from monitor.defender.connection import Connection
 from monitor.defender.credentials import check
-from monitor.defender.link import Unreachable, no_library
+from monitor.defender.link import Unreachable
 from monitor.defender.responder import FILTERS, Faults, Heard, Responder
 from monitor.detect.profile import Profile, load
 from monitor.errors import ConfigInvalid, KinwatchError
@@ -71,11 +73,7 @@ def run(options: DefenderOptions, link: Link | None = None, say: Callable[[str],
     profile = _profile(options.profile)
     if link is None:
         _check(options)
-        try:
-            from monitor.defender.publish import Connection, MqttLink  # noqa: PLC0415 - 12 MB, only where it is used
-        except ImportError as error:
-            raise no_library("kinwatch defender", error) from error
-        link = MqttLink(
+        link = choose("auto", "kinwatch defender").link(
             Connection(
                 endpoint=options.endpoint,
                 port=options.port,

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from monitor.defender.connection import connection_of
 from monitor.defender.link import Unreachable
-from monitor.defender.publish import MqttLink, connection_of
+from monitor.defender.publish import MqttLink
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -11,8 +11,9 @@ import random
 import time
 from typing import TYPE_CHECKING, Final
 
+from monitor.defender.connection import connection_of
 from monitor.defender.link import Unreachable
-from monitor.defender.publish import MqttLink, connection_of
+from monitor.defender.publish import MqttLink
 from monitor.errors import AlreadyRunning, ConfigInvalid, KinwatchError
 from monitor.provisioning.connect import STOP_S, connected
 from monitor.provisioning.flow import provision

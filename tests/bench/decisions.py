@@ -49,7 +49,7 @@ class Decisions:
 
 
 def measure(scratch: Path, storm: Path, children: int, rounds: int) -> Decisions:
-    """All storms in each round, each round beginning with another. `children`: forks of a round under each of the rules.
+    """All storms in each round, each beginning with another. `children`: forks of a round under each of the rules.
 
     Raises Unmeasured when a rule did anything.
     """

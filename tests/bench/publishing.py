@@ -17,8 +17,9 @@ import msgspec
 
 from monitor.config import parse
 from monitor.defender.alarms import BURST
+from monitor.defender.connection import connection_of
 from monitor.defender.delivery import Delivery
-from monitor.defender.publish import MqttLink, connection_of
+from monitor.defender.publish import MqttLink
 from monitor.defender.responder import Responder
 from monitor.defender.spool import Spool
 from tests.bench import programs

@@ -4,6 +4,7 @@
  * byte on stdin pauses it, when no descendant is alive, another lets it go on. At the end of stdin it ends.
  */
 #include "facts.h"
+#include <inttypes.h>
 #include <poll.h>
 #include <sys/mman.h>
 #include <time.h>
@@ -55,7 +56,7 @@ static void take_turn(struct turn *turn)
 static void tell(long from, long to)
 {
 	for (; from < to; from++)
-		fact("turn", "\"wall_ns\":%lu,\"pids\":[%d,%d]", turns[from].wall_ns, turns[from].child,
+		fact("turn", "\"wall_ns\":%" PRIu64 ",\"pids\":[%d,%d]", turns[from].wall_ns, turns[from].child,
 		     turns[from].grandchild);
 	fact("paused", "\"turns\":%ld", to);
 }

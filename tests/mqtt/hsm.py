@@ -16,14 +16,14 @@ import msgspec
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from monitor.defender.publish import Connection
+    from monitor.defender.connection import Connection
 
 HSM = "hsm"
 LIBRARY = "/usr/lib/softhsm/libsofthsm2.so"
 PUBLISH_ONCE = """
     import sys
     import msgspec
-    from monitor.defender.publish import Connection
+    from monitor.defender.connection import Connection
     from monitor.errors import ConfigInvalid
     from tests.mqtt.wires import REPORT, linked, run
 

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import cbor2
 
-from monitor.defender.publish import Connection, MqttLink
+from monitor.defender.connection import Connection
+from monitor.defender.publish import MqttLink
 from monitor.defender.responder import FILTERS, Responder
 from tests.kernel.conftest import LOCK_S, lock_is_held
 from tests.mqtt.broker import DEADLINE_S, THING

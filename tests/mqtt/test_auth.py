@@ -13,7 +13,7 @@ import msgspec
 import pytest
 import trustme
 
-from monitor.defender.publish import Connection
+from monitor.defender.connection import Connection
 from monitor.schema import Auth, Proxy
 from tests.mqtt.between import Between
 from tests.mqtt.broker import LEAST_PRIVILEGE, THING, Authority, Broker, free_port

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import pytest
@@ -16,8 +17,6 @@ from monitor.defender.validate import parse
 from tests.mqtt.rig import ALARMS, EVENTS, REPORTS, Kinwatch, defender, lines_of, shell, spawned, told
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tests.mqtt.broker import Broker
 
 EXPECT = ("--expect", "child_processes=0")
@@ -55,6 +54,27 @@ def test_a_child_of_a_millisecond_is_an_alarm_and_an_accepted_report(
         parse(payload, form)  # raises if it breaks a rule of the format
         keys = set(cloud.on(REPORTS)[0])
         assert keys == ({"header", "metrics", "custom_metrics"} if names == "long" else {"hed", "met", "cmet"})
+
+
+def test_the_loop_is_the_same_over_paho(broker: Broker, tmp_path: Path) -> None:
+    """Whatever the library: the alarm, the report, its answer, an end in good order, and no other library loaded."""
+    heard: list[Heard] = []
+    responder = Responder(None, min_spacing_s=300, heard=heard.append)
+    with defender(broker, responder) as cloud:
+        kinwatch = Kinwatch(
+            tmp_path / "k", broker, defender='client = "paho"', arguments=EXPECT, command=[shell(tmp_path)]
+        )
+        with kinwatch:
+            kinwatch.tell("/bin/true")
+            alarms = cloud.wait(ALARMS, lambda found: len(found) == 2)
+            kinwatch.wait_until(lambda: len(heard) == 1)
+            assert kinwatch.process is not None
+            maps = Path(f"/proc/{kinwatch.process.pid}/maps").read_text()
+            assert kinwatch.stop() == 0
+        assert told(alarms) == told(kinwatch.events("alarm", "clear"))
+        assert [report.status for report in heard] == ["accepted"]
+        assert "_awscrt" not in maps
+        assert "Received DISCONNECT from mything1-kinwatch" in broker.log()
 
 
 def test_alarms_within_the_spacing_share_the_report_that_leaves_when_it_may(broker: Broker, tmp_path: Path) -> None:

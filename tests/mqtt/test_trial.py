@@ -214,7 +214,7 @@ def test_a_proxy_is_part_of_the_way(broker: Broker) -> None:
 
 
 def configuration(folder: Path, asked: Defender) -> str:
-    keys = ("thing", "endpoint", "port", "root_ca", "certificate", "private_key")
+    keys = ("thing", "endpoint", "client", "port", "root_ca", "certificate", "private_key")
     lines = [f"{key} = {json.dumps(getattr(asked, key))}" for key in keys]
     path = folder / "kinwatch.toml"
     path.write_text("\n".join(["[defender]", *lines, ""]))
@@ -229,8 +229,20 @@ def test_doctor_takes_the_steps(broker: Broker, tmp_path: Path, capsys: pytest.C
     assert {step["ok"] for step in steps} == {True, None}
     assert cli.main(["doctor", "-c", file]) == 0
     text = capsys.readouterr().out
-    assert f"\nconnection to localhost:{broker.port}\n  ok    files      everything is there" in text
+    heading = f"\nconnection to localhost:{broker.port}\n  over awscrt: it is installed\n"
+    assert f"{heading}  ok    files      everything is there" in text
     assert "\n  -     report     not sent" in text
+
+
+def test_doctor_takes_the_steps_with_the_library_that_is_asked_for(
+    broker: Broker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = configuration(tmp_path, settings(broker, client="paho"))
+    assert cli.main(["doctor", "-c", file, "--json"]) == 0
+    found = msgspec.json.decode(capsys.readouterr().out)
+    assert found["mqtt"] == {"client": "paho", "why": "defender.client says so"}
+    taken = {step["name"]: step["ok"] for step in found["connection"]}
+    assert (taken["connect"], taken["subscribe"]) == (True, True)
 
 
 def test_doctor_says_what_is_wrong_and_ends_with_4(

@@ -9,7 +9,9 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Any
 
-from monitor.defender.publish import Connection, MqttLink
+from monitor.defender.connection import Connection
+from monitor.defender.paho import PahoLink
+from monitor.defender.publish import MqttLink
 from tests.mqtt.broker import DEADLINE_S, THING
 
 if TYPE_CHECKING:
@@ -19,6 +21,11 @@ if TYPE_CHECKING:
 
 REPORT = f"$aws/things/{THING}/defender/metrics/json"
 ACCEPTED = f"{REPORT}/accepted"
+
+
+KINDS: dict[str, type[MqttLink | PahoLink]] = {"awscrt": MqttLink, "paho": PahoLink}
+kind: type[MqttLink | PahoLink] = MqttLink
+"""What `linked` makes; test_link has each in turn."""
 
 
 class Ear:
@@ -82,9 +89,9 @@ def connection(broker: Broker, client: str = f"{THING}-kinwatch", **changes: Any
 
 
 @contextlib.asynccontextmanager
-async def linked(settings: Connection, *, up: bool = True) -> AsyncIterator[tuple[MqttLink, Ear]]:
+async def linked(settings: Connection, *, up: bool = True) -> AsyncIterator[tuple[MqttLink | PahoLink, Ear]]:
     """A started link, and its listener; `up`: it is connected."""
-    ear, link = Ear(), MqttLink(settings)
+    ear, link = Ear(), kind(settings)
     link.start(ear)
     try:
         if up:

@@ -67,6 +67,7 @@ keep = "crash"
 thing = "mything1"
 client_id = ""
 endpoint = "example-ats.iot.eu-west-1.amazonaws.com"
+client = "auto"
 port = 8883
 root_ca = "/etc/kinwatch/root.pem"
 certificate = "/etc/kinwatch/cert.pem"

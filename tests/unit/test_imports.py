@@ -114,6 +114,8 @@ def test_the_aws_library_stays_behind_its_seam(path: Path) -> None:
     assert not knows or path.relative_to(PACKAGE).as_posix() in {
         *("defender/publish.py", "defender/responder.py", "provisioning/service.py")
     }
+    knows = any(name.split(".")[0] == "paho" for name, _ in _imports(path))
+    assert knows == (path.relative_to(PACKAGE).as_posix() == "defender/paho.py")
 
 
 @pytest.mark.parametrize("path", _modules(), ids=_named)

@@ -18,8 +18,35 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 if TYPE_CHECKING:
     from tests.vm.kernels import Kernel
 
+
+class Emulated(NamedTuple):
+    """How QEMU is told to be a machine."""
+
+    words: str
+    console: str
+    """What its first serial port is called there."""
+    port: str = "-device pci-serial,chardev=heard"
+    """The second one, for what the command says: these machines have no other place for it."""
+    heard: str = "ttyS0"
+    disk: str = "virtio-blk-pci"
+    modules: str = "virtio_pci"
+    """Reaches the disk."""
+
+
+EMULATED: Final = {
+    "x86_64": Emulated("qemu-system-x86_64 -M q35 -cpu max", "ttyS0", "-serial chardev:heard", "ttyS1"),
+    # Not -cpu max: emulating its pointer authentication takes most of the time.
+    "aarch64": Emulated("qemu-system-aarch64 -M virt -cpu cortex-a72", "ttyAMA0"),
+    "armv7l": Emulated(
+        "qemu-system-arm -M virt,highmem=off -cpu cortex-a15",
+        "ttyAMA0",
+        disk="virtio-blk-device",
+        modules="virtio_mmio",
+    ),
+}
+"""By what uname -m says."""
 BUSYBOX: Final = Path("/usr/bin/busybox")
-MODULES: Final = ("virtio_pci", "virtio_blk", "crc32c_generic", "ext4", "overlay")
+MODULES: Final = ("virtio_blk", "crc32c_generic", "ext4", "overlay")
 """What it takes to reach the root; crc32c is a soft dependency of ext4 that modules.dep does not tell."""
 NETWORK: Final = ("veth", "dummy", "mptcp_diag", "tcp_diag", "udp_diag", "inet_diag", "unix_diag", "vsock", "tls")
 RESULT_MB: Final = 64
@@ -47,10 +74,10 @@ ip link set lo up; hostname vm
 export HOME=/root PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin TERM=dumb LANG=C.UTF-8
 @BEFORE@
 mkdir /run/result; cd /kinwatch
-( @COMMAND@ ) </dev/null 2>&1 | tee /run/result/output >/dev/ttyS1
+( @COMMAND@ ) </dev/null 2>&1 | tee /run/result/output >/dev/@HEARD@
 echo ${PIPESTATUS[0]} >/run/result/status
 dmesg >/run/result/dmesg
-tar -C /run/result -cf /dev/vdb . && echo "@@DONE" >/dev/ttyS0
+tar -C /run/result -cf /dev/vdb . && echo "@@DONE" >/dev/console
 sync; echo o >/proc/sysrq-trigger; sleep 60
 """
 _CGROUP: Final = {
@@ -87,11 +114,14 @@ def run(  # noqa: PLR0913 - what a machine is made of
     memory_mb: int = 2048,
     timeout_s: float = 3600,
     first: str = "",
+    architecture: str = "x86_64",
+    busybox: Path = BUSYBOX,
 ) -> Result:
     """Boot, run, switch off. `files`: an empty folder for the result. Raises Broken, after a second try.
 
     `first`: a shell script that is the first process in place of ours, so that it can become an init system; `command`
-    is nothing then, and the script, or what it starts, leaves the result and switches off.
+    is nothing then, and the script, or what it starts, leaves the result and switches off. `architecture`: of
+    EMULATED; `busybox`: one of it, linked statically.
     """
     for last in (False, True):
         try:
@@ -106,6 +136,8 @@ def run(  # noqa: PLR0913 - what a machine is made of
                 memory_mb=memory_mb,
                 timeout_s=timeout_s,
                 first=first,
+                architecture=architecture,
+                busybox=busybox,
             )
         except Broken:
             if last:
@@ -125,22 +157,26 @@ def _once(  # noqa: PLR0913 - as run
     memory_mb: int,
     timeout_s: float,
     first: str,
+    architecture: str,
+    busybox: Path,
 ) -> Result:
+    emulated = EMULATED[architecture]
     stage2 = first or _STAGE2.replace("@CGROUP@", _CGROUP[cgroup]).replace("@BEFORE@", _HIDE_BTF if hide_btf else "")
+    stage2 = stage2.replace("@HEARD@", emulated.heard)
     initrd, disk, console, heard = (files / name for name in ("initrd", "result.img", "console", "heard"))
-    initrd.write_bytes(_initrd(kernel, stage2.replace("@COMMAND@", command)))
+    initrd.write_bytes(_initrd(kernel, emulated, busybox, stage2.replace("@COMMAND@", command)))
     with disk.open("wb") as made:
         made.truncate(RESULT_MB << 20)
     words = [
-        "qemu-system-x86_64",
-        *shlex.split("-accel tcg,thread=single -cpu max -M q35 -smp 2 -display none -nodefaults"),
+        *shlex.split(f"{emulated.words} -accel tcg,thread=single -smp 2 -display none -nodefaults"),
         *("-no-reboot", "-m", str(memory_mb), "-kernel", str(kernel.image), "-initrd", str(initrd)),
-        *("-append", f"console=ttyS0 panic=-1 loglevel=4 {append}".strip()),
-        *("-monitor", "none", "-serial", f"file:{console}", "-serial", f"file:{heard}"),
+        *("-append", f"console={emulated.console} panic=-1 loglevel=4 {append}".strip()),
+        *("-monitor", "none", "-serial", f"file:{console}"),
+        *("-chardev", f"file,id=heard,path={heard}", *shlex.split(emulated.port)),
     ]
     for number, (image, mode) in enumerate(((root, "on"), (disk, "off"))):
         words += ["-drive", f"file={image},format=raw,if=none,id=d{number},readonly={mode}"]
-        words += ["-device", f"virtio-blk-pci,drive=d{number}"]
+        words += ["-device", f"{emulated.disk},drive=d{number}"]
     began = time.monotonic()
     try:
         done = subprocess.run(
@@ -159,18 +195,18 @@ def _once(  # noqa: PLR0913 - as run
     return Result(int((files / "status").read_text()), files, time.monotonic() - began)
 
 
-def _initrd(kernel: Kernel, stage2: str) -> bytes:
+def _initrd(kernel: Kernel, emulated: Emulated, busybox: Path, stage2: str) -> bytes:
     entries: list[tuple[str, int, bytes, int]] = [
         (name, 0o40755, b"", 0) for name in ("bin", "proc", "sys", "dev", "m")
     ]
     entries += [
         ("dev/console", 0o20600, b"", 0x501),
-        ("bin/busybox", 0o100755, BUSYBOX.read_bytes(), 0),
+        ("bin/busybox", 0o100755, busybox.read_bytes(), 0),
         ("init", 0o100755, _INIT.encode(), 0),
         ("stage2", 0o100755, stage2.encode(), 0),
     ]
     names = []
-    for path in _modules(kernel.modules):
+    for path in _modules(kernel.modules, emulated.modules):
         data = path.read_bytes()
         name = path.name.partition(".ko")[0] + ".ko"
         names.append(name)
@@ -179,7 +215,7 @@ def _initrd(kernel: Kernel, stage2: str) -> bytes:
     return _newc(entries)
 
 
-def _modules(folder: Path) -> list[Path]:
+def _modules(folder: Path, bus: str) -> list[Path]:
     """What is needed and not built in, in the order of their dependencies."""
     needs: dict[str, list[str]] = {}
     by_name: dict[str, str] = {}
@@ -194,7 +230,7 @@ def _modules(folder: Path) -> list[Path]:
             add(other)
         found.setdefault(path)
 
-    for name in (*MODULES, *NETWORK):
+    for name in (bus, *MODULES, *NETWORK):
         if name in by_name:
             add(by_name[name])
     return [folder / path for path in found]

@@ -20,7 +20,7 @@ from tests.contract.conftest import CAPTURES
 if TYPE_CHECKING:
     from pathlib import Path
 
-COLUMNS: Final = (*(f"contract, {capture}" for capture in CAPTURES), "kernel", "network")
+COLUMNS: Final = (*(f"contract, {capture}" for capture in CAPTURES), "kernel", "network", "engine")
 KEPT: Final = "outcome.json"
 SHOWN: Final = 6
 """Failures that a cell names."""
@@ -81,7 +81,8 @@ def judge(expected: Expected, version: str, files: Path, status: int, took_s: fl
     cells, failed = _cells(cases, expected.may_skip)
     for column in COLUMNS:
         if column not in cells:
-            cells[column] = "not asked for" if taken == "core" or expected.best == "bcc" else f"cannot: {why}"
+            left_out = taken == "core" or expected.best == "bcc" or column == "engine"
+            cells[column] = "not asked for" if left_out else f"cannot: {why}"
     if not right:
         cells[f"contract, {expected.best or 'netlink'}"] = f"failed: {taken} is taken here ({why})"
     asked = _asked((files / "output").read_text(errors="replace"))
@@ -175,4 +176,6 @@ def _column(module: str, name: str) -> str:
             if f"[{capture}" in name or f"-{capture}" in name:
                 return f"contract, {capture}"
         return "contract, core"
+    if module.startswith("tests.engine"):
+        return "engine"
     return "network" if module.startswith("tests.net") else "kernel"

@@ -11,10 +11,13 @@ from __future__ import annotations
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from mirror import codename, mirrors
 from tests.compiling import PREBUILT, prebuild
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 CHECKOUT: Final = Path(__file__).resolve().parents[2]
 HOME: Final = "kinwatch"
@@ -67,26 +70,7 @@ def image(folder: Path, headers: Path | None = None) -> Path:
     whole = folder / f"{name}.whole"
     if not whole.exists():
         shutil.rmtree(tree, ignore_errors=True)
-        found = mirrors()
-        subprocess.run(
-            [
-                *(
-                    "mmdebstrap",
-                    "-q",
-                    "--mode=root",
-                    "--variant=extract",
-                    f"--include={','.join(packages)}",
-                    suite,
-                    tree,
-                ),
-                f"deb {found.archive} {suite} main",
-                f"deb {found.security} {suite}-security main",
-            ],
-            check=True,
-        )
-        # Extracted only, so nothing was compiled: importing would take seconds.
-        libraries = [tree / "usr/lib/python3.11", tree / "usr/lib/python3"]
-        subprocess.run(["/usr/bin/python3", "-m", "compileall", "-q", *libraries], check=False, capture_output=True)
+        debian(tree, suite, packages)
         whole.touch()
     if headers:
         for part in ("usr/src", "usr/lib/linux-kbuild-", "lib/modules"):
@@ -95,17 +79,42 @@ def image(folder: Path, headers: Path | None = None) -> Path:
                 shutil.rmtree(target, ignore_errors=True)
                 shutil.copytree(source, target, symlinks=True)
     put_checkout(tree / HOME)
-    file = folder / f"{name}.ext4"
+    return format_image(tree, folder / f"{name}.ext4", SIZE_MB + BCC_MB if headers else SIZE_MB)
+
+
+def debian(
+    tree: Path, suite: str, packages: Iterable[str], architecture: str = "amd64", *, security: bool = True
+) -> None:
+    """Unpack a Debian's packages and what they depend on, without running any of it. `security`: their updates, too."""
+    found = mirrors()
+    words = ["--mode=root", "--variant=extract", f"--architectures={architecture}", f"--include={','.join(packages)}"]
+    sources = [f"deb {found.archive} {suite} main"]
+    sources += [f"deb {found.security} {suite}-security main"] if security else []
+    subprocess.run(["mmdebstrap", "-q", *words, suite, tree, *sources], check=True)
+    # Extracted only, so nothing was compiled: importing would take seconds.
+    libraries = [tree / "usr/lib/python3.11", tree / "usr/lib/python3"]
+    subprocess.run(["/usr/bin/python3", "-m", "compileall", "-q", *libraries], check=False, capture_output=True)
+
+
+def format_image(tree: Path, file: Path, size_mb: int) -> Path:
+    """Make the file a file system with what is in the tree."""
     with file.open("wb") as made:
-        made.truncate(SIZE_MB + BCC_MB << 20 if headers else SIZE_MB << 20)
-    subprocess.run(  # 5.10 knows no orphan_file
-        ["mkfs.ext4", "-q", "-F", "-O", "^orphan_file,^has_journal", "-d", tree, file], check=True
-    )
+        made.truncate(size_mb << 20)
+    # 5.10 knows no orphan_file
+    words = ["mkfs.ext4", "-q", "-F", "-O", "^orphan_file,^has_journal", "-d", str(tree), str(file)]
+    subprocess.run(words, check=True)
     return file
 
 
 def put_checkout(home: Path) -> None:
     """Put this checkout and its environment there, for a guest to run in the same place of its root."""
+    put_sources(home)
+    _put_environment(home)
+    prebuild(home / "tests" / PREBUILT)
+
+
+def put_sources(home: Path) -> None:
+    """Put this checkout in a folder, without its environment."""
     shutil.rmtree(home, ignore_errors=True)
     home.mkdir()
     for name in _SHARED:
@@ -114,8 +123,6 @@ def put_checkout(home: Path) -> None:
             shutil.copytree(source, home / name, ignore=_LEFT_OUT, symlinks=True)
         else:
             shutil.copy2(source, home / name)
-    _put_environment(home)
-    prebuild(home / "tests" / PREBUILT)
 
 
 def _put_environment(home: Path) -> None:

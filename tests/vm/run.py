@@ -22,8 +22,12 @@ from typing import Final
 import msgspec
 
 import mirror
-from tests.vm import kernels, machine, results, root
+import portable
+import recipe
+from tests.vm import foreign, kernels, machine, results, root
 
+HOST: Final = "x86_64"
+"""The root of such a machine has the environment that is here; the others' is made for them."""
 HERE: Final = Path(__file__).resolve().parent
 FOLDER: Final = root.CHECKOUT / ".cache" / "vm"
 PAGE: Final = root.CHECKOUT / "docs" / "kernels.md"
@@ -46,6 +50,8 @@ class Kernel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     suite: str
     package: str
+    machine: str = HOST
+    """As uname -m says."""
     may_skip: tuple[str, ...] = ()
     """As results.Expected has it."""
 
@@ -57,6 +63,8 @@ class Suite(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Words for pytest."""
     limit_min: int
     """When what has not run by then is given up."""
+    whole: bool = False
+    """All of them are run, not only those that the best capture there is for."""
 
 
 class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -107,6 +115,8 @@ def main(words: list[str]) -> int:
     if not runs:
         flags.error(f"no run of that name; there are: {', '.join(run.name for run in table.run)}")
     suite = QUICK if asked.quick else WHOLE if asked.whole else ""
+    if not asked.page and not asked.select:
+        _look_for_tests(table, {_suite(run, table, suite) for run in runs})
     outcomes = [] if asked.page else _run_all(runs, table, suite, asked.select)
     if asked.quick or asked.select:
         print(results.page(outcomes, []))
@@ -118,36 +128,65 @@ def main(words: list[str]) -> int:
     return int(any(outcome.failed for outcome in outcomes))
 
 
+def _suite(run: Run, table: Table, instead: str) -> str:
+    """The name of the run's suite; `instead`: of another in its place, unless the run's own is all that is for it."""
+    return run.suite if table.suite[run.suite].whole else instead or run.suite
+
+
+def _look_for_tests(table: Table, suites: set[str]) -> None:
+    """Ends the program when a suite names tests that there are not: a machine would find that out after minutes."""
+    for name in sorted(suites):
+        words = [sys.executable, "-m", "pytest", "-q", "--collect-only", *table.suite[name].tests]
+        found = subprocess.run(words, cwd=root.CHECKOUT, capture_output=True, text=True, check=False)
+        if found.returncode:
+            sys.exit(f"[suite.{name}] of kernels.toml: {found.stdout}{found.stderr}")
+
+
 def _run_all(runs: list[Run], table: Table, suite: str, select: str) -> list[results.Outcome]:
     """`suite`: in place of the runs' own; `select`: words for pytest in place of a suite's, and nothing is kept."""
     FOLDER.mkdir(parents=True, exist_ok=True)
-    apt = mirror.Apt(FOLDER / "apt", [kernel.suite for kernel in table.kernel])
-    wanted = {run.kernel for run in runs}
-    got = {kernel.name: _kernel(apt, kernel) for kernel in table.kernel if kernel.name in wanted}
-    images = {run.name: _image(run, got[run.kernel], apt, table) for run in runs if run.bcc}
-    plain = root.image(FOLDER) if len(images) < len(runs) else None
+    wanted = {kernel.name: kernel for kernel in table.kernel if any(kernel.name == run.kernel for run in runs)}
+    apts = {name: _apt(name, table) for name in sorted({kernel.machine for kernel in wanted.values()})}
+    got = {name: _kernel(apts[kernel.machine], kernel) for name, kernel in wanted.items()}
+    images = {run.name: _image(run, got[run.kernel], apts[HOST], table) for run in runs if run.bcc}
+    plain = {name: _plain(name) for name in sorted({wanted[run.kernel].machine for run in runs if not run.bcc})}
     git = subprocess.run(
         ["git", "-C", root.CHECKOUT, "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
     )
 
     def run_one(run: Run) -> results.Outcome:
-        tests = table.suite[suite or run.suite]
-        kernel = next(one for one in table.kernel if one.name == run.kernel)
+        named = _suite(run, table, suite)
+        tests = table.suite[named]
+        kernel = wanted[run.kernel]
+        image = images[run.name] if run.bcc else plain[kernel.machine]
         expected = results.Expected(
             run.name,
             run.best,
             table.may_skip + kernel.may_skip,
-            suite or run.suite,
+            named,
             git.stdout.strip() or "unknown",
             f"{datetime.now(UTC):%Y-%m-%d}",
         )
-        outcome = _run(run, expected, got[run.kernel], images.get(run.name, plain), suite=tests, select=select)
+        outcome = _run(run, expected, got[run.kernel], image, kernel.machine, suite=tests, select=select)
         if suite != QUICK and not select:
             results.keep(outcome, run.files)
         return outcome
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
         return list(pool.map(run_one, runs))
+
+
+def _apt(architecture: str, table: Table) -> mirror.Apt:
+    suites = [kernel.suite for kernel in table.kernel if kernel.machine == architecture]
+    return mirror.Apt(FOLDER / f"apt-{architecture}", suites, portable.ARCHITECTURES[architecture])
+
+
+def _plain(architecture: str) -> Path | str:
+    """The root of a machine, or why there is none."""
+    try:
+        return root.image(FOLDER) if architecture == HOST else foreign.image(FOLDER, architecture)
+    except (mirror.Unobtainable, recipe.RecipeFailed) as error:
+        return str(error)
 
 
 def _kernel(apt: mirror.Apt, kernel: Kernel) -> kernels.Kernel | str:
@@ -173,7 +212,8 @@ def _run(  # noqa: PLR0913 - what a run is made of
     run: Run,
     expected: results.Expected,
     kernel: kernels.Kernel | str,
-    image: Path | str | None,
+    image: Path | str,
+    architecture: str,
     *,
     suite: Suite,
     select: str,
@@ -184,14 +224,16 @@ def _run(  # noqa: PLR0913 - what a run is made of
         # A mirror that is away is no reason to hold back a change; the table says it.
         return results.unknown(expected, "", f"the kernel cannot be had ({kernel})", failed=expected.suite != QUICK)
     if not isinstance(image, Path):
-        return results.unknown(expected, kernel.version, f"its headers cannot be had ({image})")
+        return results.unknown(expected, kernel.version, f"its root cannot be made ({image})")
     # SIGINT: pytest then ends the test it is in, cleans up and writes what it knows.
     command = (
         ".venv/bin/kinwatch doctor --json >/run/result/doctor.json; "
         f"KINWATCH_PATIENCE={PATIENCE} CI=1 timeout -s INT -k {END_S} {suite.limit_min}m "
         ".venv/bin/python -m pytest -v -o cache_dir=/tmp/pytest --durations=20 "
-        f"--junitxml=/run/result/tests.xml {select or shlex.join(suite.tests)} -k '{SELECTED[run.best]}'"
+        f"--junitxml=/run/result/tests.xml {select or shlex.join(suite.tests)}"
     )
+    if select or not suite.whole:
+        command += f" -k '{SELECTED[run.best]}'"
     print(f"{run.name}: {kernel.version}", file=sys.stderr, flush=True)
     try:
         result = machine.run(
@@ -203,6 +245,8 @@ def _run(  # noqa: PLR0913 - what a run is made of
             cgroup=run.cgroup,
             hide_btf=run.hide_btf,
             timeout_s=suite.limit_min * 60 + 2 * END_S,
+            architecture=architecture,
+            busybox=machine.BUSYBOX if architecture == HOST else foreign.busybox(image),
         )
     except machine.Broken as error:
         (run.files / "broken").write_text(str(error))

@@ -105,7 +105,7 @@ int kw_bpffs_mounted(void)
 {
 	struct statfs mounted;
 
-	return statfs("/sys/fs/bpf", &mounted) == 0 && mounted.f_type == BPF_FS_MAGIC;
+	return statfs("/sys/fs/bpf", &mounted) == 0 && (uint32_t)mounted.f_type == BPF_FS_MAGIC;
 }
 
 void kw_facts_probe(const char *path, struct kw_facts *facts)
