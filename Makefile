@@ -39,7 +39,7 @@ test: dev sanitise ## the suite (as root): sanitizers, 20 s of fuzzing, then eve
 
 test-long: dev sanitise ## the suite with full numbers
 	$(MAKE) fuzz FUZZ_SECONDS=120
-	KINWATCH_LONG=1 $(PYTHON) -m pytest tests
+	KINWATCH_LONG=1 KINWATCH_PATIENCE=10 $(PYTHON) -m pytest tests
 
 vm: dev .venv/requirements-package.txt ## the suite on other kernels, in virtual machines; writes docs/kernels.md
 	@build/packages.sh arm

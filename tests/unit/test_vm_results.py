@@ -70,10 +70,11 @@ def test_a_run_whose_time_was_up_says_so(tmp_path: Path) -> None:
 
 
 def test_an_outcome_is_kept_for_a_later_page(tmp_path: Path) -> None:
-    assert results.kept(tmp_path) is None
+    path = tmp_path / "outcomes" / "6-1.json"
+    assert results.kept(path) is None
     outcome = results.judge(EXPECTED, "6.1.0-1", _files(tmp_path, [LINEAGE.format("core", "")], asked=1), 0, 60)
-    results.keep(outcome, tmp_path)
-    assert results.kept(tmp_path) == outcome
+    results.keep(outcome, path)
+    assert results.kept(path) == outcome
 
 
 def test_the_page_has_a_row_for_what_ran_and_for_what_did_not() -> None:

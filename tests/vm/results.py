@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 COLUMNS: Final = (*(f"contract, {capture}" for capture in CAPTURES), "kernel", "network", "engine")
-KEPT: Final = "outcome.json"
 SHOWN: Final = 6
 """Failures that a cell names."""
 TIME_IS_UP: Final = 124
@@ -101,14 +100,14 @@ def judge(expected: Expected, version: str, files: Path, status: int, took_s: fl
     )
 
 
-def keep(outcome: Outcome, files: Path) -> None:
+def keep(outcome: Outcome, path: Path) -> None:
     """For a page that is made later."""
-    (files / KEPT).write_bytes(msgspec.json.encode(outcome))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(msgspec.json.encode(outcome))
 
 
-def kept(files: Path) -> Outcome | None:
+def kept(path: Path) -> Outcome | None:
     """The outcome of a run's last time; None: it has none."""
-    path = files / KEPT
     return msgspec.json.decode(path.read_bytes(), type=Outcome) if path.exists() else None
 
 

@@ -33,7 +33,7 @@ FOLDER: Final = root.CHECKOUT / ".cache" / "vm"
 PAGE: Final = root.CHECKOUT / "docs" / "kernels.md"
 AT_ONCE: Final = 2
 """One emulated machine keeps one processor busy."""
-PATIENCE: Final = 30
+PATIENCE: Final = 8
 """How much longer a test waits there before it says that something hangs."""
 END_S: Final = 60
 """What a machine gets beyond its tests' time: to boot, to let an interrupted test clean up, to write its results."""
@@ -88,8 +88,17 @@ class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def files(self) -> Path:
-        """Where its results lie."""
-        return FOLDER / "results" / "".join(letter if letter.isalnum() else "-" for letter in self.name)
+        """Where its results lie, until it is run again."""
+        return FOLDER / "results" / self._slug
+
+    @property
+    def kept(self) -> Path:
+        """The outcome of its last run for the page."""
+        return FOLDER / "outcomes" / f"{self._slug}.json"
+
+    @property
+    def _slug(self) -> str:
+        return "".join(letter if letter.isalnum() else "-" for letter in self.name)
 
 
 class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -121,7 +130,7 @@ def main(words: list[str]) -> int:
     if asked.quick or asked.select:
         print(results.page(outcomes, []))
     else:
-        known = {run.name: results.kept(run.files) for run in table.run}
+        known = {run.name: results.kept(run.kept) for run in table.run}
         page = results.page([row for row in known.values() if row], [name for name, row in known.items() if not row])
         PAGE.write_text(page)
         print(page)
@@ -169,7 +178,7 @@ def _run_all(runs: list[Run], table: Table, suite: str, select: str) -> list[res
         )
         outcome = _run(run, expected, got[run.kernel], image, kernel.machine, suite=tests, select=select)
         if suite != QUICK and not select:
-            results.keep(outcome, run.files)
+            results.keep(outcome, run.kept)
         return outcome
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
