@@ -63,6 +63,7 @@ def test_executable_deleted_before_the_monitor_is_known_as_deleted(
     app.fact("root")
     path.unlink()
     watcher = watch("--watch", name)
+    watcher.wait_for(Root, pid=app.pid)  # only while it lives does /proc tell its path
     app.release()
     watcher.wait_for(Exit, pid=app.pid)
     watcher.stop()
