@@ -102,6 +102,20 @@ def test_each_rule_alone(programs: Programs, name: str, way: str, expect: Expect
         assert enforcing.row(name).enforced == 50
 
 
+def test_each_expected_user_is_expected(programs: Programs, name: str) -> None:
+    """Whichever of them comes first, whatever a reload makes of the list."""
+    mark = programs.path("mark", f"mark{name}")
+    with opened([killing(name, Expect(uids=(0,)))]) as enforcing, enforcing.polled():
+        killed = 0
+        for users in ((NOBODY, 0), (NOBODY,), (0, NOBODY), (0,), (), (NOBODY, 0)):
+            enforcing.capture.apply([killing(name, Expect(uids=users))])
+            app = programs.start("attempts", name, "exec_fork", "20", str(mark))
+            assert app.fact("attempts") == _did(20, killed=0 not in users), users
+            app.release()
+            killed += 0 if 0 in users else 20
+            assert enforcing.row(name).enforced == killed
+
+
 def test_an_image_below_a_closed_directory_is_not_temporary(programs: Programs, name: str) -> None:
     """Where only root may write."""
     directory = Path("/usr/lib") / f"kwtest{name}"
