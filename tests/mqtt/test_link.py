@@ -110,6 +110,7 @@ def test_a_broker_that_takes_few_at_once_gets_everything_in_order(tmp_path: Path
         run(scenario(broker))
 
 
+@pytest.mark.parametrize("kind", ["paho"], indirect=True)
 def test_paho_sends_no_more_than_the_broker_takes_without_acknowledgement(tmp_path: Path) -> None:
     acl = LEAST_PRIVILEGE.format(client=CLIENT, thing=THING)
 
