@@ -34,9 +34,6 @@ def test_every_short_lived_child_is_counted(watch: Callable[..., Watcher], progr
         return
     if watcher.unknown("child given to the root's parent"):
         assert {"spawned", "exits", "peak"} <= set(status["lower_bounds"]), "exact here, but not for certain"
-        if watcher.of(Lost):  # its socket was full, as on an emulated machine: it counts what it hears
-            assert counted["spawned"] < SHORT_LIVED or counted["exits"] < SHORT_LIVED
-            return
     else:
         assert status["lower_bounds"] == []
     assert (counted["spawned"], counted["exits"], counted["alive"]) == (SHORT_LIVED, SHORT_LIVED, 0)
