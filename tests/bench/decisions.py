@@ -57,14 +57,15 @@ def measure(scratch: Path, storm: Path, children: int, rounds: int) -> Decisions
     storms = {name: scratch / f"kwdec{number}" for number, name in enumerate(("", *RULES))}
     for path in storms.values():
         shutil.copy(storm, path)
-    first, *others = _rules(storms).items()
+    rules = _rules(storms)
     tables = "".join(
         f'[[watch]]\nname = "{storms[name].name}"\nprocess = "{storms[name].name}"\nenforce = "kill"\n'
         f"expect = {{ {expect} }}\n"
-        for name, expect in others
+        for name, expect in rules.items()
+        if expect
     )
     order = list(storms.items())
-    with Kinwatch(scratch, storms[first[0]].name, rules=tables) as kinwatch, stats(on=True):
+    with Kinwatch(scratch, storms[""].name, rules=tables) as kinwatch, stats(on=True):
         ours = programs_of(kinwatch.pid)
         for _ in range(rounds * TURNS):
             costs = {name: _cost(ours, path, children // TURNS) for name, path in order}
