@@ -295,7 +295,8 @@ struct kw_kin {
 	uint32_t parent_pid;
 	uint32_t root_pid;
 	uint32_t depth;
-	uint32_t flags;		     /* enum kw_flag: KW_HAS_PARENT, KW_INFERRED */
+	uint16_t flags;		     /* enum kw_flag: KW_HAS_PARENT, KW_INFERRED */
+	uint16_t image;		     /* which of its execs was told last; 0: none, or nobody asks */
 	uint32_t ended;		     /* subset of watches: slots that count it no more, for it was killed unborn */
 	uint32_t fate;		     /* enum kw_fate (table.h) */
 	uint64_t undecided_start_ns; /* the process whose command line decides about this one too */

@@ -279,6 +279,7 @@ struct task_struct {
 	struct task_struct *real_parent;
 	struct task_struct *group_leader;
 	__u64 start_boottime;
+	__u64 self_exec_id; /* one more with each exec */
 	const struct cred *cred;
 	char comm[16];
 	struct fs_struct *fs;

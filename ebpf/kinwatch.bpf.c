@@ -5,10 +5,12 @@
  *   event.h     the wire             kernel.h  the kernel structs we read     quirk.h  where kernels differ
  *   table.h     control cells, keys  maps.h    every map                      emit.h   the ring and its losses
  *   kin.h       who is kin, counts   match.h   what a watch matches           image.h  what a process runs
- *   proc.bpf.h  fork, exec, exit, cgroups                                     walk.bpf.h  iterators
+ *   proc.bpf.h  fork, exec, exit, cgroups   again.bpf.h  fork, exec, exit where the kernel skips hooks
+ *   walk.bpf.h  iterators
  *
  * net.bpf.c is a second object, which shares the maps of this one.
  */
+#include "again.bpf.h"
 #include "walk.bpf.h"
 
 char LICENSE[] SEC("license") = "GPL";

@@ -129,7 +129,7 @@ static __noinline int fork_into_cgroup(struct task_struct *child)
 }
 
 /* The child of kin is kin. */
-static __always_inline int fork_follow(struct task_struct *parent, struct task_struct *child)
+static __noinline int fork_follow(struct task_struct *parent, struct task_struct *child, bool again)
 {
 	const struct kw_kin *above;
 	struct kw_fork *record;
@@ -152,6 +152,8 @@ static __always_inline int fork_follow(struct task_struct *parent, struct task_s
 			edge_keep(pid, child->start_boottime, parent_pid, parent_start_ns, BPF_ANY);
 		return 0;
 	}
+	if (again && kin_of(pid, child->start_boottime))
+		return 0;
 
 	row.start_ns = child->start_boottime;
 	row.watches = above->watches;
@@ -162,6 +164,7 @@ static __always_inline int fork_follow(struct task_struct *parent, struct task_s
 	row.root_pid = above->root_pid;
 	row.depth = above->depth + 1;
 	row.flags = KW_HAS_PARENT;
+	row.image = 0;
 	row.ended = row.fate = 0;
 	row.undecided_start_ns = 0;
 	row.undecided_pid = 0;
@@ -206,6 +209,14 @@ enforce:
 	return 0;
 }
 
+static __always_inline int fork_hook(struct task_struct *parent, struct task_struct *child, bool again)
+{
+	fork_follow(parent, child, again);
+	if (control.cgroup_rules && child->cgroups != parent->cgroups && child->pid == child->tgid)
+		fork_into_cgroup(child);
+	return 0;
+}
+
 /*
  * Fork. The tracepoint fires after copy_process() has succeeded and before the child is woken, so the row exists before
  * the child's first instruction. Its first argument is the forker, whatever CLONE_PARENT did to real_parent. Threads
@@ -215,10 +226,7 @@ enforce:
 SEC("tp_btf/sched_process_fork")
 int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
 {
-	fork_follow(parent, child);
-	if (control.cgroup_rules && child->cgroups != parent->cgroups && child->pid == child->tgid)
-		fork_into_cgroup(child);
-	return 0;
+	return fork_hook(parent, child, false);
 }
 
 /*
@@ -260,20 +268,28 @@ static __noinline int exec_undecided(struct task_struct *task, const char *scrip
 	return 0;
 }
 
-/*
- * Exec. Fires only on success, with the new image in place and all other threads gone, before its first instruction.
- * The survivor of an exec from another thread has the leader's pid and start time, so its row is found as before.
- */
-SEC("tp_btf/sched_process_exec")
-int BPF_PROG(on_exec, struct task_struct *task, int old_pid, struct linux_binprm *bprm)
+/* Which of its execs a process is at: a number that is not zero, and another for the next one. */
+static __always_inline uint16_t image_of(const struct task_struct *task)
+{
+	return (uint16_t)task->self_exec_id | 1U << 15;
+}
+
+/* This exec is told, for the second hook to know. */
+static __noinline int exec_mark(struct task_struct *task)
+{
+	struct kw_kin *known = kin_of(task->tgid, task->group_leader->start_boottime);
+
+	if (known)
+		known->image = image_of(task);
+	return 0;
+}
+
+static __noinline int exec_follow(struct task_struct *task, const struct linux_binprm *bprm, struct kw_kin *known)
 {
 	const char *filename, *script;
-	struct kw_kin *known, row;
+	struct kw_kin row;
 	uint64_t fresh = 0, judgement = 0;
 
-	if (!kin_alive() && !control.rules && !control.cmdline)
-		return 0;
-	known = kin_of(task->tgid, task->group_leader->start_boottime);
 	filename = BPF_CORE_READ(bprm, filename);
 	if (control.rules) {
 		fresh = match_base_name((uint64_t)filename) | match_process(bpf_get_current_task());
@@ -302,6 +318,21 @@ int BPF_PROG(on_exec, struct task_struct *task, int old_pid, struct linux_binprm
 undecided:
 	if (control.cmdline)
 		exec_undecided(task, script);
+	return 0;
+}
+
+/*
+ * Exec. Fires only on success, with the new image in place and all other threads gone, before its first instruction.
+ * The survivor of an exec from another thread has the leader's pid and start time, so its row is found as before.
+ */
+SEC("tp_btf/sched_process_exec")
+int BPF_PROG(on_exec, struct task_struct *task, int old_pid, struct linux_binprm *bprm)
+{
+	if (!kin_alive() && !control.rules && !control.cmdline)
+		return 0;
+	exec_follow(task, bprm, kin_of(task->tgid, task->group_leader->start_boottime));
+	if (control.paired)
+		exec_mark(task);
 	return 0;
 }
 
@@ -364,12 +395,7 @@ static __always_inline void exit_emit(const struct task_struct *task, const stru
 	submit(record, record->header.time_ns, false, -1);
 }
 
-/*
- * Exit. Fires per thread in the dying task; a process ends with its last thread, not with its leader (which may be a
- * zombie for long). Two threads may both find the group dead: the one that removes the row speaks for it.
- */
-SEC("tp_btf/sched_process_exit")
-int BPF_PROG(on_exit, struct task_struct *task)
+static __noinline int exit_hook(struct task_struct *task)
 {
 	struct kw_kin *known, row;
 	uint32_t pid;
@@ -409,6 +435,16 @@ int BPF_PROG(on_exit, struct task_struct *task)
 	else
 		__sync_fetch_and_add(&control.activity, -1);
 	return 0;
+}
+
+/*
+ * Exit. Fires per thread in the dying task; a process ends with its last thread, not with its leader (which may be a
+ * zombie for long). Two threads may both find the group dead: the one that removes the row speaks for it.
+ */
+SEC("tp_btf/sched_process_exit")
+int BPF_PROG(on_exit, struct task_struct *task)
+{
+	return exit_hook(task);
 }
 
 /*

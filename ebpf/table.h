@@ -57,15 +57,18 @@ struct kw_control {
 	uint32_t max_kin;		  /* most kin at once */
 
 	/* What is judged and enforced here, in masks of slots. A watch without rules costs one test of `minded`. */
-	uint64_t minded;	  /* all whose execs or forks are looked at */
-	uint64_t enforcing;	  /* dry-run or kill */
-	uint64_t killing;	  /* of those, kill */
-	uint64_t judged;	  /* those with expected executables */
-	uint64_t located;	  /* those that have to know whether an image is temporary */
-	uint64_t enforced[10];	  /* by enum kw_reason: whose breach is acted on */
-	uint32_t max_kills;	  /* in a minute, of all watches */
-	uint32_t hiring;	  /* the next run of `identify` makes its reader the daemon */
-	uint64_t pad_to_line[3];  /* keep what hooks write off the lines above */
+	uint64_t minded;       /* all whose execs or forks are looked at */
+	uint64_t enforcing;    /* dry-run or kill */
+	uint64_t killing;      /* of those, kill */
+	uint64_t judged;       /* those with expected executables */
+	uint64_t located;      /* those that have to know whether an image is temporary */
+	uint64_t enforced[10]; /* by enum kw_reason: whose breach is acted on */
+	uint32_t max_kills;    /* in a minute, of all watches */
+	uint32_t hiring;       /* the next run of `identify` makes its reader the daemon */
+	uint32_t paired;       /* what is skipped by a hook is made up for by a second one (ebpf/again.bpf.h) */
+	uint32_t reserved;
+	uint64_t skipped;	  /* by the kernel, of what is in lost[] */
+	uint64_t pad_to_line[1];  /* keep what hooks write off the lines above */
 	uint32_t daemon_pid;	  /* whose end stops enforcement, 0: nobody's; beside what every exit reads */
 	uint32_t stopped;	  /* mask of enum kw_stop */
 	uint64_t daemon_start_ns; /* of that daemon */

@@ -70,12 +70,14 @@ class CoreCapture:
         pins: str = "",
         fresh: bool = False,
         programs: Path | None = None,
+        paired: bool = False,
         enforcing: Enforcement = ENFORCEMENT,
     ) -> None:
         """Load, or take over.
 
         `pins`: directory to pin into and to take over from, "" for neither. `fresh`: nothing is taken over. `programs`:
-        an object file in place of the package's own. `enforcing`: as in `enforce`.
+        an object file in place of the package's own. `paired`: with the second hooks of fork, exec and exit although
+        this kernel does not skip the first. `enforcing`: as in `enforce`.
         """
         self._engine = engine
         self._wanted = tuple(watches)
@@ -94,10 +96,10 @@ class CoreCapture:
                 unpin(pins)
         network = NET_PROGRAMS if settings.network else None
         self._network = NetworkSide(network, packets=settings.packets)
-        self._open(os.fsencode(programs or PROGRAMS), settings, pins)
+        self._open(os.fsencode(programs or PROGRAMS), settings, pins, paired=paired)
         self._network.begin(self._handle)
 
-    def _open(self, path: bytes, settings: CaptureTable, pins: str) -> None:
+    def _open(self, path: bytes, settings: CaptureTable, pins: str, *, paired: bool) -> None:
         texts = [ffi.new("char[]", text) for text in (path, settings.btf.encode(), pins.encode(), self._network.path)]
         config = ffi.new(
             "struct kw_loader_config *",
@@ -109,6 +111,7 @@ class CoreCapture:
                 "max_processes": settings.max_processes,
                 "net_object": texts[3],
                 "net_hooks": self._network.wanted,
+                "paired": paired,
             },
         )
         found = ffi.new("struct kw_loader **")

@@ -57,6 +57,10 @@ class Enforcing:
         row: CData = cells[slot]
         return row
 
+    def lost(self) -> dict[str, int]:
+        """What was lost so far, by stage."""
+        return self.capture.snapshot(None, 0).lost
+
     def lines(self) -> list[Line]:
         """All lines so far. Not while the thread polls."""
         return [decode(line) for line in self._lines]
@@ -81,10 +85,12 @@ def opened(
     settings: Enforcement = MANY,
     table: CaptureTable = DEFAULTS,
     programs: Path | None = None,
+    *,
+    paired: bool = False,
 ) -> Iterator[Enforcing]:
     """The capture, begun; unloaded when the block ends."""
     with Engine() as engine:
-        capture = CoreCapture(engine, watches, table, programs=programs, enforcing=settings)
+        capture = CoreCapture(engine, watches, table, programs=programs, paired=paired, enforcing=settings)
         try:
             capture.start()
             yield Enforcing(capture, engine)

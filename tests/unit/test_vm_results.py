@@ -78,10 +78,12 @@ def test_an_outcome_is_kept_for_a_later_page(tmp_path: Path) -> None:
 
 
 def test_the_page_has_a_row_for_what_ran_and_for_what_did_not() -> None:
-    gone = results.unknown(EXPECTED, "", "the kernel cannot be had (no mirror)")
+    gone = results.unknown(EXPECTED, "", "the kernel cannot be had (no mirror today or tomorrow)")
     page = results.page([msgspec.structs.replace(gone, name="a|b")], ["7"])
     rows = [line for line in page.splitlines() if line.startswith("|")][2:]
     assert len(rows) == 2
-    assert "no mirror" in rows[0]
+    assert rows[0].count("unknown, note 1") == len(results.COLUMNS)
+    assert page.count("no mirror") == 1
+    assert page.endswith("\n\n1. the kernel cannot be had (no mirror today or tomorrow)\n")
     assert rows[1].startswith("| 7 |")
     assert rows[1].count("unknown: not run") == len(results.COLUMNS)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 COLUMNS: Final = (*(f"contract, {capture}" for capture in CAPTURES), "kernel", "network", "engine")
 SHOWN: Final = 6
 """Failures that a cell names."""
+CELL: Final = 40
+"""Characters of a cell; what is longer becomes a note."""
 TIME_IS_UP: Final = 124
 """timeout's own status."""
 
@@ -76,12 +78,14 @@ def judge(expected: Expected, version: str, files: Path, status: int, took_s: fl
     taken = doctor.get("capture")
     right = taken == expected.best if expected.best else taken in {"netlink", "poll"}
     why = "; ".join(doctor.get("core_obstacles", ())) or doctor.get("reason", "doctor said nothing")
+    why_no_bcc = "; ".join(doctor.get("bcc_obstacles", ())) or why
     cases = list(ET.parse(files / "tests.xml").getroot().iter("testcase")) if (files / "tests.xml").exists() else []  # noqa: S314 - our own file
     cells, failed = _cells(cases, expected.may_skip)
     for column in COLUMNS:
         if column not in cells:
             left_out = taken == "core" or expected.best == "bcc" or column == "engine"
-            cells[column] = "not asked for" if left_out else f"cannot: {why}"
+            reason = why_no_bcc if column == "contract, bcc" else why
+            cells[column] = "not asked for" if left_out else f"cannot: {reason}"
     if not right:
         cells[f"contract, {expected.best or 'netlink'}"] = f"failed: {taken} is taken here ({why})"
     asked = _asked((files / "output").read_text(errors="replace"))
@@ -112,7 +116,8 @@ def kept(path: Path) -> Outcome | None:
 
 
 def page(outcomes: list[Outcome], missing: list[str]) -> str:
-    """docs/kernels.md. `missing`: the names of runs that have no outcome."""
+    """docs/kernels.md. `missing`: the names of runs that have no outcome. Long cells are notes below the table."""
+    notes: list[str] = []
     lines = [
         "# On which kernels it works",
         "",
@@ -125,14 +130,25 @@ def page(outcomes: list[Outcome], missing: list[str]) -> str:
         f"|---|---|---|---|{'---|' * len(COLUMNS)}---|",
     ]
     for outcome in outcomes:
-        cells = " | ".join(outcome.cells[column].replace("|", "\\|") for column in COLUMNS)
+        cells = " | ".join(_short(outcome.cells[column], notes).replace("|", "\\|") for column in COLUMNS)
         lines.append(
             f"| {outcome.name} | {outcome.version} | {outcome.suite} | {outcome.ran} | {cells} "
             f"| {outcome.commit}, {outcome.day} |"
         )
     empty = " | ".join("unknown: not run" for _ in COLUMNS)
     lines += [f"| {name} | | | | {empty} | |" for name in missing]
+    lines += ["", *(f"{number}. {note}" for number, note in enumerate(notes, 1))] if notes else []
     return "\n".join([*lines, ""])
+
+
+def _short(cell: str, notes: list[str]) -> str:
+    """The cell, or its beginning and the number of its note."""
+    head, colon, rest = cell.partition(": ")
+    if len(cell) <= CELL or not colon:
+        return cell
+    if rest not in notes:
+        notes.append(rest)
+    return f"{head}, note {notes.index(rest) + 1}"
 
 
 def _asked(output: str) -> int:

@@ -159,9 +159,7 @@ def _run_all(runs: list[Run], table: Table, suite: str, select: str) -> list[res
     got = {name: _kernel(apts[kernel.machine], kernel) for name, kernel in wanted.items()}
     images = {run.name: _image(run, got[run.kernel], apts[HOST], table) for run in runs if run.bcc}
     plain = {name: _plain(name) for name in sorted({wanted[run.kernel].machine for run in runs if not run.bcc})}
-    git = subprocess.run(
-        ["git", "-C", root.CHECKOUT, "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
-    )
+    commit = _commit()
 
     def run_one(run: Run) -> results.Outcome:
         named = _suite(run, table, suite)
@@ -173,7 +171,7 @@ def _run_all(runs: list[Run], table: Table, suite: str, select: str) -> list[res
             run.best,
             table.may_skip + kernel.may_skip,
             named,
-            git.stdout.strip() or "unknown",
+            commit,
             f"{datetime.now(UTC):%Y-%m-%d}",
         )
         outcome = _run(run, expected, got[run.kernel], image, kernel.machine, suite=tests, select=select)
@@ -183,6 +181,15 @@ def _run_all(runs: list[Run], table: Table, suite: str, select: str) -> list[res
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
         return list(pool.map(run_one, runs))
+
+
+def _commit() -> str:
+    """Of what is tested; "-dirty" after it: and changes that are not in it. The page itself is none."""
+    words = ["git", "-C", str(root.CHECKOUT)]
+    head = subprocess.run([*words, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    changed = ["status", "--porcelain", "--", ".", f":!{PAGE.relative_to(root.CHECKOUT)}"]
+    more = subprocess.run([*words, *changed], capture_output=True, text=True, check=False)
+    return (head.stdout.strip() or "unknown") + "-dirty" * bool(more.stdout.strip())
 
 
 def _apt(architecture: str, table: Table) -> mirror.Apt:

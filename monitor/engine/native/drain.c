@@ -383,6 +383,18 @@ static void wait_for_hooks(struct kw_loader *loader, uint32_t state, int timeout
 	__atomic_store_n(&control->reader, KW_READER_AWAKE, __ATOMIC_SEQ_CST);
 }
 
+/* Before a long sleep: what the kernel skipped woke nobody. 0: it was looked for a moment ago. */
+static int skips_look_now_and_then(struct kw_loader *loader)
+{
+	uint64_t now_ns = clock_ns(CLOCK_BOOTTIME);
+
+	if (now_ns - loader->last_look_ns < SYNC_SPACING_NS)
+		return 0;
+	loader->last_look_ns = now_ns;
+	skips_look(loader);
+	return 1;
+}
+
 int64_t kw_loader_poll(struct kw_loader *loader, struct kw_engine *engine)
 {
 	int napped = 0;
@@ -410,8 +422,10 @@ int64_t kw_loader_poll(struct kw_loader *loader, struct kw_engine *engine)
 		if (records)
 			return records;
 		if (napped) {
+			int looked = skips_look_now_and_then(loader);
+
 			loader->nap_ms = NAP_FIRST_MS;
-			wait_for_hooks(loader, KW_READER_SLEEPING, loader->uncommitted ? HOLDING_MS : -1);
+			wait_for_hooks(loader, KW_READER_SLEEPING, loader->uncommitted || !looked ? HOLDING_MS : -1);
 			napped = 0;
 		} else {
 			wait_for_hooks(loader, KW_READER_NAPPING, loader->nap_ms);

@@ -134,6 +134,19 @@ void kw_facts_probe(const char *path, struct kw_facts *facts)
 	facts->lsm = lsm_is_active();
 }
 
+int kw_hooks_preemptible(void)
+{
+	struct btf *btf;
+	int found;
+
+	libbpf_set_print(quiet);
+	btf = btf__load_vmlinux_btf();
+	/* What tracepoints count their readers with, in place of switching preemption off. */
+	found = btf && btf__find_by_name_kind(btf, "tracepoint_srcu_srcu_data", BTF_KIND_VAR) > 0;
+	btf__free(btf);
+	return found;
+}
+
 int kw_reads_apart(void)
 {
 	libbpf_set_print(quiet);

@@ -1,14 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Puts the kernel side in place: loads it, attaches it, pins it, or takes over what an earlier daemon pinned. Refuses
- * to know records (drain.c) and rules (tables.c).
- *
- * Pins are made in a directory beside the final one, which is then renamed into place: a crash at any moment leaves
- * either the old set whole or the new one.
+ * Puts the kernel side in place: loads it and attaches it, or takes over what an earlier daemon pinned (pins.c).
+ * Refuses to know records (drain.c) and rules (tables.c).
  */
 #define _GNU_SOURCE
 #include <errno.h>
-#include <dirent.h>
 #include <fcntl.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -16,7 +12,6 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/random.h>
-#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -39,13 +34,7 @@ const char *map_name(enum map_index map)
 	return map_names[map];
 }
 
-/* "kinwatch.bss" is libbpf's name for it. */
-static const char *map_pin(enum map_index map)
-{
-	return map == MAP_CONTROL ? "control" : map_names[map];
-}
-
-static const char *const program_names[LINKS] = {
+const char *const program_names[LINKS] = {
     [LINK_FORK] = "on_fork",
     [LINK_EXEC] = "on_exec",
     [LINK_EXIT] = "on_exit",
@@ -58,6 +47,9 @@ static const char *const program_names[LINKS] = {
     [LINK_DUMP] = "dump",
     [LINK_SNAPSHOT] = "snapshot",
     [LINK_IDENTIFY] = "identify",
+    [LINK_FORK_AGAIN] = "on_fork_again",
+    [LINK_EXEC_AGAIN] = "on_exec_again",
+    [LINK_EXIT_AGAIN] = "on_exit_again",
 };
 
 int loader_fail(struct kw_loader *loader, int error, const char *format, ...)
@@ -181,152 +173,11 @@ static void *map_cells(int map_fd, size_t size)
 	return cells == MAP_FAILED ? NULL : cells;
 }
 
-static int set_map_cells(struct kernel_set *set)
+int set_map_cells(struct kernel_set *set)
 {
 	set->control = map_cells(set->maps[MAP_CONTROL], sizeof(*set->control));
 	set->counters = map_cells(set->maps[MAP_COUNTERS], KW_SLOTS * sizeof(*set->counters));
 	return set->control && set->counters ? 0 : -errno;
-}
-
-/* A loader that died between the two renames of set_pin() left the new set whole, and in the wrong place. */
-static void finish_rename(const char *pins)
-{
-	char fresh[512], old[512];
-
-	snprintf(fresh, sizeof(fresh), "%s_new", pins);
-	snprintf(old, sizeof(old), "%s_old", pins);
-	if (access(pins, F_OK) && !access(old, F_OK) && rename(fresh, pins))
-		rename(old, pins);
-}
-
-/* Open everything pinned at `pins`. -ENOENT: nothing there; another error: something, but not one whole set of ours. */
-static int set_open_pins(struct kernel_set *set, const char *pins)
-{
-	char path[512];
-	int error;
-
-	finish_rename(pins);
-	if (access(pins, F_OK))
-		return -ENOENT;
-	for (int i = 0; i < MAPS; i++) {
-		snprintf(path, sizeof(path), "%s/map_%s", pins, map_pin(i));
-		set->maps[i] = bpf_obj_get(path);
-		if (set->maps[i] < 0)
-			goto broken;
-	}
-	for (int i = 0; i < LINKS; i++) {
-		snprintf(path, sizeof(path), "%s/link_%s", pins, program_names[i]);
-		set->links[i] = bpf_obj_get(path);
-		if (set->links[i] < 0)
-			goto broken;
-	}
-	error = set_map_cells(set);
-	if (!error)
-		return 0;
-broken:
-	set_close(set);
-	return -EINVAL;
-}
-
-int remove_directory(const char *path)
-{
-	struct dirent *entry;
-	DIR *directory = opendir(path);
-	char name[1024];
-	int error = 0;
-
-	if (!directory)
-		return errno == ENOENT ? 0 : -errno;
-	while ((entry = readdir(directory))) {
-		if (entry->d_name[0] == '.')
-			continue;
-		snprintf(name, sizeof(name), "%s/%s", path, entry->d_name);
-		if (unlink(name) && !error)
-			error = -errno;
-	}
-	closedir(directory);
-	if (rmdir(path) && !error)
-		error = -errno;
-	return error;
-}
-
-/* The network side's, whole or half made. */
-static int remove_net(const char *pins)
-{
-	char path[512];
-
-	snprintf(path, sizeof(path), "%s_net_new", pins);
-	remove_directory(path);
-	snprintf(path, sizeof(path), "%s_net", pins);
-	return remove_directory(path);
-}
-
-/* The directories a crash can leave beside the final one. */
-static void remove_leftovers(const char *pins)
-{
-	char path[512];
-
-	snprintf(path, sizeof(path), "%s_new", pins);
-	remove_directory(path);
-	snprintf(path, sizeof(path), "%s_old", pins);
-	remove_directory(path);
-}
-
-int kw_loader_unpin(const char *pins, char *error, uint64_t error_capacity)
-{
-	int there = access(pins, F_OK) == 0;
-	int result = there ? remove_directory(pins) : 0;
-
-	remove_leftovers(pins);
-	if (!result)
-		result = remove_net(pins);
-	if (result)
-		snprintf(error, error_capacity, "cannot remove %s: %s", pins, strerror(-result));
-	return result ? result : there;
-}
-
-static int pin_all(struct kw_loader *loader, const char *directory)
-{
-	char path[1024];
-
-	if (mkdir(directory, 0700))
-		return loader_fail(loader, -errno, "cannot make %s: %s; is a bpffs mounted at /sys/fs/bpf?", directory,
-				   strerror(errno));
-	for (int i = 0; i < MAPS; i++) {
-		snprintf(path, sizeof(path), "%s/map_%s", directory, map_pin(i));
-		if (bpf_obj_pin(loader->set.maps[i], path))
-			return loader_fail(loader, -errno, "cannot pin %s: %s", path, strerror(errno));
-	}
-	for (int i = 0; i < LINKS; i++) {
-		snprintf(path, sizeof(path), "%s/link_%s", directory, program_names[i]);
-		if (bpf_obj_pin(loader->set.links[i], path))
-			return loader_fail(loader, -errno, "cannot pin %s: %s", path, strerror(errno));
-	}
-	return 0;
-}
-
-/* On failure what was pinned before is pinned still. */
-static int set_pin(struct kw_loader *loader)
-{
-	char fresh[512], old[512];
-	int error;
-
-	snprintf(fresh, sizeof(fresh), "%s_new", loader->pins);
-	snprintf(old, sizeof(old), "%s_old", loader->pins);
-	remove_leftovers(loader->pins);
-	error = pin_all(loader, fresh);
-	if (error) {
-		remove_directory(fresh);
-		return error;
-	}
-	if (rename(loader->pins, old) && errno != ENOENT)
-		error = loader_fail(loader, -errno, "cannot move %s away: %s", loader->pins, strerror(errno));
-	else if (rename(fresh, loader->pins))
-		error = loader_fail(loader, -errno, "cannot move %s into place: %s", fresh, strerror(errno));
-	if (error && access(loader->pins, F_OK))
-		rename(old, loader->pins);
-	remove_leftovers(loader->pins);
-	return error;
 }
 
 /* -------- loading -------- */
@@ -336,6 +187,7 @@ static int set_load(struct kw_loader *loader, const struct kw_loader_config *con
 	LIBBPF_OPTS(bpf_object_open_opts, options, .object_name = "kinwatch",
 		    .btf_custom_path = loader->btf[0] ? loader->btf : NULL);
 	struct kernel_set *set = &loader->set;
+	int paired = config->paired || kw_hooks_preemptible();
 	struct bpf_map *map;
 	int error;
 
@@ -356,6 +208,12 @@ static int set_load(struct kw_loader *loader, const struct kw_loader_config *con
 		else if (i == MAP_OVERFLOW || i == MAP_SEED)
 			bpf_map__set_max_entries(map, config->max_processes);
 	}
+	for (int i = LINKS_ALWAYS; i < LINKS; i++) {
+		struct bpf_program *program = bpf_object__find_program_by_name(loader->object, program_names[i]);
+
+		if (program)
+			bpf_program__set_autoload(program, paired);
+	}
 	error = net_load_meanwhile(loader, config->net_object, config->net_hooks);
 	if (error)
 		return error;
@@ -375,6 +233,7 @@ static int set_load(struct kw_loader *loader, const struct kw_loader_config *con
 	if (error)
 		return loader_fail(loader, error, "cannot map the control cells: %s", strerror(-error));
 	set->control->layout = KW_LAYOUT;
+	set->control->paired = paired;
 	enforce_init(set->control);
 	set->control->snapshot_reader = -1;
 	set->control->urgent_ns = 1000000;
@@ -391,11 +250,12 @@ static int set_load(struct kw_loader *loader, const struct kw_loader_config *con
 static int set_attach(struct kw_loader *loader)
 {
 	/* Hooks before iterators; exit before fork, so that no row can be made that no hook would remove. */
-	static const int order[LINKS] = {LINK_EXIT,	    LINK_EXEC,		LINK_FORK,     LINK_CGROUP_RMDIR,
-					 LINK_CGROUP_MKDIR, LINK_CGROUP_ATTACH, LINK_WALK,     LINK_FORGET,
-					 LINK_SETTLE,	    LINK_DUMP,		LINK_SNAPSHOT, LINK_IDENTIFY};
+	static const int order[LINKS] = {LINK_EXIT,	    LINK_EXEC,		LINK_FORK,	LINK_CGROUP_RMDIR,
+					 LINK_CGROUP_MKDIR, LINK_CGROUP_ATTACH, LINK_WALK,	LINK_FORGET,
+					 LINK_SETTLE,	    LINK_DUMP,		LINK_SNAPSHOT,	LINK_IDENTIFY,
+					 LINK_EXIT_AGAIN,   LINK_EXEC_AGAIN,	LINK_FORK_AGAIN};
 
-	for (int n = 0; n < LINKS; n++) {
+	for (int n = 0; n < set_links(&loader->set); n++) {
 		int i = order[n];
 		struct bpf_program *program = bpf_object__find_program_by_name(loader->object, program_names[i]);
 		struct bpf_link *link;
@@ -567,31 +427,4 @@ int kw_loader_snapshot(struct kw_loader *loader, int reader, struct kw_counters 
 	if (bytes < 0)
 		return loader_fail(loader, bytes, "cannot read the counters: %s", strerror(-bytes));
 	return rows.used == rows.capacity ? 0 : loader_fail(loader, -EIO, "the counters came incomplete");
-}
-
-int kw_loader_losses(struct kw_loader *loader, uint64_t *losses)
-{
-	uint64_t missed = 0;
-
-	for (int i = 0; i < KW_STAGES; i++)
-		losses[i] = loader->set.control->lost[i];
-	/* What the kernel skipped because the hook was running on that CPU already. */
-	for (int i = LINK_FORK; i <= LINK_CGROUP_RMDIR; i++) {
-		struct bpf_link_info link = {};
-		struct bpf_prog_info program = {};
-		uint32_t size = sizeof(link);
-		int fd;
-
-		if (bpf_obj_get_info_by_fd(loader->set.links[i], &link, &size))
-			continue;
-		fd = bpf_prog_get_fd_by_id(link.prog_id);
-		if (fd < 0)
-			continue;
-		size = sizeof(program);
-		if (!bpf_obj_get_info_by_fd(fd, &program, &size))
-			missed += program.recursion_misses;
-		close(fd);
-	}
-	losses[KW_HOOK_MISSED] += missed;
-	return 0;
 }

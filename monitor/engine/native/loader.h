@@ -18,6 +18,7 @@ struct kw_loader_config {
 	uint32_t max_processes;
 	const char *net_object; /* path of net.bpf.o, to be loaded meanwhile for kw_loader_net(); "": not */
 	uint32_t net_hooks;	/* as that will be asked for */
+	uint32_t paired;	/* second hooks of fork, exec and exit also where hooks cannot be preempted */
 };
 
 /* What kw_loader_open() found under the pins. */
@@ -204,6 +205,8 @@ int kw_bpffs_mounted(void);
  * no such struct or field. Returns 0, or a negative errno: there is no type information to read.
  */
 int kw_btf_offsets(const char *btf, const char *const *fields, uint32_t count, int32_t *offsets);
+/* Hooks can be preempted, and are skipped on that processor until they go on (7.0): 1. */
+int kw_hooks_preemptible(void);
 /* Programs read kernel memory and user memory by a helper each (bpf_probe_read_kernel, in 5.5): 1; by the one: 0. */
 int kw_reads_apart(void);
 /* Programs may loop, as long as the loop ends (5.3): 1. */

@@ -53,6 +53,11 @@ enum link_index {
 	LINK_DUMP,
 	LINK_SNAPSHOT,
 	LINK_IDENTIFY,
+	LINKS_ALWAYS,
+	/* where hooks can be preempted; as LINK_FORK, LINK_EXEC, LINK_EXIT */
+	LINK_FORK_AGAIN = LINKS_ALWAYS,
+	LINK_EXEC_AGAIN,
+	LINK_EXIT_AGAIN,
 	LINKS
 };
 
@@ -61,7 +66,7 @@ enum { STAGING_BYTES = 256 * 1024, BATCH_BYTES = 1024 * 1024 };
 /* One set of maps and links in the kernel, whoever loaded it. */
 struct kernel_set {
 	int maps[MAPS];
-	int links[LINKS];
+	int links[LINKS];		  /* -1: not attached */
 	struct kw_control *control;	  /* mapped */
 	struct kw_counters_row *counters; /* mapped, KW_SLOTS rows */
 };
@@ -108,6 +113,7 @@ struct kw_loader {
 	int undecided_again; /* an earlier daemon gave a verdict on it, and counted what follows */
 	uint32_t nap_ms;
 	uint64_t last_sync_ns;
+	uint64_t last_look_ns; /* for what the kernel skipped */
 	int sync_due;
 	int64_t wall_ns;
 	uint64_t polls, syncs;
@@ -117,8 +123,14 @@ struct kw_loader {
 	int64_t batch_records;
 };
 
+extern const char *const program_names[LINKS];
 /* The map's name in its object. */
 const char *map_name(enum map_index map);
+/* Of a set, the links that it has. */
+static inline int set_links(const struct kernel_set *set)
+{
+	return set->control->paired ? LINKS : LINKS_ALWAYS;
+}
 int loader_fail(struct kw_loader *loader, int error, const char *format, ...) __attribute__((format(printf, 3, 4)));
 /* From here on keep what libbpf warns of in this thread, and what it warned of. */
 void loader_libbpf_hear(void);
@@ -127,12 +139,21 @@ uint64_t file_hash(const char *path);
 int remove_directory(const char *path);
 void set_init(struct kernel_set *set);
 void set_close(struct kernel_set *set);
+int set_map_cells(struct kernel_set *set);
+/* Open everything pinned at `pins`. -ENOENT: nothing there; another error: something, but not one whole set of ours. */
+int set_open_pins(struct kernel_set *set, const char *pins);
+/* On failure what was pinned before is pinned still. */
+int set_pin(struct kw_loader *loader);
 int ring_open(struct ring *ring, int map_fd);
 void ring_close(struct ring *ring);
 unsigned long ring_unread(const struct ring *ring);
 const void *ring_next(struct ring *ring, uint32_t *size);
 void ring_release(const struct ring *ring);
 int drain_open(struct kw_loader *loader);
+/* Count what the kernel skipped among what is lost. */
+void skips_look(struct kw_loader *loader);
+/* The sum of what `skipped` says of the network side's links that the kernel may skip. */
+uint64_t net_skipped(const struct kw_loader *loader, uint64_t (*skipped)(int link_fd));
 /* Read on until the ring is empty, a batch is full (1) or a record is undecided (1). */
 int drain_ring(struct kw_loader *loader);
 void drain_tell_clock(struct kw_loader *loader, struct kw_engine *engine);

@@ -243,3 +243,13 @@ int kw_loader_net_snapshot(struct kw_loader *loader, struct kw_net_counters *cou
 	free(rows);
 	return error < 0 ? loader_fail(loader, error, "cannot read the network's counters: %s", strerror(-error)) : 0;
 }
+
+uint64_t net_skipped(const struct kw_loader *loader, uint64_t (*skipped)(int link_fd))
+{
+	static const enum net_program tracing[] = {NET_STATE, NET_SEND, NET_RECV};
+	uint64_t sum = 0;
+
+	for (int i = 0; loader->net && i < 3; i++)
+		sum += skipped(loader->net->links[tracing[i]]);
+	return sum;
+}
