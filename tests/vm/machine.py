@@ -28,9 +28,7 @@ class Emulated(NamedTuple):
     port: str = "-device pci-serial,chardev=heard"
     """The second one, for what the command says: these machines have no other place for it."""
     heard: str = "ttyS0"
-    disk: str = "virtio-blk-pci"
-    modules: str = "virtio_pci"
-    """Reaches the disk."""
+    processors: int = 2
 
 
 EMULATED: Final = {
@@ -40,13 +38,12 @@ EMULATED: Final = {
     "armv7l": Emulated(
         "qemu-system-arm -M virt,highmem=off -cpu cortex-a15",
         "ttyAMA0",
-        disk="virtio-blk-device",
-        modules="virtio_mmio",
+        processors=1,  # with two of them in one thread the kernel stands still when it protects its own text
     ),
 }
 """By what uname -m says."""
 BUSYBOX: Final = Path("/usr/bin/busybox")
-MODULES: Final = ("virtio_blk", "crc32c_generic", "ext4", "overlay")
+MODULES: Final = ("virtio_pci", "virtio_blk", "crc32c_generic", "ext4", "overlay")
 """What it takes to reach the root; crc32c is a soft dependency of ext4 that modules.dep does not tell."""
 NETWORK: Final = ("veth", "dummy", "mptcp_diag", "tcp_diag", "udp_diag", "inet_diag", "unix_diag", "vsock", "tls")
 RESULT_MB: Final = 64
@@ -168,7 +165,8 @@ def _once(  # noqa: PLR0913 - as run
     with disk.open("wb") as made:
         made.truncate(RESULT_MB << 20)
     words = [
-        *shlex.split(f"{emulated.words} -accel tcg,thread=single -smp 2 -display none -nodefaults"),
+        *shlex.split(f"{emulated.words} -accel tcg,thread=single -smp {emulated.processors}"),
+        *("-display", "none", "-nodefaults"),
         *("-no-reboot", "-m", str(memory_mb), "-kernel", str(kernel.image), "-initrd", str(initrd)),
         *("-append", f"console={emulated.console} panic=-1 loglevel=4 {append}".strip()),
         *("-monitor", "none", "-serial", f"file:{console}"),
@@ -176,7 +174,7 @@ def _once(  # noqa: PLR0913 - as run
     ]
     for number, (image, mode) in enumerate(((root, "on"), (disk, "off"))):
         words += ["-drive", f"file={image},format=raw,if=none,id=d{number},readonly={mode}"]
-        words += ["-device", f"{emulated.disk},drive=d{number}"]
+        words += ["-device", f"virtio-blk-pci,drive=d{number}"]
     began = time.monotonic()
     try:
         done = subprocess.run(
@@ -206,7 +204,7 @@ def _initrd(kernel: Kernel, emulated: Emulated, busybox: Path, stage2: str) -> b
         ("stage2", 0o100755, stage2.encode(), 0),
     ]
     names = []
-    for path in _modules(kernel.modules, emulated.modules):
+    for path in _modules(kernel.modules):
         data = path.read_bytes()
         name = path.name.partition(".ko")[0] + ".ko"
         names.append(name)
@@ -215,7 +213,7 @@ def _initrd(kernel: Kernel, emulated: Emulated, busybox: Path, stage2: str) -> b
     return _newc(entries)
 
 
-def _modules(folder: Path, bus: str) -> list[Path]:
+def _modules(folder: Path) -> list[Path]:
     """What is needed and not built in, in the order of their dependencies."""
     needs: dict[str, list[str]] = {}
     by_name: dict[str, str] = {}
@@ -230,7 +228,7 @@ def _modules(folder: Path, bus: str) -> list[Path]:
             add(other)
         found.setdefault(path)
 
-    for name in (bus, *MODULES, *NETWORK):
+    for name in (*MODULES, *NETWORK):
         if name in by_name:
             add(by_name[name])
     return [folder / path for path in found]
