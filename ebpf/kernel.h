@@ -293,6 +293,10 @@ struct linux_binprm {
 	const char *interp;
 };
 
+struct trace_event_raw_sched_process_exec {
+	__u32 __data_loc_filename; /* where in the event it is, in the lower half */
+};
+
 struct seq_file;
 
 struct bpf_iter_meta {

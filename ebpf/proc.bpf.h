@@ -284,20 +284,18 @@ static __noinline int exec_mark(struct task_struct *task)
 	return 0;
 }
 
-static __noinline int exec_follow(struct task_struct *task, const struct linux_binprm *bprm, struct kw_kin *known)
+/* `script`: what an interpreter is to run, which is `filename` then; NULL: none. Kernel memory, both. */
+static __noinline int exec_follow(struct task_struct *task, struct kw_kin *known, const char *filename,
+				  const char *script)
 {
-	const char *filename, *script;
 	struct kw_kin row;
 	uint64_t fresh = 0, judgement = 0;
 
-	filename = BPF_CORE_READ(bprm, filename);
 	if (control.rules) {
 		fresh = match_base_name((uint64_t)filename) | match_process(bpf_get_current_task());
 		if (known)
 			fresh &= ~known->watches; /* kinship beats matching */
 	}
-	/* where an interpreter runs it, filename is the script */
-	script = BPF_CORE_READ(bprm, interp) != filename ? filename : NULL;
 	if (fresh && !root_add(task, fresh, &row)) {
 		fresh = 0; /* no room, or the walk was quicker: then it is known now */
 		known = kin_of(task->tgid, task->group_leader->start_boottime);
@@ -328,9 +326,13 @@ undecided:
 SEC("tp_btf/sched_process_exec")
 int BPF_PROG(on_exec, struct task_struct *task, int old_pid, struct linux_binprm *bprm)
 {
+	const char *filename;
+
 	if (!kin_alive() && !control.rules && !control.cmdline)
 		return 0;
-	exec_follow(task, bprm, kin_of(task->tgid, task->group_leader->start_boottime));
+	filename = BPF_CORE_READ(bprm, filename);
+	exec_follow(task, kin_of(task->tgid, task->group_leader->start_boottime), filename,
+		    BPF_CORE_READ(bprm, interp) != filename ? filename : NULL);
 	if (control.paired)
 		exec_mark(task);
 	return 0;

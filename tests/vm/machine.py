@@ -161,7 +161,7 @@ def _once(  # noqa: PLR0913 - as run
     stage2 = first or _STAGE2.replace("@CGROUP@", _CGROUP[cgroup]).replace("@BEFORE@", _HIDE_BTF if hide_btf else "")
     stage2 = stage2.replace("@HEARD@", emulated.heard)
     initrd, disk, console, heard = (files / name for name in ("initrd", "result.img", "console", "heard"))
-    initrd.write_bytes(_initrd(kernel, emulated, busybox, stage2.replace("@COMMAND@", command)))
+    initrd.write_bytes(_initrd(kernel, busybox, stage2.replace("@COMMAND@", command)))
     with disk.open("wb") as made:
         made.truncate(RESULT_MB << 20)
     words = [
@@ -193,7 +193,7 @@ def _once(  # noqa: PLR0913 - as run
     return Result(int((files / "status").read_text()), files, time.monotonic() - began)
 
 
-def _initrd(kernel: Kernel, emulated: Emulated, busybox: Path, stage2: str) -> bytes:
+def _initrd(kernel: Kernel, busybox: Path, stage2: str) -> bytes:
     entries: list[tuple[str, int, bytes, int]] = [
         (name, 0o40755, b"", 0) for name in ("bin", "proc", "sys", "dev", "m")
     ]

@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/mount.h>
 #include <sys/random.h>
 #include <time.h>
 #include <unistd.h>
@@ -19,6 +20,8 @@
 #include <bpf/libbpf.h>
 
 #include "loader_parts.h"
+
+#define TRACEFS "/sys/kernel/tracing"
 
 static const char *const map_names[MAPS] = {
     [MAP_EVENTS] = "events",	 [MAP_TAGS] = "tags",	      [MAP_ROWS] = "rows",
@@ -247,7 +250,14 @@ static int set_load(struct kw_loader *loader, const struct kw_loader_config *con
 	return 0;
 }
 
-static int set_attach(struct kw_loader *loader)
+/* libbpf looks up the numbers of trace events there. 1: mounted, by us. */
+static int tracefs_mount(void)
+{
+	return access(TRACEFS "/events", F_OK) &&
+	       !mount("tracefs", TRACEFS, "tracefs", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL);
+}
+
+static int links_attach(struct kw_loader *loader)
 {
 	/* Hooks before iterators; exit before fork, so that no row can be made that no hook would remove. */
 	static const int order[LINKS] = {LINK_EXIT,	    LINK_EXEC,		LINK_FORK,	LINK_CGROUP_RMDIR,
@@ -263,6 +273,8 @@ static int set_attach(struct kw_loader *loader)
 		if (!program)
 			return loader_fail(loader, -EINVAL, "the object holds no program %s", program_names[i]);
 		link = bpf_program__attach(program);
+		if (!link && i >= LINKS_ALWAYS)
+			continue; /* without tracefs: what the first hook is skipped for is told as lost */
 		if (!link)
 			return loader_fail(loader, -errno, "cannot attach %s: %s (%s)", program_names[i],
 					   strerror(errno), libbpf_said);
@@ -272,6 +284,16 @@ static int set_attach(struct kw_loader *loader)
 			return loader_fail(loader, -errno, "out of file descriptors");
 	}
 	return 0;
+}
+
+static int set_attach(struct kw_loader *loader)
+{
+	int mounted = loader->set.control->paired && tracefs_mount();
+	int error = links_attach(loader);
+
+	if (mounted)
+		umount2(TRACEFS, MNT_DETACH);
+	return error;
 }
 
 /* Were these maps made for these sizes? */

@@ -52,7 +52,7 @@ int set_open_pins(struct kernel_set *set, const char *pins)
 	for (int i = 0; !error && i < set_links(set); i++) {
 		snprintf(path, sizeof(path), "%s/link_%s", pins, program_names[i]);
 		set->links[i] = bpf_obj_get(path);
-		if (set->links[i] < 0)
+		if (set->links[i] < 0 && i < LINKS_ALWAYS)
 			goto broken;
 	}
 	if (!error)
@@ -133,7 +133,7 @@ static int pin_all(struct kw_loader *loader, const char *directory)
 	}
 	for (int i = 0; i < set_links(&loader->set); i++) {
 		snprintf(path, sizeof(path), "%s/link_%s", directory, program_names[i]);
-		if (bpf_obj_pin(loader->set.links[i], path))
+		if (loader->set.links[i] >= 0 && bpf_obj_pin(loader->set.links[i], path))
 			return loader_fail(loader, -errno, "cannot pin %s: %s", path, strerror(errno));
 	}
 	return 0;

@@ -34,7 +34,7 @@ static uint64_t both_skipped(const struct kernel_set *set, int link)
 {
 	uint64_t skipped = hook_skipped(set->links[link]), again;
 
-	if (!skipped || !set->control->paired || link > LINK_EXIT)
+	if (!skipped || link > LINK_EXIT || set->links[LINKS_ALWAYS + link] < 0)
 		return skipped;
 	again = hook_skipped(set->links[LINKS_ALWAYS + link]);
 	return again < skipped ? again : skipped;
