@@ -31,6 +31,9 @@ static const char *const iterators[] = {"bpf_iter_task", "bpf_iter_bpf_map"};
 /* What ebpf/enforce.bpf.h does without where it is missing. */
 static const char *const signal_task = "bpf_send_signal_task";
 
+/* What tracepoints count their readers with, where they do not switch preemption off. */
+static const char *const readers = "tracepoint_srcu_srcu_data";
+
 static int knows_all(const struct btf *btf, const char *const *names, size_t count, uint32_t kind)
 {
 	for (size_t i = 0; i < count; i++)
@@ -124,6 +127,7 @@ void kw_facts_probe(const char *path, struct kw_facts *facts)
 		    knows_all(btf, tracepoints, sizeof(tracepoints) / sizeof(tracepoints[0]), BTF_KIND_TYPEDEF) &&
 		    knows_all(btf, iterators, sizeof(iterators) / sizeof(iterators[0]), BTF_KIND_FUNC);
 		facts->signal_task = knows_all(btf, &signal_task, 1, BTF_KIND_FUNC);
+		facts->hooks_preemptible = knows_all(btf, &readers, 1, BTF_KIND_VAR);
 	}
 	btf__free(file);
 	btf__free(btf);
@@ -141,8 +145,7 @@ int kw_hooks_preemptible(void)
 
 	libbpf_set_print(quiet);
 	btf = btf__load_vmlinux_btf();
-	/* What tracepoints count their readers with, in place of switching preemption off. */
-	found = btf && btf__find_by_name_kind(btf, "tracepoint_srcu_srcu_data", BTF_KIND_VAR) > 0;
+	found = btf && knows_all(btf, &readers, 1, BTF_KIND_VAR);
 	btf__free(btf);
 	return found;
 }

@@ -194,6 +194,7 @@ struct kw_facts {
 	int bpffs;		      /* a bpffs is mounted at /sys/fs/bpf */
 	int lockdown_confidentiality; /* programs may not read kernel memory */
 	int signal_task;	      /* a child can be killed before it runs: bpf_send_signal_task() */
+	int hooks_preemptible;	      /* and skipped meanwhile: second hooks are loaded (7.0) */
 	int lsm;		      /* programs can refuse an exec: the BPF LSM is active */
 };
 void kw_facts_probe(const char *btf, struct kw_facts *facts);
