@@ -150,6 +150,7 @@ void set_init(struct kernel_set *set)
 {
 	memset(set->maps, -1, sizeof(set->maps));
 	memset(set->links, -1, sizeof(set->links));
+	memset(set->programs, -1, sizeof(set->programs));
 	set->control = NULL;
 	set->counters = NULL;
 }
@@ -163,9 +164,12 @@ void set_close(struct kernel_set *set)
 	for (int i = 0; i < MAPS; i++)
 		if (set->maps[i] >= 0)
 			close(set->maps[i]);
-	for (int i = 0; i < LINKS; i++)
+	for (int i = 0; i < LINKS; i++) {
 		if (set->links[i] >= 0)
 			close(set->links[i]);
+		if (set->programs[i] >= 0)
+			close(set->programs[i]);
+	}
 	set_init(set);
 }
 
@@ -280,6 +284,8 @@ static int links_attach(struct kw_loader *loader)
 					   strerror(errno), libbpf_said);
 		loader->owned[i] = link;
 		loader->set.links[i] = fcntl(bpf_link__fd(link), F_DUPFD_CLOEXEC, 3);
+		if (is_hook(i))
+			loader->set.programs[i] = fcntl(bpf_program__fd(program), F_DUPFD_CLOEXEC, 3);
 		if (loader->set.links[i] < 0)
 			return loader_fail(loader, -errno, "out of file descriptors");
 	}

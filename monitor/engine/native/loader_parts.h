@@ -67,6 +67,7 @@ enum { STAGING_BYTES = 256 * 1024, BATCH_BYTES = 1024 * 1024 };
 struct kernel_set {
 	int maps[MAPS];
 	int links[LINKS];		  /* -1: not attached */
+	int programs[LINKS];		  /* of the hooks: the kernel tells of them what it skipped; -1: none */
 	struct kw_control *control;	  /* mapped */
 	struct kw_counters_row *counters; /* mapped, KW_SLOTS rows */
 };
@@ -126,6 +127,11 @@ struct kw_loader {
 extern const char *const program_names[LINKS];
 /* The map's name in its object. */
 const char *map_name(enum map_index map);
+/* Does the kernel skip this one's program sometimes? */
+static inline int is_hook(int link)
+{
+	return link <= LINK_CGROUP_RMDIR || link >= LINKS_ALWAYS;
+}
 /* Of a set, the links that it has. */
 static inline int set_links(const struct kernel_set *set)
 {

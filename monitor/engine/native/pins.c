@@ -54,6 +54,9 @@ int set_open_pins(struct kernel_set *set, const char *pins)
 		set->links[i] = bpf_obj_get(path);
 		if (set->links[i] < 0 && i < LINKS_ALWAYS)
 			goto broken;
+		snprintf(path, sizeof(path), "%s/program_%s", pins, program_names[i]);
+		if (is_hook(i))
+			set->programs[i] = bpf_obj_get(path);
 	}
 	if (!error)
 		return 0;
@@ -134,6 +137,9 @@ static int pin_all(struct kw_loader *loader, const char *directory)
 	for (int i = 0; i < set_links(&loader->set); i++) {
 		snprintf(path, sizeof(path), "%s/link_%s", directory, program_names[i]);
 		if (loader->set.links[i] >= 0 && bpf_obj_pin(loader->set.links[i], path))
+			return loader_fail(loader, -errno, "cannot pin %s: %s", path, strerror(errno));
+		snprintf(path, sizeof(path), "%s/program_%s", directory, program_names[i]);
+		if (loader->set.programs[i] >= 0 && bpf_obj_pin(loader->set.programs[i], path))
 			return loader_fail(loader, -errno, "cannot pin %s: %s", path, strerror(errno));
 	}
 	return 0;

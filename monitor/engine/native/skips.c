@@ -10,11 +10,22 @@
 
 #include "loader_parts.h"
 
-static uint64_t hook_skipped(int link_fd)
+static uint64_t program_skipped(int fd)
+{
+	struct bpf_prog_info program = {};
+	uint32_t size = sizeof(program);
+
+	if (fd < 0 || bpf_obj_get_info_by_fd(fd, &program, &size))
+		return 0;
+	return program.recursion_misses;
+}
+
+/* From a link to its program it takes CAP_SYS_ADMIN. */
+static uint64_t link_skipped(int link_fd)
 {
 	struct bpf_link_info link = {};
-	struct bpf_prog_info program = {};
 	uint32_t size = sizeof(link);
+	uint64_t skipped;
 	int fd;
 
 	if (link_fd < 0 || bpf_obj_get_info_by_fd(link_fd, &link, &size))
@@ -22,21 +33,19 @@ static uint64_t hook_skipped(int link_fd)
 	fd = bpf_prog_get_fd_by_id(link.prog_id);
 	if (fd < 0)
 		return 0;
-	size = sizeof(program);
-	if (bpf_obj_get_info_by_fd(fd, &program, &size))
-		program.recursion_misses = 0;
+	skipped = program_skipped(fd);
 	close(fd);
-	return program.recursion_misses;
+	return skipped;
 }
 
 /* Of a hook and its second, what both skipped: no more than the one that skipped less. */
 static uint64_t both_skipped(const struct kernel_set *set, int link)
 {
-	uint64_t skipped = hook_skipped(set->links[link]), again;
+	uint64_t skipped = program_skipped(set->programs[link]), again;
 
 	if (!skipped || link > LINK_EXIT || set->links[LINKS_ALWAYS + link] < 0)
 		return skipped;
-	again = hook_skipped(set->links[LINKS_ALWAYS + link]);
+	again = program_skipped(set->programs[LINKS_ALWAYS + link]);
 	return again < skipped ? again : skipped;
 }
 
@@ -44,7 +53,7 @@ void skips_look(struct kw_loader *loader)
 {
 	struct kw_control *control = loader->set.control;
 	uint64_t before = __atomic_load_n(&control->skipped, __ATOMIC_ACQUIRE);
-	uint64_t skipped = net_skipped(loader, hook_skipped);
+	uint64_t skipped = net_skipped(loader, link_skipped);
 
 	for (int i = LINK_FORK; i <= LINK_CGROUP_RMDIR; i++)
 		skipped += both_skipped(&loader->set, i);
