@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 _SOCK_DIAG: Final = 4  # include/uapi/linux/netlink.h
 _ANSWER_S: Final = 10
+_WIDE: Final = 66
+"""SO_RCVTIMEO of a 32-bit Python with a time of 64 bits (asm-generic/socket.h: SO_RCVTIMEO_NEW)."""
+_TIMEVAL: Final = "@qq" if socket.SO_RCVTIMEO == _WIDE else "@ll"
 _TRIES: Final = 3
 """Readings over new sockets: one that the kernel had no memory for (ENOBUFS) leaves a dump behind that never ends."""
 _MISSING: Final = frozenset(
@@ -71,7 +74,7 @@ def _netlink(protocol: int) -> socket.socket:
     try:
         made = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
         made.connect((0, 0))
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", _ANSWER_S, 0))
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack(_TIMEVAL, _ANSWER_S, 0))
     except OSError as error:
         if made is not None:
             made.close()
