@@ -68,10 +68,11 @@ def image(folder: Path, headers: Path | None = None) -> Path:
     packages = (*PACKAGES, *BCC) if headers else PACKAGES
     tree = folder / name
     whole = folder / f"{name}.whole"
-    if not whole.exists():
+    if not whole.exists() or whole.read_text() != " ".join(packages):
+        whole.unlink(missing_ok=True)
         shutil.rmtree(tree, ignore_errors=True)
         debian(tree, suite, packages)
-        whole.touch()
+        whole.write_text(" ".join(packages))
     if headers:
         for part in ("usr/src", "usr/lib/linux-kbuild-", "lib/modules"):
             for source in headers.glob(f"{part}*"):
