@@ -73,10 +73,11 @@ enum kw_reason {
 };
 
 enum kw_action {
-	KW_ACTION_KILL = 1,    /* SIGKILL is pending before its first instruction */
-	KW_ACTION_WOULD = 2,   /* dry-run: nothing was done */
-	KW_ACTION_SPARED = 3,  /* the breaker has stopped enforcement */
-	KW_ACTION_DELEGATE = 4 /* the kernel cannot signal it here: user space kills it, through a pidfd */
+	KW_ACTION_KILL = 1,	/* SIGKILL is pending before its first instruction */
+	KW_ACTION_WOULD = 2,	/* dry-run: nothing was done */
+	KW_ACTION_SPARED = 3,	/* the breaker has stopped enforcement */
+	KW_ACTION_DELEGATE = 4, /* the kernel cannot signal it here: user space kills it, through a pidfd */
+	KW_ACTION_DENY = 5	/* its fork was refused: there is no child, and the record is of who wanted one */
 };
 
 enum kw_cause {

@@ -66,6 +66,8 @@ enum {
 };
 
 enum {
+	CLONE_THREAD = 0x10000,
+	EPERM = 1,
 	E2BIG = 7,
 	EEXIST = 17,
 	ECONNABORTED = 103,

@@ -6,11 +6,12 @@
  *   table.h     control cells, keys  maps.h    every map                      emit.h   the ring and its losses
  *   kin.h       who is kin, counts   match.h   what a watch matches           image.h  what a process runs
  *   proc.bpf.h  fork, exec, exit, cgroups   again.bpf.h  fork, exec, exit where the kernel skips hooks
- *   walk.bpf.h  iterators
+ *   walk.bpf.h  iterators                   deny.bpf.h   forks refused by the BPF LSM
  *
  * net.bpf.c is a second object, which shares the maps of this one.
  */
 #include "again.bpf.h"
+#include "deny.bpf.h"
 #include "walk.bpf.h"
 
 char LICENSE[] SEC("license") = "GPL";

@@ -36,6 +36,7 @@ from monitor.shadow import signature
 from monitor.sinks.text import safe
 
 if TYPE_CHECKING:
+    from monitor.capture.choose import Facts
     from monitor.config import Config, Defender, Remote
     from monitor.defender.trial import Step
 
@@ -77,7 +78,7 @@ def findings(config: Config | None, *, connect: bool = True, send_report: bool =
         found |= {"capture": None, "reason": str(error), "hooks": []}
     found["network"] = _network(settings, found["capture"])
     found["left_out"] = _left_out(found["network"])
-    found["enforcement"] = _enforcement(facts.signal_task, found["capture"])
+    found["enforcement"] = _enforcement(facts, found["capture"])
     if settings.report.interval_s < SERVICE_SPACING_S:
         found["notes"].append(
             f"report.interval_s is {settings.report.interval_s}: the service takes one report per {SERVICE_SPACING_S} s"
@@ -156,12 +157,14 @@ def _network(settings: Config, capture: str | None) -> dict[str, str]:
     return found if settings.capture.packets else found | {"packets": found["packets"] or "capture.packets is false"}
 
 
-def _enforcement(signal_task: bool, capture: str | None) -> dict[str, str]:  # noqa: FBT001 - a fact
+def _enforcement(facts: Facts, capture: str | None) -> dict[str, str]:
     """What becomes of who breaks an expectation of a watch with enforce = "kill"."""
     if capture != "core":
         return dict.fromkeys(("exec", "fork"), "nothing: only the core capture can enforce")
     fork = "killed before its first instruction"
-    if not signal_task:
+    if not facts.signal_task and facts.lsm:
+        fork = "refused (EPERM) by the BPF LSM; of forks at the same moment, the one too many dies as soon as it can be"
+    elif not facts.signal_task:
         fork = "runs until its next exec or until the daemon kills it: the kernel has no bpf_send_signal_task (6.13)"
     return {"exec": "killed before its first instruction", "fork": fork}
 

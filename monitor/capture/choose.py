@@ -55,6 +55,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """It is of another kernel: a task has another size there."""
     tracing: bool
     """The kernel has the tracepoints and iterators of the programs."""
+    atomics: bool
+    """Programs can change a cell and know what it was, in one step (with the privileges of this process)."""
     ring_buffer: bool
     """Ring buffer maps can be made (with the privileges of this process)."""
     capable: bool
@@ -68,7 +70,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     hooks_preemptible: bool = False
     """The kernel skips a hook while who was preempted in it waits: second hooks do what the first were skipped for."""
     lsm: bool
-    """The BPF LSM is active. Nothing uses it in this version."""
+    """The BPF LSM is active: a fork is refused where it cannot be killed."""
 
 
 class Choice(msgspec.Struct, frozen=True, kw_only=True):
@@ -106,6 +108,8 @@ def obstacles(facts: Facts) -> list[str]:
         found.append(f"[capture] btf names the BTF of another kernel ({HOW_TO_MAKE_ONE}, or leave it empty)")
     if facts.capable and not facts.ring_buffer:
         found.append("the kernel has no ring buffer (it came with 5.8)")
+    if facts.capable and not facts.atomics:
+        found.append("the kernel's programs lack the atomic operations that exact counts take (they came with 5.12)")
     if facts.lockdown_confidentiality:
         found.append("kernel lockdown is in confidentiality mode (boot with lockdown=integrity)")
     return found

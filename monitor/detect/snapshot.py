@@ -50,7 +50,7 @@ class WatchSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     root_starts: int
     root_exits: int
     enforced: int | None = None
-    """Processes killed, or to be killed by user space; None: the watch is not enforced."""
+    """Processes killed, or to be killed by user space, and forks refused; None: the watch is not enforced."""
     would_enforce: int | None = None
     """Processes that a dry run, or a breaker that had tripped, let go; None: the watch is not enforced."""
     window_peak: int

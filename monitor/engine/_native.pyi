@@ -100,6 +100,7 @@ class _Lib:
     KW_ACTION_WOULD: int
     KW_ACTION_SPARED: int
     KW_ACTION_DELEGATE: int
+    KW_ACTION_DENY: int
     # enum kw_stage
     KW_RING_FULL: int
     KW_TABLE_FULL: int

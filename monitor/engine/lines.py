@@ -261,8 +261,9 @@ class Enforced(Event, frozen=True, tag="enforced", kw_only=True):
     process_id: str | UnsetType = UNSET
     """Left out of an action that is not on one process."""
     comm: str | UnsetType = UNSET
-    action: Literal["kill", "would", "spared", "command", "freeze", "stop"]
-    """would: a dry run let it go; spared: the breaker had stopped enforcement; the last three: of detect.action."""
+    action: Literal["kill", "deny", "would", "spared", "command", "freeze", "stop"]
+    """deny: it was refused a child; would: a dry run let it go; spared: the breaker had stopped enforcement; the last
+    three: of detect.action."""
     reason: str
     """The expectation that it broke (untracked: there was no room to follow it), or the behavior in alarm."""
     exe: str | UnsetType = UNSET

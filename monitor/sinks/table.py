@@ -283,7 +283,12 @@ def _socket(line: Line) -> str:
     return safe(" ".join(str(line[key]) for key in ("family", "type") if key in line))
 
 
-_DEEDS: Final = {"kill": "killed", "would": "would be killed", "spared": "spared, enforcement has stopped"}
+_DEEDS: Final = {
+    "kill": "killed",
+    "deny": "refused a child",
+    "would": "would be killed",
+    "spared": "spared, enforcement has stopped",
+}
 
 
 def _enforced(line: Line) -> str:

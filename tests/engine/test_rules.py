@@ -427,7 +427,12 @@ def test_an_alarm_stands_exactly_while_somebody_runs_what_is_not_expected(
 def test_what_was_done_is_told_and_counted(family: Family) -> None:
     child = family.fork()
     family.feed(family.image(child, b"/bin/sh", SHELL))
-    actions = {"kill": lib.KW_ACTION_KILL, "would": lib.KW_ACTION_WOULD, "spared": lib.KW_ACTION_SPARED}
+    actions = {
+        "kill": lib.KW_ACTION_KILL,
+        "deny": lib.KW_ACTION_DENY,
+        "would": lib.KW_ACTION_WOULD,
+        "spared": lib.KW_ACTION_SPARED,
+    }
     for word, action in actions.items():
         (line,) = family.feed(
             enforced_record(
@@ -445,7 +450,7 @@ def test_what_was_done_is_told_and_counted(family: Family) -> None:
         assert (line.action, line.reason, line.exe) == (word, "executables", "/bin/sh")
         assert line.dry_run == (True if word == "would" else UNSET)
     counters = family.engine.counters(0)
-    assert (counters.enforced, counters.would_enforce) == (1, 2)
+    assert (counters.enforced, counters.would_enforce) == (2, 2)
     assert family.engine.counters(1).enforced == 0
 
 
@@ -489,7 +494,7 @@ def test_the_breaker_is_an_alarm_until_enforcement_begins_anew(family: Family) -
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"reason": 0}, {"reason": 10}, {"action": 0}, {"action": 5}, {"slots": 0}, {"slots": 2, "watches": 1}]
+    "wrong", [{"reason": 0}, {"reason": 10}, {"action": 0}, {"action": 6}, {"slots": 0}, {"slots": 2, "watches": 1}]
 )
 def test_an_impossible_action_is_refused(engine: Engine, world: World, wrong: dict[str, Any]) -> None:
     root, _ = world.start_root(0)

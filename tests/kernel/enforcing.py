@@ -30,6 +30,11 @@ MANY = Enforcement(max_kills_per_minute=1_000_000)
 DEFAULTS = CaptureTable()
 SIGNALS_CHILDREN = " bpf_send_signal_task\n" in Path("/proc/kallsyms").read_text()
 """Asked of the kernel and not of the program: what that overlooks must not skip its own tests."""
+_LSM = Path("/sys/kernel/security/lsm")
+REFUSES_FORKS = not SIGNALS_CHILDREN and _LSM.exists() and "bpf" in _LSM.read_text().strip().split(",")
+"""A kernel with the BPF LSM; one that can kill a forked child refuses none."""
+leaves_forks = pytest.mark.skipif(REFUSES_FORKS, reason="this kernel refuses a fork that must not be: test_deny.py")
+"""A test of children that are made and that the kernel cannot kill."""
 forks_die = pytest.mark.skipif(
     not SIGNALS_CHILDREN,
     reason="this kernel cannot kill a forked child before it runs: it has no bpf_send_signal_task (6.13)",

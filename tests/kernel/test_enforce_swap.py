@@ -18,7 +18,7 @@ from monitor.expect import Expect
 from monitor.schema import Capture as CaptureTable
 from monitor.schema import Enforcement
 from tests.contract.conftest import eventually
-from tests.kernel.enforcing import MANY, SIGNALS_CHILDREN, forks_die, killing, opened
+from tests.kernel.enforcing import MANY, SIGNALS_CHILDREN, forks_die, killing, leaves_forks, opened
 from tests.kernel.follow import poll
 
 if TYPE_CHECKING:
@@ -91,6 +91,7 @@ def test_the_next_version_goes_on_killing_and_counts_nothing_twice(pins: str, pr
     assert len(set(killed)) == len(killed) == COUNT
 
 
+@leaves_forks
 @pytest.mark.parametrize("way", ["exec_fork", "exec_vfork", "exec_thread", "exec_spawn"])
 def test_a_child_that_the_kernel_cannot_signal_executes_nothing(
     programs: Programs, without_signal_task: Path, name: str, way: str
@@ -107,6 +108,7 @@ def test_a_child_that_the_kernel_cannot_signal_executes_nothing(
     assert all(line.delegated and line.action == "kill" for line in told)
 
 
+@leaves_forks
 def test_a_child_that_the_kernel_cannot_signal_is_killed_by_user_space(
     programs: Programs, without_signal_task: Path, name: str
 ) -> None:
@@ -126,6 +128,7 @@ def test_a_child_that_the_kernel_cannot_signal_is_killed_by_user_space(
         stranger.release()
 
 
+@leaves_forks
 def test_nobody_is_killed_for_a_watch_that_is_gone(programs: Programs, without_signal_task: Path, name: str) -> None:
     """What user space was asked to kill is let go when its watch has been removed before it came to it."""
     calm = killing(f"calm{name}", Expect(child_processes=0))
@@ -140,6 +143,7 @@ def test_nobody_is_killed_for_a_watch_that_is_gone(programs: Programs, without_s
         app.release()
 
 
+@leaves_forks
 def test_the_breaker_spares_those_left_to_user_space(programs: Programs, without_signal_task: Path, name: str) -> None:
     watch = killing(name, Expect(child_processes=0))
     once = Enforcement(max_kills_per_minute=1)

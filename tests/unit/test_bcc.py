@@ -53,7 +53,7 @@ def test_without_ring_buffers_it_tells_through_perf_buffers() -> None:
 
 
 def test_where_core_works_nobody_looks_for_bcc() -> None:
-    facts = _facts(btf=True, tracing=True, ring_buffer=True, capable=True)
+    facts = _facts(btf=True, tracing=True, atomics=True, ring_buffer=True, capable=True)
     assert choose(facts, "auto", _asked, _searched).kind == "core"
 
 

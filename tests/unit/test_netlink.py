@@ -163,7 +163,7 @@ def test_without_ebpf_the_connector_is_taken_and_without_it_the_poller() -> None
 
 
 def test_where_ebpf_works_the_connector_is_not_asked() -> None:
-    facts = _facts(btf=True, tracing=True, ring_buffer=True, capable=True)
+    facts = _facts(btf=True, tracing=True, atomics=True, ring_buffer=True, capable=True)
     assert choose(facts, "auto", lambda: pytest.fail("asked")).kind == "core"
 
 

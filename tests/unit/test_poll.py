@@ -37,6 +37,9 @@ def start() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
     def run(*command: str | Path) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
         running.append(process)
+        # Popen returns when the exec has closed its pipe; the kernel gives the process its name a moment later.
+        while Path(f"/proc/{process.pid}/comm").read_text().strip() != Path(command[0]).name[:15]:
+            time.sleep(0.001)
         return process
 
     yield run

@@ -17,10 +17,8 @@ static const char *const reasons[] = {
     [KW_REASON_UNTRACKED] = "untracked",
 };
 static const char *const actions[] = {
-    [KW_ACTION_KILL] = "kill",
-    [KW_ACTION_WOULD] = "would",
-    [KW_ACTION_SPARED] = "spared",
-    [KW_ACTION_DELEGATE] = "kill",
+    [KW_ACTION_KILL] = "kill",	   [KW_ACTION_WOULD] = "would", [KW_ACTION_SPARED] = "spared",
+    [KW_ACTION_DELEGATE] = "kill", [KW_ACTION_DENY] = "deny",
 };
 
 static char *put_word(char *at, const char *word)
@@ -119,7 +117,7 @@ int kw_engine_breaker(struct kw_engine *engine, int64_t most)
 void kw_enforced_happens(struct kw_engine *engine, const struct kw_enforced *record)
 {
 	const struct kw_process *process = kw_process_find(engine, record->process.pid, record->process.start_ns);
-	bool acted = record->action == KW_ACTION_KILL || record->action == KW_ACTION_DELEGATE;
+	bool acted = record->action != KW_ACTION_WOULD && record->action != KW_ACTION_SPARED;
 
 	for (uint64_t left = record->slots & engine->defined; left; left &= left - 1) {
 		struct kw_counters *cells = &engine->slots[lowest_slot(left)].counters;

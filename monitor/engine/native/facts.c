@@ -104,11 +104,38 @@ static int quiet(enum libbpf_print_level level, const char *format, va_list argu
 	return 0;
 }
 
+static int loads(const struct bpf_insn *instructions, size_t count)
+{
+	int program = bpf_prog_load(BPF_PROG_TYPE_SOCKET_FILTER, NULL, "GPL", instructions, count, NULL);
+
+	if (program < 0)
+		return 0;
+	close(program);
+	return 1;
+}
+
 int kw_bpffs_mounted(void)
 {
 	struct statfs mounted;
 
 	return statfs("/sys/fs/bpf", &mounted) == 0 && (uint32_t)mounted.f_type == BPF_FS_MAGIC;
+}
+
+/* "bpf: Add instructions for atomic_[cmp]xchg" and the fetching ones before it (5ffa25502b5a, in 5.12). */
+static int atomics(void)
+{
+	const struct bpf_insn adds_and_fetches[] = {
+	    {.code = BPF_ST | BPF_MEM | BPF_DW, .dst_reg = BPF_REG_10, .off = -8},
+	    {.code = BPF_ALU64 | BPF_MOV | BPF_K, .dst_reg = BPF_REG_0, .imm = 1},
+	    {.code = BPF_STX | BPF_ATOMIC | BPF_DW,
+	     .dst_reg = BPF_REG_10,
+	     .src_reg = BPF_REG_0,
+	     .off = -8,
+	     .imm = BPF_ADD | BPF_FETCH},
+	    {.code = BPF_JMP | BPF_EXIT},
+	};
+
+	return loads(adds_and_fetches, sizeof(adds_and_fetches) / sizeof(adds_and_fetches[0]));
 }
 
 void kw_facts_probe(const char *path, struct kw_facts *facts)
@@ -132,6 +159,7 @@ void kw_facts_probe(const char *path, struct kw_facts *facts)
 	btf__free(file);
 	btf__free(btf);
 	facts->ring_buffer = libbpf_probe_bpf_map_type(BPF_MAP_TYPE_RINGBUF, NULL) == 1;
+	facts->atomics = atomics();
 	facts->capable = capable();
 	facts->bpffs = kw_bpffs_mounted();
 	facts->lockdown_confidentiality = locked_down();
@@ -150,6 +178,20 @@ int kw_hooks_preemptible(void)
 	return found;
 }
 
+int kw_denies_forks(void)
+{
+	struct btf *btf;
+	int found;
+
+	if (!lsm_is_active())
+		return 0;
+	libbpf_set_print(quiet);
+	btf = btf__load_vmlinux_btf();
+	found = btf && !knows_all(btf, &signal_task, 1, BTF_KIND_FUNC);
+	btf__free(btf);
+	return found;
+}
+
 int kw_reads_apart(void)
 {
 	libbpf_set_print(quiet);
@@ -164,15 +206,9 @@ int kw_loops(void)
 	    {.code = BPF_JMP | BPF_JNE | BPF_K, .dst_reg = BPF_REG_0, .imm = 4, .off = -2},
 	    {.code = BPF_JMP | BPF_EXIT},
 	};
-	int program;
 
 	libbpf_set_print(quiet);
-	program = bpf_prog_load(BPF_PROG_TYPE_SOCKET_FILTER, NULL, "GPL", counts_to_four,
-				sizeof(counts_to_four) / sizeof(counts_to_four[0]), NULL);
-	if (program < 0)
-		return 0;
-	close(program);
-	return 1;
+	return loads(counts_to_four, sizeof(counts_to_four) / sizeof(counts_to_four[0]));
 }
 
 int kw_raw_tracepoints(void)

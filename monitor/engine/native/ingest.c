@@ -88,7 +88,7 @@ static bool enforced_sound(const struct kw_enforced *record)
 	if (!record->process.pid || !record->slots || record->slots & ~record->header.watches)
 		return false;
 	return record->reason >= KW_REASON_CHILDREN && record->reason <= KW_REASON_UNTRACKED &&
-	       record->action >= KW_ACTION_KILL && record->action <= KW_ACTION_DELEGATE;
+	       record->action >= KW_ACTION_KILL && record->action <= KW_ACTION_DENY;
 }
 
 /* Does the record make sense, as far as it can be told from itself? Its size is sound already. */

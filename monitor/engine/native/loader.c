@@ -53,6 +53,7 @@ const char *const program_names[LINKS] = {
     [LINK_FORK_AGAIN] = "on_fork_again",
     [LINK_EXEC_AGAIN] = "on_exec_again",
     [LINK_EXIT_AGAIN] = "on_exit_again",
+    [LINK_DENY] = "on_task_alloc",
 };
 
 int loader_fail(struct kw_loader *loader, int error, const char *format, ...)
@@ -73,17 +74,31 @@ const char *kw_loader_error(const struct kw_loader *loader)
 /* libbpf speaks through this; the last lines of a verifier log are what helps. Two objects are loaded at a time. */
 static _Thread_local char libbpf_said[700];
 
+/* Of a message the line that helps: the first; of a verifier's log the last before its statistics. */
+static char *message_line(char *message)
+{
+	char *end = strstr(message, "\nprocessed "), *line = message;
+
+	if (end && strstr(message, "PROG LOAD LOG")) {
+		*end = 0;
+		line = strrchr(message, '\n') ? strrchr(message, '\n') + 1 : message;
+	}
+	line[strcspn(line, "\n")] = 0;
+	return line;
+}
+
 static int libbpf_print(enum libbpf_print_level level, const char *format, va_list arguments)
 {
 	size_t used = strlen(libbpf_said);
-	char line[4096];
+	char *message, *line;
 
-	if (level != LIBBPF_WARN)
+	if (level != LIBBPF_WARN || vasprintf(&message, format, arguments) < 0)
 		return 0;
-	vsnprintf(line, sizeof(line), format, arguments);
-	line[strcspn(line, "\n")] = 0;
-	if (used + strlen(line) + 3 < sizeof(libbpf_said))
+	line = message_line(message);
+	if (!strstr(line, "missing .BTF.ext line info") && /* build/btf.py took it out */
+	    used + strlen(line) + 3 < sizeof(libbpf_said))
 		sprintf(libbpf_said + used, "%s%s", used ? "; " : "", line);
+	free(message);
 	return 0;
 }
 
@@ -219,7 +234,7 @@ static int set_load(struct kw_loader *loader, const struct kw_loader_config *con
 		struct bpf_program *program = bpf_object__find_program_by_name(loader->object, program_names[i]);
 
 		if (program)
-			bpf_program__set_autoload(program, paired);
+			bpf_program__set_autoload(program, i == LINK_DENY ? kw_denies_forks() : paired);
 	}
 	error = net_load_meanwhile(loader, config->net_object, config->net_hooks);
 	if (error)
@@ -264,18 +279,20 @@ static int tracefs_mount(void)
 static int links_attach(struct kw_loader *loader)
 {
 	/* Hooks before iterators; exit before fork, so that no row can be made that no hook would remove. */
-	static const int order[LINKS] = {LINK_EXIT,	    LINK_EXEC,		LINK_FORK,	LINK_CGROUP_RMDIR,
-					 LINK_CGROUP_MKDIR, LINK_CGROUP_ATTACH, LINK_WALK,	LINK_FORGET,
-					 LINK_SETTLE,	    LINK_DUMP,		LINK_SNAPSHOT,	LINK_IDENTIFY,
-					 LINK_EXIT_AGAIN,   LINK_EXEC_AGAIN,	LINK_FORK_AGAIN};
+	static const int order[LINKS] = {LINK_EXIT,	    LINK_EXEC,		LINK_FORK,	 LINK_CGROUP_RMDIR,
+					 LINK_CGROUP_MKDIR, LINK_CGROUP_ATTACH, LINK_WALK,	 LINK_FORGET,
+					 LINK_SETTLE,	    LINK_DUMP,		LINK_SNAPSHOT,	 LINK_IDENTIFY,
+					 LINK_EXIT_AGAIN,   LINK_EXEC_AGAIN,	LINK_FORK_AGAIN, LINK_DENY};
 
-	for (int n = 0; n < set_links(&loader->set); n++) {
+	for (int n = 0; n < LINKS; n++) {
 		int i = order[n];
 		struct bpf_program *program = bpf_object__find_program_by_name(loader->object, program_names[i]);
 		struct bpf_link *link;
 
 		if (!program)
 			return loader_fail(loader, -EINVAL, "the object holds no program %s", program_names[i]);
+		if (bpf_program__fd(program) < 0)
+			continue; /* not for this kernel */
 		link = bpf_program__attach(program);
 		if (!link && i >= LINKS_ALWAYS)
 			continue; /* without tracefs: what the first hook is skipped for is told as lost */

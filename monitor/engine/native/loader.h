@@ -189,6 +189,7 @@ struct kw_facts {
 	int btf_file_bad;	      /* the named file, if one is, holds no type information */
 	int btf_file_foreign;	      /* a task is larger or smaller in it than in the kernel's own */
 	int tracing;		      /* it knows the tracepoints and iterators the programs attach to */
+	int atomics;		      /* programs can add and fetch, exchange, compare and exchange in one step */
 	int ring_buffer;	      /* ring buffer maps can be made */
 	int capable;		      /* CAP_BPF and CAP_PERFMON, or CAP_SYS_ADMIN */
 	int bpffs;		      /* a bpffs is mounted at /sys/fs/bpf */
@@ -208,6 +209,9 @@ int kw_bpffs_mounted(void);
 int kw_btf_offsets(const char *btf, const char *const *fields, uint32_t count, int32_t *offsets);
 /* Hooks can be preempted, and are skipped on that processor until they go on (7.0): 1. */
 int kw_hooks_preemptible(void);
+/* A fork that must not be cannot be killed, and can be refused: no bpf_send_signal_task, and the BPF LSM is active: 1.
+ */
+int kw_denies_forks(void);
 /* Programs read kernel memory and user memory by a helper each (bpf_probe_read_kernel, in 5.5): 1; by the one: 0. */
 int kw_reads_apart(void);
 /* Programs may loop, as long as the loop ends (5.3): 1. */

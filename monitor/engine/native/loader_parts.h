@@ -58,6 +58,8 @@ enum link_index {
 	LINK_FORK_AGAIN = LINKS_ALWAYS,
 	LINK_EXEC_AGAIN,
 	LINK_EXIT_AGAIN,
+	/* where a fork cannot be killed and can be refused */
+	LINK_DENY,
 	LINKS
 };
 
@@ -131,11 +133,6 @@ const char *map_name(enum map_index map);
 static inline int is_hook(int link)
 {
 	return link <= LINK_CGROUP_RMDIR || link >= LINKS_ALWAYS;
-}
-/* Of a set, the links that it has. */
-static inline int set_links(const struct kernel_set *set)
-{
-	return set->control->paired ? LINKS : LINKS_ALWAYS;
 }
 int loader_fail(struct kw_loader *loader, int error, const char *format, ...) __attribute__((format(printf, 3, 4)));
 /* From here on keep what libbpf warns of in this thread, and what it warned of. */

@@ -49,7 +49,7 @@ int set_open_pins(struct kernel_set *set, const char *pins)
 			goto broken;
 	}
 	error = set_map_cells(set);
-	for (int i = 0; !error && i < set_links(set); i++) {
+	for (int i = 0; !error && i < LINKS; i++) {
 		snprintf(path, sizeof(path), "%s/link_%s", pins, program_names[i]);
 		set->links[i] = bpf_obj_get(path);
 		if (set->links[i] < 0 && i < LINKS_ALWAYS)
@@ -134,7 +134,7 @@ static int pin_all(struct kw_loader *loader, const char *directory)
 		if (bpf_obj_pin(loader->set.maps[i], path))
 			return loader_fail(loader, -errno, "cannot pin %s: %s", path, strerror(errno));
 	}
-	for (int i = 0; i < set_links(&loader->set); i++) {
+	for (int i = 0; i < LINKS; i++) {
 		snprintf(path, sizeof(path), "%s/link_%s", directory, program_names[i]);
 		if (loader->set.links[i] >= 0 && bpf_obj_pin(loader->set.links[i], path))
 			return loader_fail(loader, -errno, "cannot pin %s: %s", path, strerror(errno));

@@ -119,7 +119,7 @@ static void twice_add(struct overlap *overlap, uint64_t watches, size_t cell, ui
 
 static void twice_add_enforced(struct overlap *overlap, const struct kw_enforced *record)
 {
-	int acted = record->action == KW_ACTION_KILL || record->action == KW_ACTION_DELEGATE;
+	int acted = record->action != KW_ACTION_WOULD && record->action != KW_ACTION_SPARED;
 
 	twice_add(overlap, record->slots, acted ? CELL(enforced) : CELL(would_enforce), 1);
 }
