@@ -166,30 +166,20 @@ void kw_facts_probe(const char *path, struct kw_facts *facts)
 	facts->lsm = lsm_is_active();
 }
 
-int kw_hooks_preemptible(void)
+uint32_t kw_ways(void)
 {
 	struct btf *btf;
-	int found;
+	uint32_t ways;
 
 	libbpf_set_print(quiet);
 	btf = btf__load_vmlinux_btf();
-	found = btf && knows_all(btf, &readers, 1, BTF_KIND_VAR);
-	btf__free(btf);
-	return found;
-}
-
-int kw_denies_forks(void)
-{
-	struct btf *btf;
-	int found;
-
-	if (!lsm_is_active())
+	if (!btf)
 		return 0;
-	libbpf_set_print(quiet);
-	btf = btf__load_vmlinux_btf();
-	found = btf && !knows_all(btf, &signal_task, 1, BTF_KIND_FUNC);
+	ways = knows_all(btf, &readers, 1, BTF_KIND_VAR) ? KW_WAY_AGAIN : 0;
+	if (lsm_is_active() && !knows_all(btf, &signal_task, 1, BTF_KIND_FUNC))
+		ways |= KW_WAY_DENY;
 	btf__free(btf);
-	return found;
+	return ways;
 }
 
 int kw_reads_apart(void)

@@ -209,7 +209,7 @@ static int set_load(struct kw_loader *loader, const struct kw_loader_config *con
 	LIBBPF_OPTS(bpf_object_open_opts, options, .object_name = "kinwatch",
 		    .btf_custom_path = loader->btf[0] ? loader->btf : NULL);
 	struct kernel_set *set = &loader->set;
-	int paired = config->paired || kw_hooks_preemptible();
+	const uint32_t ways = kw_ways() | (config->paired ? KW_WAY_AGAIN : 0);
 	struct bpf_map *map;
 	int error;
 
@@ -234,7 +234,7 @@ static int set_load(struct kw_loader *loader, const struct kw_loader_config *con
 		struct bpf_program *program = bpf_object__find_program_by_name(loader->object, program_names[i]);
 
 		if (program)
-			bpf_program__set_autoload(program, i == LINK_DENY ? kw_denies_forks() : paired);
+			bpf_program__set_autoload(program, ways & (i == LINK_DENY ? KW_WAY_DENY : KW_WAY_AGAIN));
 	}
 	error = net_load_meanwhile(loader, config->net_object, config->net_hooks);
 	if (error)
@@ -255,7 +255,7 @@ static int set_load(struct kw_loader *loader, const struct kw_loader_config *con
 	if (error)
 		return loader_fail(loader, error, "cannot map the control cells: %s", strerror(-error));
 	set->control->layout = KW_LAYOUT;
-	set->control->paired = paired;
+	set->control->paired = ways & KW_WAY_AGAIN;
 	enforce_init(set->control);
 	set->control->snapshot_reader = -1;
 	set->control->urgent_ns = 1000000;

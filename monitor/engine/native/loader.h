@@ -207,11 +207,13 @@ int kw_bpffs_mounted(void);
  * no such struct or field. Returns 0, or a negative errno: there is no type information to read.
  */
 int kw_btf_offsets(const char *btf, const char *const *fields, uint32_t count, int32_t *offsets);
-/* Hooks can be preempted, and are skipped on that processor until they go on (7.0): 1. */
-int kw_hooks_preemptible(void);
-/* A fork that must not be cannot be killed, and can be refused: no bpf_send_signal_task, and the BPF LSM is active: 1.
- */
-int kw_denies_forks(void);
+/* Programs that only some kernels need. */
+enum kw_way {
+	KW_WAY_AGAIN = 1, /* hooks can be preempted, and are skipped on that processor until they go on (7.0) */
+	KW_WAY_DENY =
+	    2 /* a fork that must not be cannot be killed (no bpf_send_signal_task), and the BPF LSM is active */
+};
+uint32_t kw_ways(void);
 /* Programs read kernel memory and user memory by a helper each (bpf_probe_read_kernel, in 5.5): 1; by the one: 0. */
 int kw_reads_apart(void);
 /* Programs may loop, as long as the loop ends (5.3): 1. */
