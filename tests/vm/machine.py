@@ -136,9 +136,10 @@ def run(  # noqa: PLR0913 - what a machine is made of
                 architecture=architecture,
                 busybox=busybox,
             )
-        except Broken:
+        except Broken as error:
             if last:
                 raise
+            (files / "broken.first").write_text(str(error))
     raise AssertionError
 
 
