@@ -149,7 +149,8 @@ static __noinline int fork_follow(struct task_struct *parent, struct task_struct
 	parent_start_ns = parent->group_leader->start_boottime;
 	if (!above || above->start_ns != parent_start_ns) {
 		if (control.bootstrapping)
-			edge_keep(pid, child->start_boottime, parent_pid, parent_start_ns, BPF_ANY);
+			edge_keep(pid, child->start_boottime, parent_pid, parent_start_ns,
+				  again ? BPF_NOEXIST : BPF_ANY);
 		return 0;
 	}
 	if (again && kin_of(pid, child->start_boottime))

@@ -7,6 +7,7 @@
 #define on_exec seeing_exec
 #define on_exit seeing_exit
 #include "again.bpf.h"
+#include "deny.bpf.h"
 #include "walk.bpf.h"
 #undef on_fork
 #undef on_exec
