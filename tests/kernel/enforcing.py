@@ -59,7 +59,8 @@ class Enforcing:
         cells = ffi.new("struct kw_counters[]", lib.KW_SLOTS)
         assert lib.kw_loader_snapshot(self.capture._handle, -1, cells) == 0
         slot = next(held.slot for held in self.capture.watches if held.watch.name == name)
-        row: CData = cells[slot]
+        # A copy that owns its memory: a row of the array would outlive it.
+        row: CData = ffi.new("struct kw_counters *", cells[slot])[0]
         return row
 
     def lost(self) -> dict[str, int]:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 COUNT = 200
+PROCESSES = CaptureTable(network=False)
 IMAGES = 20
 SEES = {"everything": None, "every second event": 2, "nothing": 0}
 
@@ -65,7 +66,7 @@ def test_every_child_and_its_image_are_told_and_counted_once(
     programs: Programs, skipping: Path, name: str, way: str
 ) -> None:
     mark = programs.path("mark", f"mark{name}")
-    with opened([_watch(name)], programs=skipping, paired=True) as enforcing:
+    with opened([_watch(name)], table=PROCESSES, programs=skipping, paired=True) as enforcing:
         with enforcing.polled():
             app = programs.start("attempts", name, way, str(COUNT), str(mark))
             stranger = programs.start("attempts", f"not{name}", way, str(COUNT), str(mark))
@@ -76,14 +77,14 @@ def test_every_child_and_its_image_are_told_and_counted_once(
             eventually(lambda: enforcing.row(name).root_exits == 1, "the root's exit to be counted")
             row = enforcing.row(name)
         told = _told(enforcing)
-        assert not any(enforcing.lost().values())
+        assert {stage: count for stage, count in enforcing.lost().items() if count} == {}
     assert (row.spawned, row.execs, row.exits, row.alive) == (COUNT, COUNT, COUNT, 0)
     assert (row.root_starts, row.root_exits, row.roots) == (1, 1, 0)
     assert (told[Root], told[Fork], told[Exec], told[Exit]) == (1, COUNT, COUNT, COUNT + 1)
 
 
 def test_every_image_of_one_process_is_told_once(programs: Programs, skipping: Path, name: str) -> None:
-    with opened([_watch(name)], programs=skipping, paired=True) as enforcing:
+    with opened([_watch(name)], table=PROCESSES, programs=skipping, paired=True) as enforcing:
         with enforcing.polled():
             app = programs.start("exec_chain", name, str(IMAGES))
             for image in range(1, IMAGES):
@@ -97,7 +98,9 @@ def test_every_image_of_one_process_is_told_once(programs: Programs, skipping: P
 
 @forks_die
 def test_no_child_too_many_runs(programs: Programs, skipping: Path, name: str) -> None:
-    with opened([killing(name, Expect(child_processes=0))], programs=skipping, paired=True) as enforcing:
+    with opened(
+        [killing(name, Expect(child_processes=0))], table=PROCESSES, programs=skipping, paired=True
+    ) as enforcing:
         with enforcing.polled():
             app = programs.start("attempts", name, "fork", str(COUNT))
             assert app.fact("attempts") == {"fact": "attempts", "bytes": 0, "killed": COUNT, "failed": 0}
@@ -109,7 +112,9 @@ def test_no_child_too_many_runs(programs: Programs, skipping: Path, name: str) -
 @pytest.mark.parametrize("way", ["exec_fork", "exec_thread"])
 def test_no_unexpected_image_runs(programs: Programs, skipping: Path, name: str, way: str) -> None:
     mark = programs.path("mark", f"mark{name}")
-    with opened([killing(name, Expect(executables=("/bin/sh",)))], programs=skipping, paired=True) as enforcing:
+    with opened(
+        [killing(name, Expect(executables=("/bin/sh",)))], table=PROCESSES, programs=skipping, paired=True
+    ) as enforcing:
         with enforcing.polled():
             app = programs.start("attempts", name, way, str(COUNT), str(mark))
             assert app.fact("attempts") == {"fact": "attempts", "bytes": 0, "killed": COUNT, "failed": 0}
