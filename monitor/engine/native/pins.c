@@ -52,7 +52,7 @@ int set_open_pins(struct kernel_set *set, const char *pins)
 	for (int i = 0; !error && i < LINKS; i++) {
 		snprintf(path, sizeof(path), "%s/link_%s", pins, program_names[i]);
 		set->links[i] = bpf_obj_get(path);
-		if (set->links[i] < 0 && i < LINKS_ALWAYS)
+		if (i < LINKS_ALWAYS && set->links[i] < 0)
 			goto broken;
 		snprintf(path, sizeof(path), "%s/program_%s", pins, program_names[i]);
 		if (is_hook(i))
