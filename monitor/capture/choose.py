@@ -67,7 +67,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """Kernel lockdown forbids programs that read kernel memory."""
     signal_task: bool
     """A program can signal another task (bpf_send_signal_task): a forked child is killed before it runs."""
-    hooks_preemptible: bool = False
+    hooks_preemptible: bool
     """The kernel skips a hook while who was preempted in it waits: second hooks do what the first were skipped for."""
     lsm: bool
     """The BPF LSM is active: a fork is refused where it cannot be killed."""
