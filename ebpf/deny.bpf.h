@@ -15,7 +15,7 @@
 /* Slots that would have more children than their limit, and from bit 32 on those with more forks in this minute. */
 __noinline uint64_t full_slots(uint64_t slots, uint64_t now_ns)
 {
-	uint64_t now = now_ns >> MINUTE_UNIT_BITS, counted = control.enforced[KW_REASON_RATE];
+	uint64_t now = now_ns >> MINUTE_UNIT_BITS, counted = enforced_for(KW_REASON_RATE);
 	uint64_t full = control.nothing;
 
 	for (uint32_t slot = 0; slot < KW_WATCHES && slots; slot++, slots >>= 1) {
@@ -40,7 +40,7 @@ __noinline uint64_t full_slots(uint64_t slots, uint64_t now_ns)
 /* As fork_breach(), of a child that is not counted yet. */
 __noinline uint64_t deny_breach(uint64_t slots, uint64_t users, uint32_t depth)
 {
-	uint64_t deep = control.enforced[KW_REASON_DEPTH] & slots, full = full_slots(slots, bpf_ktime_get_boot_ns());
+	uint64_t deep = enforced_for(KW_REASON_DEPTH) & slots, full = full_slots(slots, bpf_ktime_get_boot_ns());
 	uint64_t breach = breach_add(0, full & slots, KW_REASON_CHILDREN);
 
 	for (uint32_t slot = 0; slot < KW_WATCHES && deep; slot++) {
@@ -49,7 +49,7 @@ __noinline uint64_t deny_breach(uint64_t slots, uint64_t users, uint32_t depth)
 		deep &= ~(1ULL << slot);
 	}
 	breach = breach_add(breach, full >> 32, KW_REASON_RATE);
-	if (slots & control.enforced[KW_REASON_UID])
+	if (slots & enforced_for(KW_REASON_UID))
 		breach = breach_add(breach, wrong_users(slots, users), KW_REASON_UID);
 	if (kin_alive() >= control.max_kin)
 		breach = breach_add(breach, slots, KW_REASON_UNTRACKED);

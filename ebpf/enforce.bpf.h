@@ -35,11 +35,17 @@ enum {
 	BREACH_REASON = 15,
 };
 
+/* Slots whose breach of that kind is acted on. */
+static __always_inline uint64_t enforced_for(uint32_t reason)
+{
+	return control.enforced[reason - KW_REASON_CHILDREN];
+}
+
 static __always_inline uint64_t breach_add(uint64_t breach, uint64_t slots, uint32_t reason)
 {
 	uint64_t kill, would;
 
-	slots &= control.enforced[reason];
+	slots &= enforced_for(reason);
 	kill = slots & control.killing & BREACH_SLOTS;
 	would = slots & ~kill & BREACH_SLOTS;
 	if (kill && !(breach & BREACH_SLOTS))
@@ -164,25 +170,30 @@ __noinline int row_doom(uint32_t pid, uint64_t start_ns, uint64_t watches, uint3
 }
 
 /* Of these slots, those whose users are not both of them; real in the lower half, effective in the upper. */
-__noinline uint64_t wrong_users(uint64_t slots, uint64_t users)
+__noinline uint64_t strangers_to(uint64_t slots, uint64_t users)
 {
 	uint32_t real = users, effective = users >> 32;
-	uint64_t right = control.nothing, left = effective == real ? slots : 0;
+	uint64_t right = mask_of(&uids, &real);
 
-	/* Most watches expect one user: then nothing needs to be looked up. */
-	for (uint32_t slot = 0; slot < KW_WATCHES && left; slot++, left >>= 1) {
-		const struct kw_slot_limits *limits = &control.limits[slot & (KW_SLOTS - 1)];
-
-		if (left & 1 && limits->has_uid && limits->uid == real)
-			right |= 1ULL << slot;
-	}
-	slots &= ~right;
-	if (!slots)
-		return 0;
-	right = mask_of(&uids, &real);
 	if (effective != real)
 		right &= mask_of(&uids, &effective);
 	return slots & ~right;
+}
+
+/* Is he the one user that most watches expect? Then nothing needs to be looked up. */
+static __always_inline bool is_first_user(const struct kw_slot_limits *limits, uint64_t users)
+{
+	return limits->has_uid && limits->uid == (uint32_t)users && limits->uid == users >> 32;
+}
+
+__noinline uint64_t wrong_users(uint64_t slots, uint64_t users)
+{
+	uint64_t wrong = control.nothing;
+
+	for (uint32_t slot = 0; slot < KW_WATCHES && slots; slot++, slots >>= 1)
+		if (slots & 1 && !is_first_user(&control.limits[slot & (KW_SLOTS - 1)], users))
+			wrong |= 1ULL << slot ^ control.nothing;
+	return wrong ? strangers_to(wrong, users) : 0;
 }
 
 static __always_inline uint64_t users_of(const struct task_struct *task)
@@ -192,61 +203,60 @@ static __always_inline uint64_t users_of(const struct task_struct *task)
 	return (uint64_t)cred->euid.val << 32 | cred->uid.val;
 }
 
-/* Slots whose limit of depth a fork breaks, and from bit 32 on those whose limit of forks in a minute. */
-__noinline uint64_t over_numbers(uint64_t slots, uint32_t depth, uint64_t start_ns)
+/*
+ * What a fork breaks; `over`: slots that have more children than their limit. One loop for all that stands with the
+ * limits, and all that is done about a breach behind it: what a fork pays for is the lines of code and data it meets.
+ */
+__noinline uint64_t fork_breach(uint64_t slots, uint64_t over, uint64_t users, uint32_t depth, uint64_t start_ns)
 {
-	uint64_t deep = control.enforced[KW_REASON_DEPTH] & slots;
-	uint64_t counted = control.enforced[KW_REASON_RATE] & slots;
-	uint64_t over = control.nothing;
+	uint64_t deep = enforced_for(KW_REASON_DEPTH) & slots;
+	uint64_t counted = enforced_for(KW_REASON_RATE) & slots;
+	uint64_t owned = enforced_for(KW_REASON_UID) & slots;
+	uint64_t left = deep | counted | owned, too_deep = control.nothing, too_many = control.nothing,
+		 wrong = control.nothing, breach;
 
-	slots = deep | counted;
-	for (uint32_t slot = 0; slot < KW_WATCHES && slots; slot++, slots >>= 1) {
+	for (uint32_t slot = 0; slot < KW_WATCHES && left; slot++, left >>= 1) {
+		const struct kw_slot_limits *limits = &control.limits[slot & (KW_SLOTS - 1)];
 		uint64_t bit = 1ULL << slot;
 		uint32_t key = slot;
 		struct kw_counters_row *cells;
 
-		if (!(slots & 1))
+		if (!(left & 1))
 			continue;
-		if ((deep & bit) && depth > control.limits[slot & (KW_SLOTS - 1)].depth)
-			over |= bit;
+		if ((deep & bit) && depth > limits->depth)
+			too_deep |= bit ^ control.nothing; /* not a bit that the verifier knows: states merge */
+		if ((owned & bit) && !is_first_user(limits, users))
+			wrong |= bit ^ control.nothing;
 		if (!(counted & bit))
 			continue;
 		cells = bpf_map_lookup_elem(&counters, &key);
-		if (cells && window_add(&cells->rate, start_ns) > control.limits[slot & (KW_SLOTS - 1)].rate)
-			over |= bit << 32;
+		if (cells && window_add(&cells->rate, start_ns) > limits->rate)
+			too_many |= bit ^ control.nothing;
 	}
-	return over;
-}
-
-/* `over`: slots that have more children than their limit. */
-__noinline uint64_t fork_breach(uint64_t slots, uint64_t over, uint64_t users, uint32_t depth, uint64_t start_ns)
-{
-	uint64_t breach = breach_add(0, slots & over, KW_REASON_CHILDREN);
-
-	if (slots & (control.enforced[KW_REASON_DEPTH] | control.enforced[KW_REASON_RATE])) {
-		uint64_t numbers = over_numbers(slots, depth, start_ns);
-
-		breach = breach_add(breach, numbers & BREACH_SLOTS, KW_REASON_DEPTH);
-		breach = breach_add(breach, numbers >> 32, KW_REASON_RATE);
-	}
-	if (slots & control.enforced[KW_REASON_UID])
-		breach = breach_add(breach, wrong_users(slots, users), KW_REASON_UID);
-	return breach;
+	over &= slots;
+	if (!(over | too_deep | too_many | wrong))
+		return 0;
+	breach = breach_add(0, over, KW_REASON_CHILDREN);
+	breach = breach_add(breach, too_deep, KW_REASON_DEPTH);
+	breach = breach_add(breach, too_many, KW_REASON_RATE);
+	return breach_add(breach, strangers_to(wrong, users), KW_REASON_UID);
 }
 
 __noinline uint64_t exec_breach(uint64_t slots, uint64_t judgement, uint64_t users)
 {
-	uint64_t breach = breach_add(0, slots & (uint32_t)judgement, KW_REASON_EXECUTABLE);
+	uint64_t breach = 0, owned = slots & enforced_for(KW_REASON_UID);
 	uint32_t flags = judgement >> JUDGEMENT_FLAGS;
 
+	if (slots & (uint32_t)judgement)
+		breach = breach_add(breach, slots & (uint32_t)judgement, KW_REASON_EXECUTABLE);
 	if (flags & KW_MEMFD)
 		breach = breach_add(breach, slots, KW_REASON_MEMFD);
 	if (flags & KW_DELETED)
 		breach = breach_add(breach, slots, KW_REASON_DELETED);
 	if (flags & KW_TEMPORARY)
 		breach = breach_add(breach, slots, KW_REASON_TEMPORARY);
-	if (slots & control.enforced[KW_REASON_UID])
-		breach = breach_add(breach, wrong_users(slots, users), KW_REASON_UID);
+	if (owned)
+		breach = breach_add(breach, wrong_users(owned, users), KW_REASON_UID);
 	return breach;
 }
 

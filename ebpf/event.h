@@ -11,7 +11,7 @@
  */
 
 enum kw_limit {
-	KW_LAYOUT = 4,	      /* of everything in this file; in record files and beside pinned maps */
+	KW_LAYOUT = 5,	      /* of everything in this file; in record files and beside pinned maps */
 	KW_SLOTS = 32,	      /* bits used of a watch mask */
 	KW_WATCHES = 24,      /* configured watches take slots [0, 24); the others serve undecided command lines */
 	KW_READERS = 4,	      /* readers of windows, each with a peak of its own */

@@ -10,6 +10,8 @@
 #include "quirk.h"
 #include <bpf/bpf_core_read.h>
 
+#include "expected.h"
+
 enum {
 	JUDGEMENT_FLAGS =
 	    32, /* of a judgement: slots that do not expect the file, then from this bit on enum kw_flag */
@@ -67,6 +69,24 @@ static __noinline uint32_t is_temporary(const struct file *file)
 	return KW_TEMPORARY;
 }
 
+/* Slots that expect this file. The row may become another file's meanwhile: what counts was set before and after. */
+static __always_inline uint64_t expecting(const struct kw_identity *identity)
+{
+	uint32_t index = expected_row(&identity->file);
+
+	for (int i = 0; i < KW_EXPECTED_PROBES; i++, index = expected_next(index)) {
+		const volatile struct kw_expected *row = bpf_map_lookup_elem(&expected, &index);
+		uint64_t before;
+
+		if (!row || !row->file.inode)
+			return 0;
+		before = row->watches;
+		if (expected_is((const struct kw_expected *)row, identity))
+			return before & row->watches;
+	}
+	return 0;
+}
+
 /* What is to be said of the image of a task for these watches: a judgement, as JUDGEMENT_FLAGS has it. */
 static __noinline uint64_t judge_image(const struct task_struct *task, uint64_t watches)
 {
@@ -85,12 +105,9 @@ static __noinline uint64_t judge_image(const struct task_struct *task, uint64_t 
 		flags |= is_temporary(file);
 	if (judged) {
 		struct kw_identity identity;
-		const struct kw_expected *row;
 
 		identity_fill(&identity, file);
-		row = bpf_map_lookup_elem(&expected, &identity.file);
-		if (row && row->ctime_ns == identity.ctime_ns && row->size == identity.size)
-			judged &= ~row->watches;
+		judged &= ~expecting(&identity);
 		flags |= KW_JUDGED;
 	}
 	return flags << JUDGEMENT_FLAGS | (uint32_t)judged;

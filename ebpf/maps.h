@@ -115,14 +115,17 @@ struct {
 	__type(value, uint64_t);
 } cgroup_paths SEC(".maps");
 
-/* Executables that watches expect, and users they may run as. User space writes, hooks read; a row of a file that is
- * named anew replaces the old one in one step. */
+/* Executables that watches expect, found by expected.h. Mapped by the loader, which writes; hooks read. Not a hash map:
+ * after an exec all is cold, and a look into one waits for five cache lines, here for one. */
 struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 2048);
-	__type(key, struct kw_file_key);
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, KW_EXPECTED_ROWS);
+	__type(key, uint32_t);
 	__type(value, struct kw_expected);
 } expected SEC(".maps");
+
+/* Users that watches expect. User space writes, hooks read. */
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);

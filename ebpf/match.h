@@ -61,7 +61,7 @@ __noinline uint64_t match_base_name(uint64_t kernel_string)
 	return mask_of(&names, &key);
 }
 
-/* By the mapped file: its name, itself, its place. */
+/* By the mapped file itself, and its place. */
 __noinline uint64_t match_file(uint64_t file_address)
 {
 	const struct file *exe = (const struct file *)file_address;
@@ -76,11 +76,22 @@ __noinline uint64_t match_file(uint64_t file_address)
 	place.directory_inode = BPF_CORE_READ(dentry, d_parent, d_inode, i_ino);
 	place.directory_device = BPF_CORE_READ(dentry, d_parent, d_inode, i_sb, s_dev);
 	if (bpf_probe_read_kernel_str(place.name, sizeof(place.name), BPF_CORE_READ(dentry, d_name.name)) > 0 &&
-	    BPF_CORE_READ(dentry, d_name.len) < KW_NAME_BYTES) {
+	    BPF_CORE_READ(dentry, d_name.len) < KW_NAME_BYTES)
 		mask |= mask_of(&places, &place);
-		mask |= mask_of(&names, &place.name);
-	}
 	return mask;
+}
+
+/* By the mapped file's name. */
+__noinline uint64_t match_file_name(uint64_t file_address)
+{
+	const struct file *exe = (const struct file *)file_address;
+	struct dentry *dentry = BPF_CORE_READ(exe, f_path.dentry);
+	struct kw_name_key key = {};
+
+	if (BPF_CORE_READ(dentry, d_name.len) >= KW_NAME_BYTES ||
+	    bpf_probe_read_kernel_str(key.name, sizeof(key.name), BPF_CORE_READ(dentry, d_name.name)) <= 0)
+		return 0;
+	return mask_of(&names, &key);
 }
 
 /* By membership in a cgroup2 cgroup or one below it. */
@@ -108,9 +119,13 @@ __noinline uint64_t match_process(uint64_t task_address)
 	uint64_t mask;
 
 	bpf_core_read_str(comm.name, KW_COMM_BYTES, &task->comm);
-	mask = mask_of(&names, &comm) | mask_of(&pids, &pid);
+	mask = mask_of(&names, &comm);
 	if (exe)
+		mask |= match_file_name((uint64_t)exe);
+	if (exe && control.file_rules)
 		mask |= match_file((uint64_t)exe);
+	if (control.pid_rules)
+		mask |= mask_of(&pids, &pid);
 	if (control.cgroup_rules)
 		mask |= match_cgroup((uint64_t)BPF_CORE_READ(task, cgroups, dfl_cgrp));
 	return mask;

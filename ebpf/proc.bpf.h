@@ -104,8 +104,10 @@ static __noinline bool root_add(struct task_struct *task, uint64_t fresh, struct
 			return false;
 		}
 	}
-	if (fresh && !bpf_map_delete_elem(&pids, &pid)) /* a pid names one process, and this was it */
+	if (fresh && !bpf_map_delete_elem(&pids, &pid)) { /* a pid names one process, and this was it */
+		__sync_fetch_and_add(&control.pid_rules, -1);
 		__sync_fetch_and_add(&control.rules, -1);
+	}
 	count(fresh, CELL_ROOTS, (1 << KW_PACKED_BITS) + 1);
 	return true;
 }
@@ -309,7 +311,7 @@ static __noinline int exec_follow(struct task_struct *task, struct kw_kin *known
 	if (!row.watches)
 		goto undecided;
 	count(row.watches & ~row.roots, CELL_EXECS, 1);
-	if (control.minded & row.watches)
+	if ((control.enforcing | control.judged | control.located) & row.watches)
 		judgement = judge_image(task, row.watches);
 	exec_emit(task, &row, fresh, script, judgement);
 	if (control.enforcing & row.watches)

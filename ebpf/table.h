@@ -36,39 +36,41 @@ struct kw_slot_limits {
 /* One row, in the object's .bss, mapped by the loader. User space writes the first group, the hooks the second. */
 struct kw_control {
 	uint32_t layout;		  /* KW_LAYOUT; first, whatever the layout */
-	uint32_t seeding;		  /* the task walk first looks into `seed` */
 	uint32_t reader;		  /* enum kw_reader_state */
 	uint32_t bootstrapping;		  /* edges are kept while it is not zero */
-	int32_t snapshot_reader;	  /* whose window the next snapshot begins, -1: none */
 	uint32_t rules;			  /* number of rows in the match tables: 0 makes every exec cheap */
 	uint32_t cgroup_rules;		  /* of those, rows about cgroups */
+	uint32_t file_rules;		  /* rows about files and places */
+	uint32_t pid_rules;		  /* rows about pids */
 	uint32_t urgent_ns;		  /* least time between two wake-ups out of a nap */
 	uint64_t wake_bytes;		  /* wake a napping reader when the ring holds more */
 	uint64_t cmdline;		  /* watches that a command line decides about */
-	uint64_t adopt_watches;		  /* watches whose running processes the task walk takes in */
-	uint64_t nothing;		  /* always zero: a zero that the verifier cannot know, so that states merge */
-	struct kw_slot_limits limits[32]; /* KW_SLOTS */
-	uint64_t forget_watches;	  /* watches whose memberships the forget walk takes away */
-	uint64_t generation;		  /* random, made when the maps were; names the life of these counters */
-	uint64_t since_ns;		  /* CLOCK_BOOTTIME when the maps were made */
-	uint64_t object_hash;		  /* of the object file the programs came from */
-	uint64_t told[8];		  /* of lost[], what has become records already */
 	uint32_t row_mask;		  /* rows of the lineage table less one: a power of two less one */
 	uint32_t max_kin;		  /* most kin at once */
+	uint64_t nothing;		  /* always zero: a zero that the verifier cannot know, so that states merge */
+	struct kw_slot_limits limits[32]; /* KW_SLOTS */
 
-	/* What is judged and enforced here, in masks of slots. A watch without rules costs one test of `minded`. */
-	uint64_t minded;       /* all whose execs or forks are looked at */
-	uint64_t enforcing;    /* dry-run or kill */
-	uint64_t killing;      /* of those, kill */
-	uint64_t judged;       /* those with expected executables */
-	uint64_t located;      /* those that have to know whether an image is temporary */
-	uint64_t enforced[10]; /* by enum kw_reason: whose breach is acted on */
-	uint32_t max_kills;    /* in a minute, of all watches */
-	uint32_t hiring;       /* the next run of `identify` makes its reader the daemon */
-	uint32_t paired;       /* what is skipped by a hook is made up for by a second one (ebpf/again.bpf.h) */
+	/* What is judged and enforced here, in masks of slots; together what a fork and an exec look at while nothing
+	 * is wrong, on one cache line. */
+	uint64_t enforcing;   /* dry-run or kill */
+	uint64_t judged;      /* those with expected executables */
+	uint64_t located;     /* those that have to know whether an image is temporary */
+	uint64_t enforced[9]; /* by enum kw_reason less 1: whose breach is acted on */
+	uint64_t killing;     /* of those that enforce, kill */
+	uint32_t max_kills;   /* in a minute, of all watches */
+	uint32_t hiring;      /* the next run of `identify` makes its reader the daemon */
+	uint32_t paired;      /* what is skipped by a hook is made up for by a second one (ebpf/again.bpf.h) */
 	uint32_t reserved;
+	uint32_t seeding;	  /* the task walk first looks into `seed` */
+	int32_t snapshot_reader;  /* whose window the next snapshot begins, -1: none */
+	uint64_t adopt_watches;	  /* watches whose running processes the task walk takes in */
+	uint64_t forget_watches;  /* watches whose memberships the forget walk takes away */
+	uint64_t generation;	  /* random, made when the maps were; names the life of these counters */
+	uint64_t since_ns;	  /* CLOCK_BOOTTIME when the maps were made */
+	uint64_t object_hash;	  /* of the object file the programs came from */
+	uint64_t told[8];	  /* of lost[], what has become records already */
 	uint64_t skipped;	  /* by the kernel, of what is in lost[] */
-	uint64_t pad_to_line[1];  /* keep what hooks write off the lines above */
+	uint64_t pad_to_line[2];  /* keep what hooks write off the lines above */
 	uint32_t daemon_pid;	  /* whose end stops enforcement, 0: nobody's; beside what every exit reads */
 	uint32_t stopped;	  /* mask of enum kw_stop */
 	uint64_t daemon_start_ns; /* of that daemon */
@@ -113,11 +115,19 @@ struct kw_file_key {
 	uint32_t reserved;
 };
 
-/* row of `expected`, by kw_file_key: the file as it was when it was named; one that changed since is another */
+enum {
+	KW_EXPECTED_ROWS = 4096, /* of `expected`, a power of two: twice what has to find room */
+	KW_EXPECTED_PROBES = 64	 /* rows from where a file should lie on that may hold it */
+};
+
+/* row of `expected`: a file as it was when it was named; one that changed since is another. One cache line. Who the
+ * file is never changes while a slot expects it; a row that no slot expects may be another file's next. */
 struct kw_expected {
+	struct kw_file_key file; /* inode 0: never used, and the search ends here */
 	uint64_t ctime_ns;
 	uint64_t size;
 	uint64_t watches; /* slots that expect it */
+	uint64_t reserved[3];
 };
 
 /* what `identify` writes of every file its reader has open */

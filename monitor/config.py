@@ -103,6 +103,7 @@ __all__ = [
 DEFAULT_PATH = Path("/etc/kinwatch/config.toml")
 COMMAND_LINE = "command line"
 MAX_WATCHES = 24  # KW_WATCHES in ebpf/event.h
+MAX_FILES = 2048  # half of KW_EXPECTED_ROWS in ebpf/table.h, so that each finds room near where it should lie
 MAX_SOCKET_BYTES = 107  # sun_path of unix(7), less the terminating zero
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -382,6 +383,10 @@ def _watches(origin: str, tables: Sequence[tuple[str, WatchTable]], command: Seq
         watches.append(Watch(name=name, kind="pid", value=COMMAND_PID))
     if len(watches) > MAX_WATCHES:
         _refuse(origin, "watch", f"expected at most {MAX_WATCHES} watches, found {len(watches)}", "join some of them")
+    files = len({path for watch in watches for path in watch.expect.executables or ()})
+    if files > MAX_FILES:
+        what = f"expected at most {MAX_FILES} executables in all watches, found {files}"
+        _refuse(origin, "watch", what, "leave some of them out, or watch less")
     seen: dict[str, Watch] = {}
     for watch in watches:
         other = seen.setdefault(watch.name, watch)

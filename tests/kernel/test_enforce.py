@@ -157,6 +157,34 @@ def test_a_script_is_judged_by_its_interpreter(programs: Programs, name: str, tm
             assert app.fact("attempts") == _did(20, killed=killed)
 
 
+def test_each_of_two_thousand_expected_files_is_found(programs: Programs, name: str, tmp_path: Path) -> None:
+    """Eight watches expect all that a device may expect; the files change three times, and all are named anew each time.
+
+    What was named before takes room until somebody else needs it, so what is named goes round the whole table.
+    """
+    content = programs.path("mark", f"mark{name}").read_bytes()
+    files = [tmp_path / f"mark{number}" for number in range(8 * 256)]
+    parts = [tuple(str(file) for file in files[at : at + 256]) for at in range(0, len(files), 256)]
+    watches = [killing(f"{name}{number}", Expect(executables=part)) for number, part in enumerate(parts)]
+
+    def tell(watch: int, file: str) -> dict[str, object]:
+        app = programs.start("attempts", f"{name}{watch}", "exec_fork", "3", file)
+        told = app.fact("attempts")
+        app.release()
+        return told
+
+    with opened([]) as enforcing, enforcing.polled():
+        for _ in range(4):
+            for file in files:
+                file.write_bytes(content)
+                file.chmod(0o755)
+            enforcing.capture.apply(watches)
+            for watch, part in enumerate(parts):
+                for path in (part[0], part[100], part[255]):
+                    assert tell(watch, path) == _did(3, killed=False), path
+                assert tell(watch, parts[watch - 1][7]) == _did(3, killed=True), "another watch expects it"
+
+
 def test_a_replaced_binary_is_not_the_expected_one(programs: Programs, name: str, tmp_path: Path) -> None:
     """Another file in its place, or other content in the same file: neither runs before a reload, then both do."""
     mark = Path(shutil.copy(programs.path("mark", f"mark{name}"), tmp_path / "mark"))

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from monitor.config import (
     COMMAND_LINE,
     COMMAND_PID,
+    MAX_FILES,
     MAX_WATCHES,
     Config,
     Expect,
@@ -169,6 +170,9 @@ def test_limits_are_those_of_the_wire() -> None:
     header = Path(__file__).parents[2] / "ebpf" / "event.h"
     wire = dict(re.findall(r"(KW_\w+) = (\d+)", header.read_text()))
     assert int(wire["KW_WATCHES"]) == MAX_WATCHES
+    rows = re.search(r"KW_EXPECTED_ROWS = (\d+)", header.with_name("table.h").read_text())
+    assert rows is not None
+    assert int(rows[1]) == 2 * MAX_FILES
     longest = "a" * (int(wire["KW_NAME_BYTES"]) - 1)
     assert parse(f'[[watch]]\nname = "w"\nprocess = "{longest}"', "f").watches[0].value == longest
     assert "at most 63 bytes" in refused(f'[[watch]]\nname = "w"\nprocess = "{longest}a"')
@@ -270,6 +274,14 @@ DEFENDER_REFUSED = (
         (
             "\n".join(f'[[watch]]\nprocess = "a{number}"' for number in range(MAX_WATCHES + 1)),
             f"watch: expected at most {MAX_WATCHES} watches, found {MAX_WATCHES + 1}",
+        ),
+        (
+            "\n".join(
+                f'[[watch]]\nprocess = "a{watch}"\n'
+                f"expect = {{ executables = {json.dumps([f'/nowhere/{watch * 129 + n}' for n in range(129)])} }}"
+                for watch in range(16)
+            ),
+            f"watch: expected at most {MAX_FILES} executables in all watches, found {16 * 129}",
         ),
     ],
 )

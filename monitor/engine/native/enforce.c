@@ -18,6 +18,8 @@
 #include "loader_parts.h"
 #include "procstart.h"
 
+#include "expected.h"
+
 enum { REASONS = sizeof(((struct kw_control *)0)->enforced) / sizeof(uint64_t) };
 
 static void mask_set(uint64_t *mask, uint32_t slot, int on)
@@ -32,13 +34,6 @@ void enforce_init(struct kw_control *control)
 {
 	for (uint32_t slot = 0; slot < KW_SLOTS; slot++)
 		control->limits[slot].children = KW_NO_LIMIT;
-}
-
-/* `minded` is what lets hooks pass by: all that looks at it is in it. */
-static void mind(struct kw_control *control, uint32_t slot)
-{
-	mask_set(&control->minded, slot,
-		 ((control->enforcing | control->judged | control->located) & slot_bit(slot)) != 0);
 }
 
 static int slot_check(struct kw_loader *loader, uint32_t slot)
@@ -59,14 +54,13 @@ int kw_loader_enforce(struct kw_loader *loader, uint32_t slot, const struct kw_r
 		mask_set(&control->enforcing, slot, 0);
 	control->limits[slot].depth = rules->depth;
 	control->limits[slot].rate = rules->forks_per_minute;
-	for (uint32_t reason = 0; reason < REASONS; reason++)
-		mask_set(&control->enforced[reason], slot,
-			 rules->mode != KW_MODE_OFF && (rules->reasons >> reason & 1));
+	for (uint32_t n = 0; n < REASONS; n++)
+		mask_set(&control->enforced[n], slot,
+			 rules->mode != KW_MODE_OFF && (rules->reasons >> (KW_REASON_CHILDREN + n) & 1));
 	if (rules->mode == KW_MODE_KILL)
 		mask_set(&control->killing, slot, 1);
 	if (rules->mode != KW_MODE_OFF)
 		mask_set(&control->enforcing, slot, 1);
-	mind(control, slot);
 	return 0;
 }
 
@@ -75,7 +69,6 @@ void kw_loader_locate(struct kw_loader *loader, uint32_t slot, int wanted)
 	if (slot >= KW_WATCHES)
 		return;
 	mask_set(&loader->set.control->located, slot, wanted);
-	mind(loader->set.control, slot);
 }
 
 /* -------- executables -------- */
@@ -100,23 +93,35 @@ static int identity_keep(void *context, const uint8_t *bytes, uint64_t length)
 
 static int file_expect(struct kw_loader *loader, uint32_t slot, const struct kw_identity *identity)
 {
-	struct kw_expected row = {0};
-	int fd = loader->set.maps[MAP_EXPECTED];
+	uint32_t index = expected_row(&identity->file);
+	struct kw_expected *room = NULL;
 
-	if (bpf_map_lookup_elem(fd, &identity->file, &row))
-		row.watches = 0;
-	row.ctime_ns = identity->ctime_ns;
-	row.size = identity->size;
-	row.watches |= slot_bit(slot);
-	if (bpf_map_update_elem(fd, &identity->file, &row, BPF_ANY))
-		return loader_fail(loader, -errno, "cannot add an expected executable: %s", strerror(errno));
+	for (int i = 0; i < KW_EXPECTED_PROBES; i++, index = expected_next(index)) {
+		struct kw_expected *row = &loader->set.expected[index];
+
+		if (expected_is(row, identity)) {
+			mask_set(&row->watches, slot, 1);
+			return 0;
+		}
+		if (!row->watches && !room)
+			room = row;
+		if (!row->file.inode)
+			break;
+	}
+	if (!room)
+		return loader_fail(loader, -E2BIG,
+				   "cannot add an expected executable: there are too many in all watches");
+	room->file = identity->file;
+	room->ctime_ns = identity->ctime_ns;
+	room->size = identity->size;
+	mask_set(&room->watches, slot, 1); /* from here on hooks heed it */
 	return 0;
 }
 
-static int is_wanted(const struct wanted *wanted, const struct kw_file_key *key)
+static int is_wanted(const struct wanted *wanted, const struct kw_expected *row)
 {
 	for (int n = 0; n < wanted->count; n++)
-		if (memcmp(&wanted->found[n].file, key, sizeof(*key)) == 0)
+		if (expected_is(row, &wanted->found[n]))
 			return 1;
 	return 0;
 }
@@ -124,24 +129,11 @@ static int is_wanted(const struct wanted *wanted, const struct kw_file_key *key)
 /* Take slot's bit from the rows of all other files. */
 static void files_drop(struct kw_loader *loader, uint32_t slot, const struct wanted *wanted)
 {
-	int fd = loader->set.maps[MAP_EXPECTED];
-	struct kw_file_key key, next;
-	void *previous = NULL;
+	for (uint32_t index = 0; index < KW_EXPECTED_ROWS; index++) {
+		struct kw_expected *row = &loader->set.expected[index];
 
-	while (bpf_map_get_next_key(fd, previous, &next) == 0) {
-		struct kw_expected row;
-
-		key = next;
-		previous = &key;
-		if (bpf_map_lookup_elem(fd, &key, &row) || !(row.watches & slot_bit(slot)) || is_wanted(wanted, &key))
-			continue;
-		row.watches &= ~slot_bit(slot);
-		if (row.watches) {
-			bpf_map_update_elem(fd, &key, &row, BPF_ANY);
-			continue;
-		}
-		bpf_map_delete_elem(fd, &key);
-		previous = NULL; /* the key to go on from is gone: begin again */
+		if (row->watches & slot_bit(slot) && !is_wanted(wanted, row))
+			mask_set(&row->watches, slot, 0);
 	}
 }
 
@@ -181,7 +173,6 @@ int kw_loader_expect_files(struct kw_loader *loader, uint32_t slot, const int *f
 		files_drop(loader, slot, &wanted);
 		if (count >= 0)
 			mask_set(&control->judged, slot, 1);
-		mind(control, slot);
 	}
 	free(wanted.found);
 	return error;

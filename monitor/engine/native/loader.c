@@ -168,6 +168,7 @@ void set_init(struct kernel_set *set)
 	memset(set->programs, -1, sizeof(set->programs));
 	set->control = NULL;
 	set->counters = NULL;
+	set->expected = NULL;
 }
 
 void set_close(struct kernel_set *set)
@@ -176,6 +177,8 @@ void set_close(struct kernel_set *set)
 		munmap(set->control, sizeof(*set->control));
 	if (set->counters)
 		munmap(set->counters, KW_SLOTS * sizeof(*set->counters));
+	if (set->expected)
+		munmap(set->expected, KW_EXPECTED_ROWS * sizeof(*set->expected));
 	for (int i = 0; i < MAPS; i++)
 		if (set->maps[i] >= 0)
 			close(set->maps[i]);
@@ -199,7 +202,8 @@ int set_map_cells(struct kernel_set *set)
 {
 	set->control = map_cells(set->maps[MAP_CONTROL], sizeof(*set->control));
 	set->counters = map_cells(set->maps[MAP_COUNTERS], KW_SLOTS * sizeof(*set->counters));
-	return set->control && set->counters ? 0 : -errno;
+	set->expected = map_cells(set->maps[MAP_EXPECTED], KW_EXPECTED_ROWS * sizeof(*set->expected));
+	return set->control && set->counters && set->expected ? 0 : -errno;
 }
 
 /* -------- loading -------- */

@@ -72,6 +72,7 @@ struct kernel_set {
 	int programs[LINKS];		  /* of the hooks: the kernel tells of them what it skipped; -1: none */
 	struct kw_control *control;	  /* mapped */
 	struct kw_counters_row *counters; /* mapped, KW_SLOTS rows */
+	struct kw_expected *expected;	  /* mapped, KW_EXPECTED_ROWS rows */
 };
 
 struct overlap;	 /* swap.c */

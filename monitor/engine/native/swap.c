@@ -183,8 +183,8 @@ static int map_copy(int from, int to, uint32_t key_size, uint32_t value_size)
 
 int swap_copy_tables(struct kw_loader *loader, const struct kernel_set *old)
 {
-	static const enum map_index tables[] = {MAP_WATCHES, MAP_NAMES,	       MAP_FILES,    MAP_PLACES, MAP_PIDS,
-						MAP_CGROUPS, MAP_CGROUP_PATHS, MAP_EXPECTED, MAP_UIDS};
+	static const enum map_index tables[] = {MAP_WATCHES, MAP_NAMES,	  MAP_FILES,	    MAP_PLACES,
+						MAP_PIDS,    MAP_CGROUPS, MAP_CGROUP_PATHS, MAP_UIDS};
 	struct kw_control *ours = loader->set.control;
 	const struct kw_control *theirs = old->control;
 
@@ -199,11 +199,16 @@ int swap_copy_tables(struct kw_loader *loader, const struct kernel_set *old)
 		if (error)
 			return loader_fail(loader, error, "cannot take over a match table: %s", strerror(-error));
 	}
+	for (uint32_t index = 0; index < KW_EXPECTED_ROWS; index++)
+		if (old->expected[index].file.inode)
+			loader->set.expected[index] = old->expected[index];
 	ours->rules = theirs->rules;
 	ours->cgroup_rules = theirs->cgroup_rules;
+	ours->file_rules = theirs->file_rules;
+	ours->pid_rules = theirs->pid_rules;
 	memcpy(ours->limits, theirs->limits, sizeof(ours->limits));
-	memcpy(&ours->minded, &theirs->minded,
-	       offsetof(struct kw_control, hiring) - offsetof(struct kw_control, minded));
+	memcpy(&ours->enforcing, &theirs->enforcing,
+	       offsetof(struct kw_control, hiring) - offsetof(struct kw_control, enforcing));
 	ours->kills = theirs->kills;
 	ours->stopped = theirs->stopped;
 	for (uint32_t slot = 0; slot < KW_SLOTS; slot++)

@@ -19,14 +19,20 @@ static const enum map_index rule_maps[] = {MAP_NAMES, MAP_FILES, MAP_PLACES, MAP
 
 enum { RULE_MAPS = sizeof(rule_maps) / sizeof(rule_maps[0]) };
 
-static int is_cgroup_map(enum map_index map)
+/* How many rows hooks have to look for: what there is none of is not looked for. */
+static void rules_add(struct kw_control *control, enum map_index map, int by)
 {
-	return map == MAP_CGROUPS || map == MAP_CGROUP_PATHS;
+	__sync_fetch_and_add(&control->rules, by);
+	if (map == MAP_CGROUPS || map == MAP_CGROUP_PATHS)
+		__sync_fetch_and_add(&control->cgroup_rules, by);
+	if (map == MAP_FILES || map == MAP_PLACES)
+		__sync_fetch_and_add(&control->file_rules, by);
+	if (map == MAP_PIDS)
+		__sync_fetch_and_add(&control->pid_rules, by);
 }
 
 static int rule_add(struct kw_loader *loader, enum map_index map, const void *key, uint32_t slot)
 {
-	struct kw_control *control = loader->set.control;
 	uint64_t mask = 0;
 	int fd = loader->set.maps[map];
 	int known;
@@ -37,19 +43,14 @@ static int rule_add(struct kw_loader *loader, enum map_index map, const void *ke
 	mask |= slot_bit(slot);
 	if (bpf_map_update_elem(fd, key, &mask, BPF_ANY))
 		return loader_fail(loader, -errno, "cannot add a match rule: %s", strerror(errno));
-	if (!known) {
-		/* the count goes up after the row is there: a hook that sees the count sees the row */
-		__sync_fetch_and_add(&control->rules, 1);
-		if (is_cgroup_map(map))
-			__sync_fetch_and_add(&control->cgroup_rules, 1);
-	}
+	if (!known) /* the count goes up after the row is there: a hook that sees the count sees the row */
+		rules_add(loader->set.control, map, 1);
 	return 0;
 }
 
 /* Take slot's bit out of a row; a row without bits goes. */
 static void rule_drop(struct kw_loader *loader, enum map_index map, const void *key, uint32_t slot)
 {
-	struct kw_control *control = loader->set.control;
 	int fd = loader->set.maps[map];
 	uint64_t mask = 0;
 
@@ -59,9 +60,7 @@ static void rule_drop(struct kw_loader *loader, enum map_index map, const void *
 	if (mask) {
 		bpf_map_update_elem(fd, key, &mask, BPF_ANY);
 	} else if (!bpf_map_delete_elem(fd, key)) {
-		__sync_fetch_and_sub(&control->rules, 1);
-		if (is_cgroup_map(map))
-			__sync_fetch_and_sub(&control->cgroup_rules, 1);
+		rules_add(loader->set.control, map, -1);
 	}
 }
 
