@@ -139,8 +139,6 @@ static __noinline int fork_follow(struct task_struct *parent, struct task_struct
 	uint64_t parent_start_ns, over;
 	uint32_t pid, parent_pid;
 
-	if (!kin_alive() && !control.bootstrapping)
-		return 0;
 	pid = child->pid;
 	if (pid != (uint32_t)child->tgid)
 		return 0;
@@ -214,7 +212,8 @@ enforce:
 
 static __always_inline int fork_hook(struct task_struct *parent, struct task_struct *child, bool again)
 {
-	fork_follow(parent, child, again);
+	if (kin_alive() || control.bootstrapping)
+		fork_follow(parent, child, again);
 	if (control.cgroup_rules && child->cgroups != parent->cgroups && child->pid == child->tgid)
 		fork_into_cgroup(child);
 	return 0;
@@ -400,17 +399,11 @@ static __always_inline void exit_emit(const struct task_struct *task, const stru
 	submit(record, record->header.time_ns, false, -1);
 }
 
-static __noinline int exit_hook(struct task_struct *task)
+static __noinline int exit_follow(struct task_struct *task)
 {
-	struct kw_kin *known, row;
-	uint32_t pid;
+	uint32_t pid = task->tgid;
+	struct kw_kin *known = row_of(pid), row;
 
-	pid = task->tgid;
-	if (pid == control.daemon_pid)
-		daemon_exit(task);
-	if (!kin_alive() && !control.bootstrapping)
-		return 0;
-	known = row_of(pid);
 	if (!known && !control.bootstrapping)
 		return 0;
 	if (!group_is_dead(task))
@@ -440,6 +433,13 @@ static __noinline int exit_hook(struct task_struct *task)
 	else
 		__sync_fetch_and_add(&control.activity, -1);
 	return 0;
+}
+
+static __always_inline int exit_hook(struct task_struct *task)
+{
+	if ((uint32_t)task->tgid == control.daemon_pid)
+		daemon_exit(task);
+	return kin_alive() || control.bootstrapping ? exit_follow(task) : 0;
 }
 
 /*

@@ -158,7 +158,7 @@ def test_a_script_is_judged_by_its_interpreter(programs: Programs, name: str, tm
 
 
 def test_each_of_two_thousand_expected_files_is_found(programs: Programs, name: str, tmp_path: Path) -> None:
-    """Eight watches expect all that a device may expect; the files change three times, and all are named anew each time.
+    """Eight watches expect all that a device may expect; the files change three times, then all are named anew.
 
     What was named before takes room until somebody else needs it, so what is named goes round the whole table.
     """
