@@ -9,6 +9,8 @@ MODULE := monitor/engine/_native.abi3.so
 OBJECTS := monitor/capture/kinwatch.bpf.o monitor/capture/net.bpf.o monitor/capture/kinwatch.bcc.c
 NATIVE := $(wildcard monitor/engine/native/*.[ch])
 EBPF := $(wildcard ebpf/*.[ch])
+# Two workers: more would meet each other where the kernel has something once.
+BESIDE := -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -35,11 +37,11 @@ demo-defender: build ## the same with a broker and a local Device Defender: alar
 
 test: dev sanitise ## the suite (as root): sanitizers, 20 s of fuzzing, then every test
 	$(MAKE) fuzz FUZZ_SECONDS=20
-	$(PYTHON) -m pytest tests
+	$(PYTHON) -m pytest $(BESIDE) tests
 
 test-long: dev sanitise ## the suite with full numbers
 	$(MAKE) fuzz FUZZ_SECONDS=120
-	KINWATCH_LONG=1 KINWATCH_PATIENCE=10 $(PYTHON) -m pytest tests
+	KINWATCH_LONG=1 KINWATCH_PATIENCE=10 $(PYTHON) -m pytest $(BESIDE) tests
 
 vm: dev .venv/requirements-package.txt ## the suite on other kernels, in virtual machines; writes docs/kernels.md
 	@build/packages.sh arm

@@ -1,7 +1,7 @@
 """What every test shares: how hypothesis searches, how a run is ended, and the table that one with full numbers leaves.
 
-Owns hypothesis's profile, the meaning of SIGTERM and that page in docs/. Refuses to know fixtures: they stand beside
-the tests that use them.
+Owns hypothesis's profile, the meaning of SIGTERM, what a worker does first, and that page in docs/. Refuses to know
+fixtures: they stand beside the tests that use them.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.apart import stand_apart
 
 LONG = bool(os.environ.get("KINWATCH_LONG"))
 
@@ -34,12 +36,22 @@ settings.load_profile("kinwatch")
 # Whoever ends a run ends what its tests started: without this a SIGTERM leaves daemons, pins and namespaces behind.
 signal.signal(signal.SIGTERM, signal.default_int_handler)
 
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One of several that run beside each other (pytest-xdist) does not meet the others."""
+    if hasattr(config, "workerinput"):
+        # How execnet ends a worker whose run has ended; a shell's background job would ignore it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        stand_apart()
+
+
 if LONG:
     PAGE = Path(__file__).resolve().parents[1] / "docs" / "test-long.md"
 
     def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         """Write the table of a run with full numbers, one row a file; a part of the suite is no page."""
-        if terminalreporter.config.invocation_params.args != ("tests",):
+        config = terminalreporter.config
+        if config.args != ["tests"] or config.option.keyword:
             return
         rows: dict[str, Counter[str]] = defaultdict(Counter)
         seconds: Counter[str] = Counter()

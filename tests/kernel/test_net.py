@@ -30,6 +30,7 @@ from monitor.expect import Expect
 from monitor.schema import Capture
 from monitor.watch import Watch
 from tests.contract.conftest import DEADLINE_S, KINWATCH, eventually
+from tests.kernel.held import held
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -436,9 +437,8 @@ def test_packets_are_counted_with_their_headers_and_only_while_somebody_is_kin(c
 
 
 def _attached() -> int:
-    """Packet programs of a cgroup that are attached now, by their name (bpftool)."""
-    said = subprocess.run(["bpftool", "-j", "link", "show"], capture_output=True, check=True, timeout=DEADLINE_S).stdout
-    links = [link for link in msgspec.json.decode(said) if link["type"] == "cgroup"]
+    """Our packet programs of a cgroup that are attached now."""
+    links = held("self", "link", kind="cgroup")
     return sum(link.get("attach_type") in {"cgroup_inet_egress", "cgroup_inet_ingress"} for link in links)
 
 

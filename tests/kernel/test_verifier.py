@@ -6,15 +6,15 @@ Owns the reading of what it counted. Refuses to time anything: the number of ins
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import platform
 import re
-import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
+
+from tests.kernel.held import held
 
 if TYPE_CHECKING:
     from tests.kernel.conftest import Daemons
@@ -38,22 +38,14 @@ def _looked_at(program: int) -> int | None:
 
 
 def test_every_program_is_verified_quickly(daemons: Daemons) -> None:
-    before = _programs()
     daemons.configure(
         '[[watch]]\nprocess = "kwverified"\nenforce = "kill"\n'
         "expect = { child_processes = 1, executables = [], depth = 2, forks_per_minute = 9, uids = [0] }\n"
         "[capture]\npackets = true\n"
     )
-    daemons.start()
-    ours = {name: number for number, name in _programs().items() if number not in before}
+    ours = {program["name"]: program["id"] for program in held(daemons.start().pid, "prog")}
     assert {"on_fork", "on_exec", "on_exit", "on_state", "net_walk"} <= ours.keys()
     found = {name: _looked_at(number) for name, number in ours.items()}
     if None in found.values():
         pytest.skip("this kernel does not say what its verifier did (before 5.16)")
     assert {name: looked for name, looked in found.items() if (looked or 0) > MOST} == {}
-
-
-def _programs() -> dict[int, str]:
-    """Id and name of all that is loaded now."""
-    said = subprocess.run(["bpftool", "-j", "prog", "show"], capture_output=True, check=True)
-    return {program["id"]: program.get("name", "") for program in json.loads(said.stdout)}
