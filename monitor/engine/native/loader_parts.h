@@ -156,8 +156,8 @@ void ring_release(const struct ring *ring);
 int drain_open(struct kw_loader *loader);
 /* Count what the kernel skipped among what is lost. */
 void skips_look(struct kw_loader *loader);
-/* The sum of what `skipped` says of the network side's links that the kernel may skip. */
-uint64_t net_skipped(const struct kw_loader *loader, uint64_t (*skipped)(int link_fd));
+/* The sum of what `skipped` says of the network side's programs that the kernel may skip. */
+uint64_t net_skipped(const struct kw_loader *loader, uint64_t (*skipped)(int program_fd));
 /* Read on until the ring is empty, a batch is full (1) or a record is undecided (1). */
 int drain_ring(struct kw_loader *loader);
 void drain_tell_clock(struct kw_loader *loader, struct kw_engine *engine);

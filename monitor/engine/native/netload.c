@@ -57,6 +57,12 @@ static const struct {
 
 enum { ALL_HOOKS = (1 << KW_NET_HOOKS) - 1 };
 
+/* Is its program kept, beside its link? Packet programs and the walk are attached anew. */
+static int is_kept(int program)
+{
+	return programs[program].hook == KW_NET_PACKETS || program == NET_WALK || is_tracing(program);
+}
+
 static char *reason_of(struct net_side *net, uint32_t hook)
 {
 	return net->reasons[__builtin_ctz(hook) % KW_NET_HOOKS];
@@ -66,7 +72,7 @@ static void set_init_net(struct net_side *net)
 {
 	memset(net->maps, -1, sizeof(net->maps));
 	memset(net->links, -1, sizeof(net->links));
-	net->packets[0] = net->packets[1] = net->walk = -1;
+	memset(net->programs, -1, sizeof(net->programs));
 }
 
 static void fd_close(int *fd)
@@ -81,13 +87,12 @@ static void set_close_net(struct net_side *net)
 	if (net->control)
 		munmap(net->control, sizeof(*net->control));
 	net->control = NULL;
-	for (int i = 0; i < NET_PROGRAMS; i++)
+	for (int i = 0; i < NET_PROGRAMS; i++) {
 		fd_close(&net->links[i]);
+		fd_close(&net->programs[i]);
+	}
 	for (int i = 0; i < NET_MAPS; i++)
 		fd_close(&net->maps[i]);
-	fd_close(&net->packets[0]);
-	fd_close(&net->packets[1]);
-	fd_close(&net->walk);
 	net->hooks = 0;
 }
 
@@ -163,15 +168,10 @@ static int net_take_over(struct kw_loader *loader, struct net_side *net, uint64_
 		if (!(net->hooks & programs[i].hook))
 			continue;
 		net->links[i] = pin_open(net, "link", programs[i].name);
-		if (programs[i].hook == KW_NET_PACKETS) {
-			net->packets[i - NET_EGRESS] = pin_open(net, "program", programs[i].name);
-			if (net->packets[i - NET_EGRESS] < 0)
-				goto broken;
-		} else if (net->links[i] < 0) {
+		if (is_kept(i))
+			net->programs[i] = pin_open(net, "program", programs[i].name);
+		if (programs[i].hook == KW_NET_PACKETS ? net->programs[i] < 0 : net->links[i] < 0)
 			goto broken;
-		}
-		if (i == NET_WALK)
-			net->walk = pin_open(net, "program", programs[i].name);
 	}
 	return 0;
 broken:
@@ -307,12 +307,10 @@ static void group_attach(struct net_side *net, struct bpf_object *object, uint32
 
 		if (programs[i].hook != hook || !program)
 			continue;
-		if (hook == KW_NET_PACKETS) {
-			net->packets[i - NET_EGRESS] = fcntl(bpf_program__fd(program), F_DUPFD_CLOEXEC, 3);
-			continue;
-		}
-		if (i == NET_WALK)
-			net->walk = fcntl(bpf_program__fd(program), F_DUPFD_CLOEXEC, 3);
+		if (is_kept(i))
+			net->programs[i] = fcntl(bpf_program__fd(program), F_DUPFD_CLOEXEC, 3);
+		if (hook == KW_NET_PACKETS)
+			continue; /* attached when somebody is kin */
 		link = program_attach(net, program, i);
 		if (link)
 			net->links[i] = fcntl(bpf_link__fd(link), F_DUPFD_CLOEXEC, 3);
@@ -325,9 +323,12 @@ static void group_attach(struct net_side *net, struct bpf_object *object, uint32
 	}
 	if (net->hooks & hook)
 		return;
-	for (int i = 0; i < NET_PROGRAMS; i++)
-		if (programs[i].hook == hook)
-			fd_close(&net->links[i]);
+	for (int i = 0; i < NET_PROGRAMS; i++) {
+		if (programs[i].hook != hook)
+			continue;
+		fd_close(&net->links[i]);
+		fd_close(&net->programs[i]);
+	}
 }
 
 /* Make what both objects use, in place of the first object's loading. */
@@ -476,12 +477,11 @@ static int net_pin(struct kw_loader *loader)
 		return loader_fail(loader, -errno, "cannot make %s: %s", fresh, strerror(errno));
 	for (int i = 0; i < NET_MAPS && !error; i++)
 		error = pin_make(loader, fresh, "map", net_map_names[i], net->maps[i]);
-	for (int i = 0; i < NET_PROGRAMS && !error; i++)
+	for (int i = 0; i < NET_PROGRAMS && !error; i++) {
 		error = pin_make(loader, fresh, "link", programs[i].name, net->links[i]);
-	for (int i = 0; i < 2 && !error; i++)
-		error = pin_make(loader, fresh, "program", programs[NET_EGRESS + i].name, net->packets[i]);
-	if (!error)
-		error = pin_make(loader, fresh, "program", programs[NET_WALK].name, net->walk);
+		if (!error)
+			error = pin_make(loader, fresh, "program", programs[i].name, net->programs[i]);
+	}
 	if (error) {
 		remove_directory(fresh);
 		return error;

@@ -29,13 +29,18 @@ enum net_program {
 
 enum { NET_ROOTS = 64 };
 
+/* Does the kernel skip this one's program sometimes? Those of cgroups it does not. */
+static inline int is_tracing(int program)
+{
+	return program == NET_STATE || program == NET_SEND || program == NET_RECV;
+}
+
 struct net_side {
 	uint32_t hooks;			 /* enum kw_net_hook: live, or ready to be (packets) */
 	char reasons[KW_NET_HOOKS][256]; /* why not, by bit */
 	int maps[NET_MAPS];		 /* -1: none */
 	int links[NET_PROGRAMS];	 /* -1: not attached */
-	int packets[2];			 /* programs of NET_EGRESS, NET_INGRESS */
-	int walk;			 /* program of NET_WALK, to be run for one process */
+	int programs[NET_PROGRAMS];	 /* of those that are attached anew or that the kernel may skip; -1: none */
 	int cgroup;			 /* the root of the cgroup2 hierarchy */
 	int packets_failed;		 /* errno of the last attempt: not tried again */
 	uint32_t roots[NET_ROOTS];	 /* pids of fresh ones, whose open files are looked at next */

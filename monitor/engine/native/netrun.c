@@ -51,7 +51,7 @@ static void packets_tend(struct kw_loader *loader, struct net_side *net)
 			close(net->links[i]);
 			net->links[i] = -1;
 		} else {
-			net->links[i] = bpf_link_create(net->packets[n], net->cgroup, types[n], NULL);
+			net->links[i] = bpf_link_create(net->programs[i], net->cgroup, types[n], NULL);
 			if (net->links[i] < 0) {
 				net->packets_failed = errno;
 				snprintf(net->reasons[3], sizeof(net->reasons[3]), "cannot attach %s: %s", names[n],
@@ -140,7 +140,7 @@ void net_note_root(struct kw_loader *loader, uint32_t pid)
 {
 	struct net_side *net = loader->net;
 
-	if (!net || net->walk < 0)
+	if (!net || net->programs[NET_WALK] < 0)
 		return;
 	if (net->roots_noted < NET_ROOTS)
 		net->roots[net->roots_noted] = pid;
@@ -152,7 +152,7 @@ static void root_walk(const struct net_side *net, uint32_t pid)
 {
 	union bpf_iter_link_info info = {.task = {.pid = pid}};
 	LIBBPF_OPTS(bpf_link_create_opts, options, .iter_info = &info, .iter_info_len = sizeof(info));
-	int link = bpf_link_create(net->walk, 0, BPF_TRACE_ITER, &options);
+	int link = bpf_link_create(net->programs[NET_WALK], 0, BPF_TRACE_ITER, &options);
 
 	iterator_run(link >= 0 ? link : net->links[NET_WALK], NULL, NULL);
 	if (link >= 0)
@@ -244,12 +244,12 @@ int kw_loader_net_snapshot(struct kw_loader *loader, struct kw_net_counters *cou
 	return error < 0 ? loader_fail(loader, error, "cannot read the network's counters: %s", strerror(-error)) : 0;
 }
 
-uint64_t net_skipped(const struct kw_loader *loader, uint64_t (*skipped)(int link_fd))
+uint64_t net_skipped(const struct kw_loader *loader, uint64_t (*skipped)(int program_fd))
 {
-	static const enum net_program tracing[] = {NET_STATE, NET_SEND, NET_RECV};
 	uint64_t sum = 0;
 
-	for (int i = 0; loader->net && i < 3; i++)
-		sum += skipped(loader->net->links[tracing[i]]);
+	for (int i = 0; loader->net && i < NET_PROGRAMS; i++)
+		if (is_tracing(i))
+			sum += skipped(loader->net->programs[i]);
 	return sum;
 }

@@ -3,9 +3,6 @@
  * What is lost, and of that what the kernel skipped: it does not run a program on a processor on which that program is
  * still running, and counts it. Such losses join the others' cells here. Refuses to know how they are told (drain.c).
  */
-#include <errno.h>
-#include <unistd.h>
-
 #include <bpf/bpf.h>
 
 #include "loader_parts.h"
@@ -18,24 +15,6 @@ static uint64_t program_skipped(int fd)
 	if (fd < 0 || bpf_obj_get_info_by_fd(fd, &program, &size))
 		return 0;
 	return program.recursion_misses;
-}
-
-/* From a link to its program it takes CAP_SYS_ADMIN. */
-static uint64_t link_skipped(int link_fd)
-{
-	struct bpf_link_info link = {};
-	uint32_t size = sizeof(link);
-	uint64_t skipped;
-	int fd;
-
-	if (link_fd < 0 || bpf_obj_get_info_by_fd(link_fd, &link, &size))
-		return 0;
-	fd = bpf_prog_get_fd_by_id(link.prog_id);
-	if (fd < 0)
-		return 0;
-	skipped = program_skipped(fd);
-	close(fd);
-	return skipped;
 }
 
 /* Of a hook and its second, what both skipped: no more than the one that skipped less. */
@@ -53,7 +32,7 @@ void skips_look(struct kw_loader *loader)
 {
 	struct kw_control *control = loader->set.control;
 	uint64_t before = __atomic_load_n(&control->skipped, __ATOMIC_ACQUIRE);
-	uint64_t skipped = net_skipped(loader, link_skipped);
+	uint64_t skipped = net_skipped(loader, program_skipped);
 
 	for (int i = LINK_FORK; i <= LINK_CGROUP_RMDIR; i++)
 		skipped += both_skipped(&loader->set, i);
