@@ -12,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 
 from monitor.capture.core import PROGRAMS
@@ -94,6 +95,25 @@ def test_every_image_of_one_process_is_told_once(programs: Programs, skipping: P
             assert enforcing.row(name).execs == IMAGES
             app.release()
         assert _told(enforcing)[Exec] == IMAGES
+
+
+def test_a_script_is_told_by_its_interpreter(programs: Programs, skipping: Path, name: str, tmp_path: Path) -> None:
+    """The second hook cannot tell a script's name from an image's: its lines do without, and lie about none."""
+    script = tmp_path / f"script{name}"
+    script.write_text("#!/bin/sh\nprintf x >&9\n")
+    script.chmod(0o755)
+    with opened([_watch(name)], table=PROCESSES, programs=skipping, paired=True) as enforcing:
+        with enforcing.polled():
+            app = programs.start("attempts", name, "exec_fork", str(IMAGES), str(script))
+            assert app.fact("attempts") == {"fact": "attempts", "bytes": IMAGES, "killed": 0, "failed": 0}
+            app.release()
+            eventually(lambda: enforcing.row(name).root_exits == 1, "the root's exit to be counted")
+        told = Counter((line.exe, line.script) for line in enforcing.lines() if isinstance(line, Exec))
+    shell = str(Path("/bin/sh").resolve())
+    assert told.keys() <= {(shell, str(script)), (shell, msgspec.UNSET)}
+    assert told.total() == IMAGES
+    if skipping == PROGRAMS:
+        assert told[shell, str(script)] == IMAGES
 
 
 @forks_die
