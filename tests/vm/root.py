@@ -98,13 +98,14 @@ def debian(
 
 
 def format_image(tree: Path, file: Path, size_mb: int) -> Path:
-    """Make the file a file system with what is in the tree."""
-    with file.open("wb") as made:
+    """Make the file a file system with what is in the tree; a machine that runs from the one before keeps it."""
+    fresh = file.with_name(f"{file.name}.new")
+    with fresh.open("wb") as made:
         made.truncate(size_mb << 20)
     # 5.10 knows no orphan_file
-    words = ["mkfs.ext4", "-q", "-F", "-O", "^orphan_file,^has_journal", "-d", str(tree), str(file)]
+    words = ["mkfs.ext4", "-q", "-F", "-O", "^orphan_file,^has_journal", "-d", str(tree), str(fresh)]
     subprocess.run(words, check=True)
-    return file
+    return fresh.replace(file)
 
 
 def put_checkout(home: Path) -> None:

@@ -8,6 +8,7 @@ Owns which tests run where. Refuses to know how a machine is made and how the pa
 from __future__ import annotations
 
 import argparse
+import fcntl
 import os
 import shlex
 import shutil
@@ -156,9 +157,11 @@ def _run_all(runs: list[Run], table: Table, suite: str, select: str) -> list[res
     FOLDER.mkdir(parents=True, exist_ok=True)
     wanted = {kernel.name: kernel for kernel in table.kernel if any(kernel.name == run.kernel for run in runs)}
     apts = {name: _apt(name, table) for name in sorted({kernel.machine for kernel in wanted.values()})}
-    got = {name: _kernel(apts[kernel.machine], kernel) for name, kernel in wanted.items()}
-    images = {run.name: _image(run, got[run.kernel], apts[HOST], table) for run in runs if run.bcc}
-    plain = {name: _plain(name) for name in sorted({wanted[run.kernel].machine for run in runs if not run.bcc})}
+    with (FOLDER / "making").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # who runs other kernels from this checkout makes the same images
+        got = {name: _kernel(apts[kernel.machine], kernel) for name, kernel in wanted.items()}
+        images = {run.name: _image(run, got[run.kernel], apts[HOST], table) for run in runs if run.bcc}
+        plain = {name: _plain(name) for name in sorted({wanted[run.kernel].machine for run in runs if not run.bcc})}
     commit = _commit()
 
     def run_one(run: Run) -> results.Outcome:
