@@ -11,7 +11,7 @@ import shutil
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from tests.bench.hooks import EXEC_SHARE, programs_of, runs, stats
+from tests.bench.hooks import programs_of, runs, stats
 from tests.bench.storms import run_storm
 from tests.bench.watcher import Kinwatch, Unmeasured
 
@@ -23,8 +23,10 @@ EXECUTABLES: Final = "executables alone"
 CHILDREN: Final = "limit of children alone"
 ALL: Final = "all rules"
 RULES: Final = (CHILDREN, EXECUTABLES, ALL)
-TURNS: Final = 20
+TURNS: Final = 200
 """Of a round: many short storms, so that the machine's moods meet all of them."""
+EXECS: Final = 10
+"""In a turn."""
 FORK_RULES: Final = "child_processes = 1000, depth = 10, forks_per_minute = 4000000, uids = [0]"
 
 
@@ -86,5 +88,5 @@ def measure(scratch: Path, storm: Path, children: int, rounds: int) -> Decisions
 
 def _cost(ours: dict[str, int], storm: Path, children: int) -> dict[str, float]:
     forks = runs(ours, lambda: run_storm(storm, children))
-    execs = runs(ours, lambda: run_storm(storm, children // EXEC_SHARE, None, "exec"))
+    execs = runs(ours, lambda: run_storm(storm, EXECS, None, "exec"))
     return {FORK: forks[FORK], EXEC: execs[EXEC]}
