@@ -126,7 +126,6 @@ struct {
 } expected SEC(".maps");
 
 /* Users that watches expect. User space writes, hooks read. */
-
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 1024);
