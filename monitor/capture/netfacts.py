@@ -97,17 +97,17 @@ def probe(btf: Path = KERNEL_BTF) -> dict[str, str]:
         names = btf.read_bytes()
     except OSError as error:
         return dict.fromkeys(FACTS, f"{btf} cannot be read: {error.strerror}")
-    cgroups = "" if _net_admin() else "no CAP_NET_ADMIN"
-    if cgroup2_mount() is None:
-        cgroups = "no cgroup2 hierarchy is mounted"
+    cgroups = "" if _has(CAP_NET_ADMIN) else "no CAP_NET_ADMIN"
+    if cgroup2_mount() is None and not _has(CAP_SYS_ADMIN):
+        cgroups = "no cgroup2 hierarchy is mounted, and without CAP_SYS_ADMIN kinwatch cannot reach it"
     return {name: _lacks(hook, names, cgroups=cgroups) for name, hook in FACTS.items()}
 
 
-def _net_admin() -> bool:
-    """Whether this process may attach cgroup programs (proc(5): CapEff; capabilities(7))."""
+def _has(capability: int) -> bool:
+    """Whether this process has it, or CAP_SYS_ADMIN in its place (proc(5): CapEff; capabilities(7))."""
     status = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace")
     effective = int(status.partition("CapEff:")[2].split()[0], 16)
-    return bool(effective >> CAP_NET_ADMIN & 1 or effective >> CAP_SYS_ADMIN & 1)
+    return bool(effective >> capability & 1 or effective >> CAP_SYS_ADMIN & 1)
 
 
 def _lacks(hook: Hook, names: bytes, *, cgroups: str) -> str:

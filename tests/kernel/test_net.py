@@ -476,6 +476,22 @@ def test_a_connection_to_an_unexpected_place_is_told_before_it_answers(closing: 
     assert (now.attempts, now.connections_out) == (1, 0)
 
 
+def test_where_cgroup2_is_not_mounted_its_hooks_are_live_all_the_same() -> None:
+    """As on a device with cgroup v1 alone; and nothing is mounted there afterwards."""
+    here = [
+        "unshare",
+        "--mount",
+        "sh",
+        "-c",
+        'umount --all --types cgroup2 && "$@" && ! grep " cgroup2 " /proc/self/mounts',
+    ]
+    code = "import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.9', 9))"
+    command = [str(KINWATCH), "run", "--format", "json", "--", sys.executable, "-c", code]
+    ran = subprocess.run([*here, "sh", *command], capture_output=True, check=True, timeout=DEADLINE_S)
+    lines = [decode(line) for line in ran.stdout.splitlines()]
+    assert [line.remote for line in lines if isinstance(line, Peer)] == ["127.0.0.9:9"]
+
+
 def test_the_unit_may_attach_every_hook(tmp_path: Path) -> None:
     unit = (Path(config.__file__).parent / "share" / "kinwatch.service").read_text(encoding="utf-8")
     allowed = [

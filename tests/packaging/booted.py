@@ -64,9 +64,12 @@ def image(root: Tree, script: str, file: Path, size_mb: int) -> None:
     subprocess.run(["rm", "-rf", "--one-file-system", root.path], check=True)
 
 
-def boot(disk: Path, files: Path, timeout_s: float) -> Path:
-    """Boot it on Linux 6.1 and return the folder with what the script left: also `output` and `journal`, the unit's."""
+def boot(disk: Path, files: Path, timeout_s: float, append: str = "") -> Path:
+    """Boot it on Linux 6.1 and return the folder with what the script left: also `output` and `journal`, the unit's.
+
+    `append`: to the kernel's command line.
+    """
     place = ROOT / ".cache" / "vm"
     place.mkdir(parents=True, exist_ok=True)
     kernel = kernels.obtain(Apt(place / "apt-package", [SUITE]), PACKAGE, SUITE, place / "kernels")
-    return machine.run(kernel, disk, "", files, first=_FIRST, timeout_s=timeout_s).files
+    return machine.run(kernel, disk, "", files, append=append, first=_FIRST, timeout_s=timeout_s).files

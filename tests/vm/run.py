@@ -81,6 +81,8 @@ class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cgroup: str = "v2"
     hide_btf: bool = False
     quick: bool = False
+    may_skip: tuple[str, ...] = ()
+    """As results.Expected has it."""
 
     @property
     def best(self) -> str:
@@ -172,7 +174,7 @@ def _run_all(runs: list[Run], table: Table, suite: str, select: str) -> list[res
         expected = results.Expected(
             run.name,
             run.best,
-            table.may_skip + kernel.may_skip,
+            table.may_skip + kernel.may_skip + run.may_skip,
             named,
             commit,
             f"{datetime.now(UTC):%Y-%m-%d}",

@@ -115,6 +115,31 @@ static uint32_t map_id(int fd)
 	return bpf_obj_get_info_by_fd(fd, &info, &size) ? 0 : info.id;
 }
 
+/* fsopen(2) and its like, of 5.2: the C library may be older than the kernel, and their numbers are everywhere the
+ * same.
+ */
+enum { CALL_FSOPEN = 430, CALL_FSCONFIG = 431, CALL_FSMOUNT = 432, CONFIG_CREATE = 6, CLOSE_ON_EXEC = 1 };
+
+/*
+ * The hierarchy is there where nobody has mounted it, as on devices with cgroup v1 alone, and all processes are in its
+ * root. It is mounted for this descriptor only, nowhere that anybody would see. It takes CAP_SYS_ADMIN.
+ */
+static int cgroup_unmounted(void)
+{
+	int context = syscall(CALL_FSOPEN, "cgroup2", CLOSE_ON_EXEC), mount = -1, fd = -1;
+
+	if (context < 0)
+		return -1;
+	if (!syscall(CALL_FSCONFIG, context, CONFIG_CREATE, NULL, NULL, 0))
+		mount = syscall(CALL_FSMOUNT, context, CLOSE_ON_EXEC, 0);
+	if (mount >= 0)
+		fd = openat(mount, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	close(context);
+	if (mount >= 0)
+		close(mount);
+	return fd;
+}
+
 static int cgroup_root(void)
 {
 	FILE *mounts = fopen("/proc/self/mounts", "re");
@@ -127,7 +152,7 @@ static int cgroup_root(void)
 		if (sscanf(line, "%*s %511s %63s", where, kind) == 2 && !strcmp(kind, "cgroup2"))
 			fd = open(where, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	fclose(mounts);
-	return fd;
+	return fd < 0 ? cgroup_unmounted() : fd;
 }
 
 /* -------- taking over -------- */
@@ -188,7 +213,8 @@ static uint32_t hooks_placed(struct net_side *net, uint32_t wanted)
 
 	for (int i = 0; net->cgroup < 0 && i < 2; i++) {
 		wanted &= ~of_cgroups[i];
-		snprintf(reason_of(net, of_cgroups[i]), sizeof(net->reasons[0]), "no cgroup2 hierarchy is mounted");
+		snprintf(reason_of(net, of_cgroups[i]), sizeof(net->reasons[0]),
+			 "no cgroup2 hierarchy is mounted, nor can it be");
 	}
 	return wanted;
 }
