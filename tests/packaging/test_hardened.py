@@ -41,7 +41,7 @@ def facts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         shutil.copytree(part, there / part.name)
     booted.image(root, ADMINISTRATOR, folder / "root.ext4", SIZE_MB)
     (folder / "left").mkdir()
-    # Without the BPF LSM, which would refuse the fork: then it is the daemon that has to kill, with what the unit lets it.
+    # Without the BPF LSM, which would refuse the fork: then the daemon has to kill, with what the unit lets it.
     left = booted.boot(folder / "root.ext4", folder / "left", timeout_s=1800, append="lsm=lockdown,yama,apparmor")
     found: dict[str, Any] = json.loads((left / "facts.json").read_text()) if (left / "facts.json").exists() else {}
     found["output"] = (left / "output").read_text() + (left / "journal").read_text()
