@@ -53,7 +53,7 @@ def test_the_variables_are_not_left_for_started_commands() -> None:
     assert environ == {"PATH": "/bin"}
 
 
-@pytest.mark.parametrize("pid", [str(os.getpid() + 1), "rubbish"])
+@pytest.mark.parametrize("pid", [str(os.getpid() + 1), "rubbish"], ids=["another", "rubbish"])
 def test_a_watchdog_meant_for_another_process_is_not_fed(manager: tuple[str, socket.socket], pid: str) -> None:
     environ = {"NOTIFY_SOCKET": manager[0], "WATCHDOG_USEC": "1000000", "WATCHDOG_PID": pid}
     notifier = Notifier.from_environment(environ)
