@@ -5,7 +5,6 @@ Owns its certificates, its process and its folder. Refuses to know what is publi
 
 from __future__ import annotations
 
-import contextlib
 import datetime as dt
 import os
 import signal
@@ -25,6 +24,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 DEADLINE_S = 60.0
+RUNNING = " running\n"
+"""The end of what mosquitto says when it is done with its start."""
 THING = "mything1"
 LEAST_PRIVILEGE = """\
 user {client}
@@ -178,14 +179,15 @@ class Broker:
         self.kill()
 
     def start(self) -> None:
-        """Start the process and wait until it listens."""
+        """Start the process and wait until it runs: it listens before it minds signals, and a SIGHUP would end it."""
+        lives = self.log().count(RUNNING) if (self.folder / "mosquitto.log").exists() else 0
         with (self.folder / "mosquitto.log").open("ab") as log:
             self.process = subprocess.Popen(
                 ["mosquitto", "-c", str(self.folder / "mosquitto.conf")], stdout=log, stderr=log
             )
         deadline = time.monotonic() + DEADLINE_S
         while True:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
+            if self.log().count(RUNNING) > lives:
                 return
             assert self.process.poll() is None, self.log()
             assert time.monotonic() < deadline, self.log()
