@@ -133,7 +133,7 @@ class _Session:
         if self.ended.done():
             self.close()
         elif error is not None or sock is None:
-            self._end(broke(error))
+            self._end(broke(error, judging=self._judged()))
         else:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # as monitor.defender.nodelay
             self._loop.add_reader(sock, self._read)
@@ -239,13 +239,17 @@ class _Session:
         self.up = self.stood = True
         self._link.stands(self, resumed=bool(flags.session_present))
 
+    def _judged(self) -> bool:
+        """Whether an end of the connection may be about our certificate."""
+        return bool(self._connection.certificate) and not self.stood
+
     def _on_disconnect(self, _: Client, __: object, flags: Any, code: Any, said: Any) -> None:  # noqa: ANN401
         if flags.is_disconnect_packet_from_server:
             self._end(f"refused with {_reason(code.value, said)}")
         elif code.value == KEEP_ALIVE:
             self._end(SILENT)
         else:
-            self._end(broke(self._error))
+            self._end(broke(self._error, judging=self._judged()))
 
     def _on_log(self, *_: object) -> None:
         # paho writes why a socket failed and tells nobody else; it does so while it handles the exception.

@@ -68,11 +68,17 @@ _PYTHON: Final[tuple[tuple[type[BaseException], str], ...]] = (
 """Python's errors, special ones first, and the runtime's that mean the same."""
 
 
-def broke(error: BaseException | None) -> str:
-    """An error of Python's sockets in words, with what it says; None: the broker hung up."""
+def broke(error: BaseException | None, *, judging: bool) -> str:
+    """An error of Python's sockets in words, with what it says; None: the broker hung up.
+
+    `judging`: it gets our certificate and has not answered yet. An end without a word may be that it does not take it:
+    with TLS 1.3 it looks at it after the handshake, and its alert may come too late to be read.
+    """
     if error is None:
         return _WORDS["AWS_ERROR_MQTT_UNEXPECTED_HANGUP"]
     said = " ".join(str(error).split())
+    if judging and isinstance(error, (ssl.SSLEOFError, ConnectionResetError, BrokenPipeError)):
+        return f"{_WORDS['AWS_IO_TLS_ERROR_READ_FAILURE']} ({said})"
     for kind, name in _PYTHON:
         if isinstance(error, kind):
             return f"{_WORDS[name]} ({said})"
