@@ -82,17 +82,23 @@ def programs_of(pid: int) -> dict[str, int]:
     return {program.name: program.id for program in all_programs() if program.id in ids and program.name in HOOKS}
 
 
-def program_of(identity: int) -> Program:
-    """One program as it is now, without its name. Asks the kernel: another process in between would cool the caches."""
+def facts_of(identity: int) -> dict[str, int]:
+    """What the kernel tells of one program in numbers, by its words (proc(5), fdinfo). Raises Unmeasured."""
     attributes = ctypes.create_string_buffer(identity.to_bytes(4, "little") + bytes(12), 16)
     fd = ctypes.CDLL(None, use_errno=True).syscall(CALL, BPF_PROG_GET_FD_BY_ID, attributes, 16)
     if fd < 0:
         raise Unmeasured(f"program {identity} is gone: {os.strerror(ctypes.get_errno())}")
     try:
-        told = dict(re.findall(r"^(\w+):\s*(\d+)$", Path(f"/proc/self/fdinfo/{fd}").read_text(), re.MULTILINE))
+        told = re.findall(r"^(\w+):\s*(\d+)$", Path(f"/proc/self/fdinfo/{fd}").read_text(), re.MULTILINE)
     finally:
         os.close(fd)
-    return Program(id=identity, run_time_ns=int(told["run_time_ns"]), run_cnt=int(told["run_cnt"]))
+    return {word: int(number) for word, number in told}
+
+
+def program_of(identity: int) -> Program:
+    """One program as it is now, without its name. Asks the kernel: another process in between would cool the caches."""
+    told = facts_of(identity)
+    return Program(id=identity, run_time_ns=told["run_time_ns"], run_cnt=told["run_cnt"])
 
 
 def all_programs() -> list[Program]:
